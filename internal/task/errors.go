@@ -1,0 +1,14 @@
+package task
+
+import "errors"
+
+// Errors that packages around the domain wrap, so that others can tell them apart.
+var (
+	// ErrNotFound: no task has this id, or its retention is over.
+	ErrNotFound = errors.New("task not found")
+	// ErrNotPending: the task is running or has ended.
+	ErrNotPending = errors.New("task is not pending")
+	// ErrUnavailable: the store could not be asked, or did not answer. What was
+	// to be written may or may not have been.
+	ErrUnavailable = errors.New("task store unavailable")
+)

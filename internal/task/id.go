@@ -1,0 +1,41 @@
+package task
+
+import (
+	"encoding/hex"
+	"errors"
+)
+
+// ID names a task for good: a UUID (version 7 when this service made it).
+// The zero ID names no task.
+type ID [16]byte
+
+// ParseID reads the canonical form of a UUID (RFC 9562 §4), in either case:
+// 36 characters with hyphens, without braces or prefix.
+func ParseID(s string) (ID, error) {
+	var id ID
+	if len(s) != 36 || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
+		return ID{}, errNotUUID
+	}
+	digits := s[0:8] + s[9:13] + s[14:18] + s[19:23] + s[24:36]
+	if _, err := hex.Decode(id[:], []byte(digits)); err != nil {
+		return ID{}, errNotUUID
+	}
+	return id, nil
+}
+
+var errNotUUID = errors.New("not a UUID of the form xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx")
+
+// String returns the canonical form in lower case.
+func (id ID) String() string {
+	var b [36]byte
+	hex.Encode(b[0:8], id[0:4])
+	b[8] = '-'
+	hex.Encode(b[9:13], id[4:6])
+	b[13] = '-'
+	hex.Encode(b[14:18], id[6:8])
+	b[18] = '-'
+	hex.Encode(b[19:23], id[8:10])
+	b[23] = '-'
+	hex.Encode(b[24:36], id[10:16])
+	return string(b[:])
+}

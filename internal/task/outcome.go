@@ -1,0 +1,174 @@
+package task
+
+import "time"
+
+// Kind is what an attempt came to.
+type Kind string
+
+// The kinds of outcome.
+const (
+	// OutcomeSucceeded: the target answered 2xx.
+	OutcomeSucceeded Kind = "succeeded"
+	// OutcomeRetryable: trying the same call again may help.
+	OutcomeRetryable Kind = "retryable"
+	// OutcomePermanent: trying the same call again cannot help.
+	OutcomePermanent Kind = "permanent"
+	// OutcomeInterrupted: our own shutdown cut the call short. The target may
+	// have seen it.
+	OutcomeInterrupted Kind = "interrupted"
+	// OutcomeLost: the instance that held the task fell silent. The target may
+	// have seen the call. Only reaping records it.
+	OutcomeLost Kind = "lost"
+)
+
+// Outcome is what came of one attempt, as the deliverer saw it.
+type Outcome struct {
+	Kind Kind
+	// StatusCode is zero where no response came.
+	StatusCode int
+	// Error is one sentence without a query string or a secret; empty after a success.
+	Error string
+	// ResponseExcerpt is the start of the response's body as valid UTF-8 without NUL.
+	ResponseExcerpt string
+	// RetryAfter is the wait that the target asked for, capped at
+	// [MaxRetryAfter]; zero where it did not ask.
+	RetryAfter time.Duration
+	Duration   time.Duration
+	// TimedOut: the attempt used up its timeout.
+	TimedOut bool
+	// Refused: the target policy did not admit the address (Kind is permanent).
+	Refused bool
+}
+
+// Classify says what an HTTP status code means for an attempt: 2xx succeeded;
+// 3xx and 4xx permanent, but for 408 (Request Timeout), 425 (Too Early) and
+// 429 (Too Many Requests); everything else retryable.
+func Classify(statusCode int) Kind {
+	switch {
+	case statusCode >= 200 && statusCode <= 299:
+		return OutcomeSucceeded
+	case statusCode == 408, statusCode == 425, statusCode == 429:
+		return OutcomeRetryable
+	case statusCode >= 300 && statusCode <= 499:
+		return OutcomePermanent
+	default:
+		return OutcomeRetryable
+	}
+}
+
+// Call is one attempt at a task, as it is handed to the deliverer.
+type Call struct {
+	Task *Task
+	// Attempt is 1 for the first attempt.
+	Attempt int
+	// ViaWorkerEndpoint marks a call that a request to /worker-endpoint causes,
+	// so that one which comes back to us is known for a loop.
+	ViaWorkerEndpoint bool
+}
+
+// Claim is the right to carry out a task, held by one dispatcher. Only the
+// holder of the latest claim can change the task.
+type Claim struct {
+	Task *Task
+	// Number only grows over a task's life. It is the fence: a result that
+	// bears an older number changes nothing.
+	Number int64
+	// At is when the claim was made, by the database's clock.
+	At time.Time
+	// FirstAt is when the task was claimed for the first time.
+	FirstAt time.Time
+}
+
+// AttemptNumber is the number of the attempt made under this claim.
+func (c *Claim) AttemptNumber() int { return c.Task.AttemptCount + 1 }
+
+// Decision is what happens to a claimed task next: [Running] turns into State.
+type Decision struct {
+	// State is Pending, Succeeded, Failed or Cancelled.
+	State State
+	// Reason is set when State is Failed.
+	Reason Reason
+	// Wait is how long a Pending task waits from the moment of writing.
+	Wait time.Duration
+	// Attempt goes into the task's story; nil when no attempt was made.
+	Attempt *Attempt
+	// Counted says that Attempt counts towards MaxAttempts.
+	Counted bool
+}
+
+// Admit says whether an attempt may start at now. When it may not, ok is false
+// and the decision ends the task.
+func (c *Claim) Admit(now time.Time) (d Decision, ok bool) {
+	t := c.Task
+	switch {
+	case t.expiredBy(now):
+		return Decision{State: Failed, Reason: Expired}, false
+	case t.AttemptCount >= t.Retry.MaxAttempts:
+		// A lost attempt is counted where nobody could decide; the limit bites here.
+		return Decision{State: Failed, Reason: AttemptsExhausted}, false
+	case t.AttemptCount > 0 && c.retryDurationOver(now):
+		return Decision{State: Failed, Reason: RetryDurationExhausted}, false
+	}
+	return Decision{}, true
+}
+
+// Next decides what follows from the outcome of the attempt made under c, at
+// now, by the clock of c.At. random, in [0, 1), spreads the wait before a retry.
+//
+// A target's Retry-After raises the wait and is not jittered downwards.
+func (c *Claim) Next(o Outcome, now time.Time, random float64) Decision {
+	d := Decision{
+		Attempt: &Attempt{
+			Number:          c.AttemptNumber(),
+			StartedAt:       c.At,
+			Duration:        o.Duration,
+			Outcome:         o.Kind,
+			StatusCode:      o.StatusCode,
+			Error:           o.Error,
+			ResponseExcerpt: o.ResponseExcerpt,
+			RetryAfter:      o.RetryAfter,
+		},
+		Counted: o.Kind != OutcomeInterrupted,
+	}
+	t := c.Task
+	clientError := o.StatusCode >= 400 && o.StatusCode <= 499
+	switch {
+	case o.Kind == OutcomeInterrupted:
+		d.State = Pending
+		return d
+	case o.Kind == OutcomeSucceeded:
+		d.State = Succeeded
+		return d
+	case o.Refused:
+		d.State, d.Reason = Failed, TargetRefused
+		return d
+	case o.Kind == OutcomePermanent && !(clientError && t.Retry.RetryClientErrors):
+		d.State, d.Reason = Failed, ClientError
+		return d
+	case d.Attempt.Number >= t.Retry.MaxAttempts:
+		d.State, d.Reason = Failed, AttemptsExhausted
+		return d
+	}
+
+	d.State = Pending
+	d.Wait = max(jittered(t.Retry.Backoff(d.Attempt.Number), random), min(o.RetryAfter, MaxRetryAfter))
+	next := now.Add(d.Wait)
+	if c.retryDurationOver(next) {
+		d.State, d.Reason, d.Wait = Failed, RetryDurationExhausted, 0
+	} else if t.expiredBy(next) {
+		d.State, d.Reason, d.Wait = Failed, Expired, 0
+	}
+	return d
+}
+
+// retryDurationOver reports whether an attempt at moment would start later
+// than MaxRetryDuration after the first.
+func (c *Claim) retryDurationOver(moment time.Time) bool {
+	limit := c.Task.Retry.MaxRetryDuration
+	return limit > 0 && moment.Sub(c.FirstAt) > limit
+}
+
+// expiredBy reports whether an attempt at moment would start after ExpiresAt.
+func (t *Task) expiredBy(moment time.Time) bool {
+	return !t.ExpiresAt.IsZero() && moment.After(t.ExpiresAt)
+}

@@ -1,0 +1,92 @@
+package task
+
+import (
+	"math"
+	"time"
+)
+
+// RetryPolicy says when a failed attempt is tried again. Names and formula are
+// those of Cloud Tasks' RetryConfig
+// (https://cloud.google.com/tasks/docs/reference/rest/v2/projects.locations.queues#RetryConfig),
+// with one difference: retrying stops when either limit is reached, not both.
+type RetryPolicy struct {
+	// MaxAttempts counts the first call too.
+	MaxAttempts int
+	// MaxRetryDuration bounds the time from the start of the first attempt to
+	// the start of the last; zero is no limit.
+	MaxRetryDuration time.Duration
+	MinBackoff       time.Duration
+	MaxBackoff       time.Duration
+	// MaxDoublings is how often the wait doubles before it grows linearly.
+	MaxDoublings int
+	// RetryClientErrors makes a 4xx answer retryable that is permanent otherwise.
+	RetryClientErrors bool
+}
+
+// Limits of a retry policy.
+const (
+	MaxAttemptsLimit      = 100
+	MaxRetryDurationLimit = 365 * 24 * time.Hour
+	MinBackoffLimit       = 10 * time.Millisecond
+	MaxBackoffLimit       = 24 * time.Hour
+	MaxDoublingsLimit     = 30
+	// MaxRetryAfter caps what a target's Retry-After may ask for.
+	MaxRetryAfter = 24 * time.Hour
+	// Jitter is the part of a wait by which it varies in either direction.
+	Jitter = 0.2
+)
+
+// DefaultRetryPolicy is the policy where neither the request nor the settings
+// say otherwise.
+func DefaultRetryPolicy() RetryPolicy {
+	return RetryPolicy{
+		MaxAttempts:  10,
+		MinBackoff:   time.Second,
+		MaxBackoff:   time.Hour,
+		MaxDoublings: 16,
+	}
+}
+
+// Backoff returns the wait before retry n (1 for the first retry) without
+// jitter: with D = MaxDoublings, min*2^(n-1) for n <= D+1, then
+// min*2^D*(n-D), never above MaxBackoff and never below zero.
+func (p RetryPolicy) Backoff(n int) time.Duration {
+	n = max(n, 1)
+	doublings := min(n-1, p.MaxDoublings)
+	wait := float64(p.MinBackoff) * math.Pow(2, float64(doublings))
+	if n > p.MaxDoublings+1 {
+		wait *= float64(n - p.MaxDoublings)
+	}
+	// Compared as floats: the product may be beyond a Duration's range.
+	if wait >= float64(p.MaxBackoff) {
+		return max(p.MaxBackoff, 0)
+	}
+	return max(time.Duration(wait), 0)
+}
+
+// jittered spreads wait evenly over ±[Jitter]; random is in [0, 1).
+func jittered(wait time.Duration, random float64) time.Duration {
+	return time.Duration(float64(wait) * (1 - Jitter + 2*Jitter*random))
+}
+
+// check reports every rule that p breaks.
+func (p RetryPolicy) check(add func(message, kind string, path ...string)) {
+	if p.MaxAttempts < 1 || p.MaxAttempts > MaxAttemptsLimit {
+		add("must be between 1 and 100", "out_of_range", "retry", "max_attempts")
+	}
+	if p.MaxRetryDuration < 0 || p.MaxRetryDuration > MaxRetryDurationLimit {
+		add("must be between 0 (no limit) and 31536000", "out_of_range", "retry", "max_retry_duration_seconds")
+	}
+	if p.MinBackoff < MinBackoffLimit || p.MinBackoff > MaxBackoffLimit {
+		add("must be between 0.01 and 86400", "out_of_range", "retry", "min_backoff_seconds")
+	}
+	if p.MaxBackoff < MinBackoffLimit || p.MaxBackoff > MaxBackoffLimit {
+		add("must be between 0.01 and 86400", "out_of_range", "retry", "max_backoff_seconds")
+	}
+	if p.MinBackoff > p.MaxBackoff {
+		add("must not be below min_backoff_seconds", "out_of_range", "retry", "max_backoff_seconds")
+	}
+	if p.MaxDoublings < 0 || p.MaxDoublings > MaxDoublingsLimit {
+		add("must be between 0 and 30", "out_of_range", "retry", "max_doublings")
+	}
+}

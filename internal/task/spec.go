@@ -1,0 +1,278 @@
+package task
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// Spec is what a caller asks for: the call to make and the rules for making it.
+type Spec struct {
+	URL    string
+	Method string
+	// Headers are sent as they are; [New] admits no name twice.
+	Headers map[string]string
+	// Body is sent as it is; nil is no body.
+	Body []byte
+	// ContentType goes with Body where Headers names none.
+	ContentType string
+	// Timeout bounds a whole attempt, from dialling to the end of the response's body.
+	Timeout time.Duration
+	Retry   RetryPolicy
+	// Labels are for finding tasks again; they are not sent.
+	Labels map[string]string
+	// ExpiresAt: no attempt starts after it. Zero is never.
+	ExpiresAt time.Time
+}
+
+// Limits of a task request.
+const (
+	MaxURLBytes    = 2048
+	MaxHeaders     = 50
+	MaxHeaderBytes = 8 << 10
+	MaxLabels      = 16
+	MaxLabelName   = 64
+	MaxLabelValue  = 256
+	MinTimeout     = 100 * time.Millisecond
+	MaxTimeout     = 30 * time.Minute
+	// Horizon is how far ahead a task may be scheduled.
+	Horizon = 10 * 365 * 24 * time.Hour
+)
+
+// Methods are the request methods that a task may use.
+var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
+
+// FieldError says what is wrong with one field of a request. It never holds
+// the value that was sent.
+type FieldError struct {
+	// Path leads to the field: "retry", "max_attempts".
+	Path []string
+	// Message completes "<field> …" and says what to do.
+	Message string
+	// Kind is a stable word for programs: "out_of_range", "conflict", "invalid", …
+	Kind string
+}
+
+// Errors is everything that is wrong with one request.
+type Errors []FieldError
+
+// Error joins the messages, each behind its field's path.
+func (e Errors) Error() string {
+	parts := make([]string, len(e))
+	for i, f := range e {
+		parts[i] = strings.Join(f.Path, ".") + " " + f.Message
+	}
+	return strings.Join(parts, "; ")
+}
+
+// When says when a task is due: at a moment, or a delay after it is stored.
+// The zero When is at once.
+type When struct {
+	At    time.Time
+	Delay time.Duration
+}
+
+// New makes a pending task out of a request, or returns [Errors] with every
+// rule that the request breaks. now is only compared with the [Horizon]; what
+// is due is the database's to say.
+func New(id ID, spec Spec, when When, now time.Time) (*Task, error) {
+	var errs Errors
+	add := func(message, kind string, path ...string) {
+		errs = append(errs, FieldError{Path: path, Message: message, Kind: kind})
+	}
+	spec.check(add)
+	checkWhen(when, spec.ExpiresAt, now, add)
+	if errs != nil {
+		return nil, errs
+	}
+	return &Task{ID: id, Spec: spec, State: Pending, RunAt: when.At, Delay: when.Delay}, nil
+}
+
+func checkWhen(when When, expiresAt, now time.Time, add func(message, kind string, path ...string)) {
+	switch {
+	case when.Delay < 0:
+		add("must not be negative", "out_of_range", "delay_seconds")
+	case when.Delay > Horizon:
+		add("must be at most 10 years (315360000)", "out_of_range", "delay_seconds")
+	case when.At.After(now.Add(Horizon)):
+		add("must be at most 10 years ahead", "out_of_range", "run_at")
+	}
+	if !expiresAt.IsZero() && (expiresAt.Year() < 1970 || expiresAt.Year() > 9998) {
+		add("must be between the years 1970 and 9998", "out_of_range", "expires_at")
+	}
+	if !when.At.IsZero() && !expiresAt.IsZero() && expiresAt.Before(when.At) {
+		add("must not be before run_at: the task would expire before its first attempt", "conflict", "expires_at")
+	}
+}
+
+// check reports every rule that s breaks.
+func (s *Spec) check(add func(message, kind string, path ...string)) {
+	if message := checkURL(s.URL); message != "" {
+		add(message, "invalid", "url")
+	}
+	if !slices.Contains(methods, s.Method) {
+		add("must be one of "+strings.Join(methods, ", "), "invalid", "method")
+	}
+	if s.Body != nil && (s.Method == "GET" || s.Method == "HEAD") {
+		add("GET and HEAD calls carry no payload or body; use another method or leave it out", "conflict", "method")
+	}
+	checkHeaders(s.Headers, add)
+	checkLabels(s.Labels, add)
+	if s.Timeout < MinTimeout || s.Timeout > MaxTimeout {
+		add("must be between 0.1 and 1800", "out_of_range", "timeout_seconds")
+	}
+	s.Retry.check(add)
+}
+
+// checkURL returns what is wrong with a target's URL, or "".
+func checkURL(raw string) string {
+	if raw == "" {
+		return "must not be empty"
+	}
+	if len(raw) > MaxURLBytes {
+		return "must be at most 2048 bytes long"
+	}
+	if !utf8.ValidString(raw) || strings.ContainsFunc(raw, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+		return "must not contain spaces or control characters; percent-encode them"
+	}
+	u, err := url.Parse(raw)
+	if err != nil {
+		return "must be a valid absolute URL"
+	}
+	switch {
+	case u.Scheme != "http" && u.Scheme != "https":
+		return "must begin with http:// or https://"
+	case u.User != nil:
+		return "must not hold a user name or password; use an Authorization header"
+	case strings.Contains(raw, "#"):
+		return "must not have a fragment (#…)"
+	case u.Hostname() == "":
+		return "must name a host"
+	}
+	host := u.Hostname()
+	if strings.ContainsFunc(host, func(r rune) bool { return r >= 0x80 }) {
+		return "must name its host in ASCII; write international names in punycode (xn--…)"
+	}
+	if strings.Contains(host, "%") {
+		return "must not have an IPv6 zone or a percent sign in its host"
+	}
+	if strings.HasPrefix(u.Host, "[") {
+		if a, err := netip.ParseAddr(host); err != nil || !a.Is6() {
+			return "must have an IPv6 address inside the brackets of its host"
+		}
+	}
+	if p := u.Port(); p != "" {
+		if n, err := strconv.Atoi(p); err != nil || n < 1 || n > 65535 {
+			return "must have a port between 1 and 65535"
+		}
+	} else if strings.HasSuffix(u.Host, ":") {
+		return "must have a port after the colon"
+	}
+	return ""
+}
+
+func checkHeaders(headers map[string]string, add func(message, kind string, path ...string)) {
+	if len(headers) > MaxHeaders {
+		add("must have at most 50 entries", "too_long", "headers")
+		return
+	}
+	size := 0
+	seen := make(map[string]bool, len(headers))
+	for _, name := range slices.Sorted(maps.Keys(headers)) {
+		value := headers[name]
+		size += len(name) + len(value)
+		lower := strings.ToLower(name)
+		switch {
+		case !isToken(name):
+			add("has a name that RFC 9110 does not allow", "invalid", "headers", name)
+		case isReserved(lower):
+			add("is reserved: the service or the connection sets it", "reserved", "headers", name)
+		case seen[lower]:
+			add("is there twice; header names are the same in either case", "duplicate", "headers", name)
+		case !isFieldValue(value):
+			add("has a value that RFC 9110 does not allow: no control characters, no space at either end", "invalid", "headers", name)
+		}
+		seen[lower] = true
+	}
+	if size > MaxHeaderBytes {
+		add("must be at most 8192 bytes in all, names and values together", "too_long", "headers")
+	}
+}
+
+func checkLabels(labels map[string]string, add func(message, kind string, path ...string)) {
+	if len(labels) > MaxLabels {
+		add("must have at most 16 entries", "too_long", "labels")
+		return
+	}
+	for _, name := range slices.Sorted(maps.Keys(labels)) {
+		value := labels[name]
+		switch {
+		case name == "" || len(name) > MaxLabelName || !isPlainText(name):
+			add(fmt.Sprintf("must have a name of 1 to %d bytes without control characters", MaxLabelName), "invalid", "labels", name)
+		case len(value) > MaxLabelValue || !isPlainText(value):
+			add(fmt.Sprintf("must have a value of at most %d bytes without control characters", MaxLabelValue), "invalid", "labels", name)
+		}
+	}
+}
+
+func isPlainText(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
+}
+
+// isToken follows RFC 9110 §5.6.2.
+func isToken(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' ||
+			strings.ContainsRune("!#$%&'*+-.^_`|~", r))
+	})
+}
+
+// isFieldValue follows RFC 9110 §5.5: visible characters, obs-text, and spaces
+// and tabs between them.
+func isFieldValue(s string) bool {
+	if strings.Trim(s, " \t") != s {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; c < ' ' && c != '\t' || c == 0x7f {
+			return false
+		}
+	}
+	return utf8.ValidString(s)
+}
+
+// reservedHeaders are set by the service, belong to the connection (RFC 9110
+// §7.6.1) or mark a caller as trusted on Google Cloud. In lower case.
+var reservedHeaders = map[string]bool{
+	"host": true, "content-length": true, "transfer-encoding": true, "connection": true,
+	"keep-alive": true, "te": true, "trailer": true, "upgrade": true, "http2-settings": true,
+	"expect": true, "forwarded": true, "metadata-flavor": true, "x-serverless-authorization": true,
+	"traceparent": true, "tracestate": true,
+}
+
+var reservedPrefixes = []string{"proxy-", "x-forwarded-", "x-goog-", "orchestrator-"}
+
+func isReserved(lower string) bool {
+	return reservedHeaders[lower] || slices.ContainsFunc(reservedPrefixes, func(prefix string) bool {
+		return strings.HasPrefix(lower, prefix)
+	})
+}
+
+// secretWords mark a header whose value is a credential. In lower case.
+var secretWords = []string{
+	"auth", "cookie", "token", "secret", "password", "passwd", "api-key", "apikey", "api_key",
+	"access-key", "private-key", "credential", "signature", "session",
+}
+
+// IsSecretHeader reports whether the values of headers of this name are kept
+// out of every answer, log and error.
+func IsSecretHeader(name string) bool {
+	lower := strings.ToLower(name)
+	return slices.ContainsFunc(secretWords, func(word string) bool { return strings.Contains(lower, word) })
+}

@@ -1,0 +1,111 @@
+// Package task is the domain: what a task is, which requests are legal, when
+// a task is due, and what follows from the outcome of an attempt.
+//
+// Everything in it is a pure function of its arguments. It knows no clock, no
+// database and no network: the moment and the random numbers that a decision
+// needs are handed in.
+//
+// One task's way through the package: [New] checks a [Spec] and makes a
+// [Task]; a dispatcher holds it under a [Claim]; [Claim.Admit] says whether an
+// attempt may start; [Claim.Next] turns the attempt's [Outcome] into a
+// [Decision].
+package task
+
+import "time"
+
+// State says where a task is on its way.
+//
+//	pending → running → succeeded | failed | cancelled
+//	   ↑         │
+//	   └─────────┘ retry, interrupted, lost
+type State string
+
+// The states. A task in an ended state never changes again.
+const (
+	// Pending waits for its run_at, the first time or for a retry.
+	Pending State = "pending"
+	// Running is held by one dispatcher under a claim.
+	Running State = "running"
+	// Succeeded ended with a 2xx answer.
+	Succeeded State = "succeeded"
+	// Failed is the dead letter; the task's Reason says why.
+	Failed State = "failed"
+	// Cancelled was called off before it could end by itself.
+	Cancelled State = "cancelled"
+)
+
+// Ended reports whether no transition leads out of s.
+func (s State) Ended() bool {
+	return s == Succeeded || s == Failed || s == Cancelled
+}
+
+// CanBecome reports whether the transition from s to next is legal.
+func (s State) CanBecome(next State) bool {
+	switch s {
+	case Pending:
+		return next == Running || next == Cancelled
+	case Running:
+		return next == Pending || next.Ended()
+	default:
+		return false
+	}
+}
+
+// Reason says why a task failed. It is empty in every other state.
+type Reason string
+
+// The reasons of a failed task.
+const (
+	// AttemptsExhausted: max_attempts attempts were made and none succeeded.
+	AttemptsExhausted Reason = "attempts_exhausted"
+	// RetryDurationExhausted: the next retry would start later than
+	// max_retry_duration after the first attempt.
+	RetryDurationExhausted Reason = "retry_duration_exhausted"
+	// ClientError: the target's answer (3xx, or 4xx other than 408, 425 and
+	// 429) says that the same call would fail again.
+	ClientError Reason = "client_error"
+	// Expired: expires_at passed, or would pass before the next attempt.
+	Expired Reason = "expired"
+	// TargetRefused: the target policy does not admit the address.
+	TargetRefused Reason = "target_refused"
+)
+
+// Task is one HTTP call to be carried out, and its story so far.
+type Task struct {
+	ID ID
+	Spec
+	State State
+	// RunAt is when the task is due. It is zero in a task that is not stored
+	// yet and is due Delay from the moment of storing, by the database's clock.
+	RunAt time.Time
+	// Delay is meaningful only while RunAt is zero.
+	Delay     time.Duration
+	CreatedAt time.Time
+	// FinishedAt is zero until the task has ended.
+	FinishedAt time.Time
+	Reason     Reason
+	// AttemptCount is the number of ended attempts that count towards
+	// MaxAttempts: all but the interrupted ones.
+	AttemptCount int
+	// Attempts is the story, oldest first.
+	Attempts []Attempt
+}
+
+// Attempt is the record of one ended attempt.
+type Attempt struct {
+	// Number is 1 for the first attempt. An interrupted attempt does not
+	// count, so the next one has the same number.
+	Number    int
+	StartedAt time.Time
+	Duration  time.Duration
+	Outcome   Kind
+	// StatusCode is zero where no response came.
+	StatusCode int
+	// Error is one sentence without a query string or a secret; empty after a success.
+	Error string
+	// ResponseExcerpt is the start of the response's body as valid UTF-8
+	// without NUL.
+	ResponseExcerpt string
+	// RetryAfter is what the target asked for; zero where it did not.
+	RetryAfter time.Duration
+}
