@@ -1,0 +1,183 @@
+// Package batch turns many concurrent calls into few: callers that arrive
+// while a call is under way share the next one. It is the group commit of a
+// database, done on the client's side.
+//
+// There is no timer. A caller that comes alone is served at once and alone;
+// the more callers wait, the larger the batches grow by themselves.
+package batch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync"
+)
+
+// ErrClosed is returned by [Batcher.Do] after [Batcher.Close].
+var ErrClosed = errors.New("batch: closed")
+
+// Options bound a Batcher.
+type Options struct {
+	// MaxSize is the most inputs that one flush gets.
+	MaxSize int
+	// MaxFlushes is the most flushes that run at the same time.
+	MaxFlushes int
+	// Isolate reports whether a flush's error may be the fault of one of its
+	// inputs. Such a batch is halved and flushed again until the guilty stand
+	// alone. A flush that failed must therefore have changed nothing. Nil
+	// never isolates: the error is everybody's.
+	Isolate func(error) bool
+}
+
+// Flush carries out a batch: it returns one output for each input, in order,
+// or an error for all. Its context is not cancelled when callers give up; a
+// bound on its time is its own to set.
+type Flush[In, Out any] func(ctx context.Context, inputs []In) ([]Out, error)
+
+// Batcher groups concurrent calls of Do. Make one with [New].
+type Batcher[In, Out any] struct {
+	options Options
+	flush   Flush[In, Out]
+
+	mu      sync.Mutex
+	waiting []*call[In, Out]
+	flushes int // running
+	closed  bool
+	running sync.WaitGroup
+}
+
+type call[In, Out any] struct {
+	in   In
+	out  Out
+	err  error
+	done chan struct{}
+}
+
+// New returns a Batcher that carries out its batches with flush.
+func New[In, Out any](options Options, flush Flush[In, Out]) *Batcher[In, Out] {
+	options.MaxSize = max(options.MaxSize, 1)
+	options.MaxFlushes = max(options.MaxFlushes, 1)
+	return &Batcher[In, Out]{options: options, flush: flush}
+}
+
+// Do hands in to a flush and returns its result. When ctx ends first Do
+// returns its cause: an input whose flush has not begun is dropped, one whose
+// flush is under way is carried out all the same.
+func (b *Batcher[In, Out]) Do(ctx context.Context, in In) (Out, error) {
+	var none Out
+	if ctx.Err() != nil {
+		return none, context.Cause(ctx)
+	}
+	c := &call[In, Out]{in: in, done: make(chan struct{})}
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return none, ErrClosed
+	}
+	b.waiting = append(b.waiting, c)
+	if b.flushes < b.options.MaxFlushes {
+		b.flushes++
+		b.running.Add(1)
+		// The flush works for others too: it must outlive this caller.
+		go b.run(context.WithoutCancel(ctx))
+	}
+	b.mu.Unlock()
+
+	select {
+	case <-c.done:
+		return c.out, c.err
+	case <-ctx.Done():
+		b.drop(c)
+		return none, context.Cause(ctx)
+	}
+}
+
+// Close waits until every call that was handed in has its result; later calls
+// get [ErrClosed]. It may be called twice.
+func (b *Batcher[In, Out]) Close() {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
+	b.running.Wait()
+}
+
+// run flushes batches until nobody waits.
+func (b *Batcher[In, Out]) run(ctx context.Context) {
+	defer b.running.Done()
+	for {
+		calls := b.take()
+		if calls == nil {
+			return
+		}
+		b.carryOut(ctx, calls)
+		for _, c := range calls {
+			close(c.done)
+		}
+	}
+}
+
+// take removes the next batch from the queue; nil ends the calling run.
+func (b *Batcher[In, Out]) take() []*call[In, Out] {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.waiting) == 0 {
+		b.flushes--
+		return nil
+	}
+	n := min(len(b.waiting), b.options.MaxSize)
+	calls := b.waiting[:n:n]
+	b.waiting = b.waiting[n:]
+	if len(b.waiting) == 0 {
+		b.waiting = nil // lets go of the backing array
+	}
+	return calls
+}
+
+// drop takes c out of the queue if it is still there.
+func (b *Batcher[In, Out]) drop(c *call[In, Out]) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i, w := range b.waiting {
+		if w == c {
+			b.waiting = append(b.waiting[:i:i], b.waiting[i+1:]...)
+			return
+		}
+	}
+}
+
+// carryOut fills in the results of calls.
+func (b *Batcher[In, Out]) carryOut(ctx context.Context, calls []*call[In, Out]) {
+	inputs := make([]In, len(calls))
+	for i, c := range calls {
+		inputs[i] = c.in
+	}
+	outputs, err := b.flushSafely(ctx, inputs)
+	if err == nil && len(outputs) != len(calls) {
+		err = fmt.Errorf("batch: flush returned %d outputs for %d inputs", len(outputs), len(calls))
+	}
+	switch {
+	case err == nil:
+		for i, c := range calls {
+			c.out = outputs[i]
+		}
+	case len(calls) > 1 && b.options.Isolate != nil && b.options.Isolate(err):
+		b.carryOut(ctx, calls[:len(calls)/2])
+		b.carryOut(ctx, calls[len(calls)/2:])
+	default:
+		for _, c := range calls {
+			c.err = err
+		}
+	}
+}
+
+// flushSafely turns a panic into an error: it would take the process down with
+// callers that had nothing to do with it.
+func (b *Batcher[In, Out]) flushSafely(ctx context.Context, inputs []In) (outputs []Out, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("batch: flush panicked: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return b.flush(ctx, inputs)
+}
