@@ -1,0 +1,147 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// A worker that was reaped claims nothing: it must learn so from its heartbeat
+// and register anew first.
+const claimDueSQL = `-- name: claim due tasks
+WITH due AS MATERIALIZED (
+    SELECT id FROM tasks
+    WHERE state = 'pending' AND run_at <= now() AND EXISTS (SELECT FROM workers WHERE id = $1)
+    ORDER BY run_at, id
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE tasks t SET ` + claimSet + `
+FROM due WHERE t.id = due.id
+RETURNING ` + claimColumns
+
+const claimOneSQL = `-- name: claim one task
+UPDATE tasks t SET ` + claimSet + `
+WHERE t.id = $2 AND t.state = 'pending' AND EXISTS (SELECT FROM workers WHERE id = $1)
+RETURNING ` + claimColumns
+
+const claimSet = `state = 'running', claim = t.claim + 1, worker_id = $1,
+    claimed_at = now(), first_claimed_at = COALESCE(t.first_claimed_at, now())`
+
+const claimColumns = `t.claim, t.claimed_at, t.first_claimed_at, t.attempt_count, t.id, t.run_at, t.created_at, t.expires_at,
+    t.timeout_seconds, t.max_retry_duration_seconds, t.min_backoff_seconds, t.max_backoff_seconds,
+    t.max_attempts, t.max_doublings, t.retry_client_errors,
+    t.method, t.url, t.content_type, t.headers, t.body`
+
+// Claim takes up to limit due tasks, the longest due first, for worker. A
+// worker that is not registered gets none. The tasks come without labels and
+// attempts, in no particular order.
+func (s *Store) Claim(ctx context.Context, worker task.ID, limit int) ([]*task.Claim, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	limit = min(limit, maxBatch)
+	rows, err := s.pool.Query(ctx, claimDueSQL, [16]byte(worker), limit)
+	if err != nil {
+		return nil, fmt.Errorf("claim %d tasks: %w", limit, classify(err))
+	}
+	claims, err := pgx.AppendRows(make([]*task.Claim, 0, limit), rows, scanClaim)
+	if err != nil {
+		return nil, fmt.Errorf("claim %d tasks: %w", limit, classify(err))
+	}
+	return claims, nil
+}
+
+// ClaimOne takes the pending task with the given id for worker, whenever it is
+// due. It returns [task.ErrNotFound], or [task.ErrNotPending] when the task is
+// running or has ended.
+func (s *Store) ClaimOne(ctx context.Context, worker, id task.ID) (*task.Claim, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	rows, err := s.pool.Query(ctx, claimOneSQL, [16]byte(worker), [16]byte(id))
+	if err != nil {
+		return nil, fmt.Errorf("claim task %s: %w", id, classify(err))
+	}
+	claim, err := pgx.CollectExactlyOneRow(rows, scanClaim)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, s.whyNotClaimed(ctx, id)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("claim task %s: %w", id, classify(err))
+	}
+	return claim, nil
+}
+
+// whyNotClaimed explains a ClaimOne without a row.
+func (s *Store) whyNotClaimed(ctx context.Context, id task.ID) error {
+	t, err := s.Get(ctx, id)
+	switch {
+	case err != nil:
+		return err
+	case t.State == task.Pending:
+		return fmt.Errorf("claim task %s: %w: this instance is not registered at the moment", id, task.ErrUnavailable)
+	default:
+		return fmt.Errorf("claim task %s: %w", id, task.ErrNotPending)
+	}
+}
+
+// scanClaim reads one row of claimColumns.
+func scanClaim(row pgx.CollectableRow) (*task.Claim, error) {
+	c := &task.Claim{Task: &task.Task{State: task.Running}}
+	t := c.Task
+	var (
+		spec    specRow
+		headers []byte
+	)
+	err := row.Scan(&c.Number, &c.At, &c.FirstAt, &t.AttemptCount, (*[16]byte)(&t.ID), &t.RunAt, &t.CreatedAt, &spec.expiresAt,
+		&spec.timeout, &spec.maxRetryDuration, &spec.minBackoff, &spec.maxBackoff,
+		&t.Retry.MaxAttempts, &t.Retry.MaxDoublings, &t.Retry.RetryClientErrors,
+		&t.Method, &t.URL, &t.ContentType, &headers, &t.Body)
+	if err != nil {
+		return nil, err
+	}
+	spec.fill(&t.Spec)
+	t.Headers, err = decodeMap(headers)
+	return c, err
+}
+
+// specRow holds the columns of a task.Spec whose Go types differ.
+type specRow struct {
+	expiresAt                                         *time.Time
+	timeout, maxRetryDuration, minBackoff, maxBackoff float64
+}
+
+func (r *specRow) fill(s *task.Spec) {
+	if r.expiresAt != nil {
+		s.ExpiresAt = *r.expiresAt
+	}
+	s.Timeout = duration(r.timeout)
+	s.Retry.MaxRetryDuration = duration(r.maxRetryDuration)
+	s.Retry.MinBackoff = duration(r.minBackoff)
+	s.Retry.MaxBackoff = duration(r.maxBackoff)
+}
+
+const nextDueSQL = `-- name: when is the next task due
+SELECT EXTRACT(EPOCH FROM run_at - now())::float8 FROM tasks
+WHERE state = 'pending' ORDER BY run_at, id LIMIT 1`
+
+// NextDue returns the time until the next pending task is due, by the
+// database's clock: negative when one is overdue. ok is false when none is
+// pending.
+func (s *Store) NextDue(ctx context.Context) (wait time.Duration, ok bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var secs float64
+	err = s.pool.QueryRow(ctx, nextDueSQL).Scan(&secs)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("ask for the next due task: %w", classify(err))
+	}
+	return duration(secs), true, nil
+}

@@ -1,0 +1,164 @@
+package postgres
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// Result is what becomes of a claimed task.
+type Result struct {
+	ID task.ID
+	// Claim is the number of the claim under which the decision was made.
+	Claim    int64
+	Decision task.Decision
+}
+
+// Finish writes the decision made under claim. It is fenced: it reports false,
+// and changes nothing, when the claim is not the task's latest or the task is
+// not running any more.
+func (s *Store) Finish(ctx context.Context, claim *task.Claim, d task.Decision) (matched bool, err error) {
+	matched, err = s.finishes.Do(ctx, Result{ID: claim.Task.ID, Claim: claim.Number, Decision: d})
+	if err != nil {
+		return false, fmt.Errorf("finish task %s: %w", claim.Task.ID, err)
+	}
+	return matched, nil
+}
+
+// Rows are locked in the order of their ids, so that two batches cannot wait
+// for each other. The fence is tested where the lock is taken.
+const finishSQL = `-- name: finish tasks
+WITH result AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::float8[], $6::text[], $7::int[])
+        AS r (id, claim, state, reason, wait_seconds, attempts, counted)
+), held AS MATERIALIZED (
+    SELECT t.id FROM tasks t JOIN result r ON r.id = t.id
+    WHERE t.claim = r.claim AND t.state = 'running'
+    ORDER BY t.id
+    FOR UPDATE OF t
+), again AS (
+    UPDATE tasks t SET state = 'pending', run_at = now() + make_interval(secs => r.wait_seconds),
+        worker_id = NULL, claimed_at = NULL,
+        attempts = t.attempts || r.attempts::jsonb, attempt_count = t.attempt_count + r.counted
+    FROM held h JOIN result r ON r.id = h.id
+    WHERE t.id = h.id AND r.state = 'pending'
+    RETURNING t.id
+), ended AS (
+    DELETE FROM tasks t USING held h JOIN result r ON r.id = h.id
+    WHERE t.id = h.id AND r.state <> 'pending'
+    RETURNING t.id, t.run_at, t.created_at, t.expires_at, t.claim, t.timeout_seconds,
+        t.max_retry_duration_seconds, t.min_backoff_seconds, t.max_backoff_seconds, t.max_attempts,
+        t.max_doublings, t.attempt_count + r.counted AS attempt_count, t.retry_client_errors, r.state, r.reason,
+        t.method, t.url, t.content_type, t.headers, t.labels, t.attempts || r.attempts::jsonb AS attempts, t.body
+), moved AS (
+    INSERT INTO task_history (finished_at, id, run_at, created_at, expires_at, claim, timeout_seconds,
+        max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds, max_attempts,
+        max_doublings, attempt_count, retry_client_errors, state, reason,
+        method, url, content_type, headers, labels, attempts, body)
+    SELECT now(), * FROM ended
+)
+SELECT id FROM again UNION ALL SELECT id FROM ended`
+
+// finish is the flush of Finish.
+func (s *Store) finish(ctx context.Context, results []Result) ([]bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+
+	n := len(results)
+	var (
+		ids      = make([][16]byte, n)
+		claims   = make([]int64, n)
+		states   = make([]string, n)
+		reasons  = make([]string, n)
+		waits    = make([]float64, n)
+		attempts = make([]string, n)
+		counted  = make([]int32, n)
+	)
+	for i, r := range results {
+		ids[i] = r.ID
+		claims[i] = r.Claim
+		states[i] = string(r.Decision.State)
+		reasons[i] = string(r.Decision.Reason)
+		waits[i] = seconds(r.Decision.Wait)
+		attempts[i] = encodeAttempt(r.Decision.Attempt)
+		if r.Decision.Counted {
+			counted[i] = 1
+		}
+	}
+	rows, err := s.pool.Query(ctx, finishSQL, ids, claims, states, reasons, waits, attempts, counted)
+	if err != nil {
+		return nil, classify(err)
+	}
+	written := make(map[[16]byte]bool, n)
+	var id [16]byte
+	if _, err := pgx.ForEachRow(rows, []any{&id}, func() error { written[id] = true; return nil }); err != nil {
+		return nil, classify(err)
+	}
+	matched := make([]bool, n)
+	for i := range ids {
+		matched[i] = written[ids[i]]
+	}
+	return matched, nil
+}
+
+// attemptRow is an element of the attempts column.
+type attemptRow struct {
+	Number            int       `json:"number"`
+	StartedAt         time.Time `json:"started_at"`
+	DurationSeconds   float64   `json:"duration_seconds"`
+	Outcome           task.Kind `json:"outcome"`
+	StatusCode        int       `json:"status_code,omitempty"`
+	Error             string    `json:"error,omitempty"`
+	ResponseExcerpt   string    `json:"response_excerpt,omitempty"`
+	RetryAfterSeconds float64   `json:"retry_after_seconds,omitempty"`
+}
+
+// encodeAttempt returns the array to append to the attempts column.
+func encodeAttempt(a *task.Attempt) string {
+	if a == nil {
+		return "[]"
+	}
+	b, err := json.Marshal([]attemptRow{{
+		Number:            a.Number,
+		StartedAt:         a.StartedAt.UTC(),
+		DurationSeconds:   seconds(a.Duration),
+		Outcome:           a.Outcome,
+		StatusCode:        a.StatusCode,
+		Error:             a.Error,
+		ResponseExcerpt:   a.ResponseExcerpt,
+		RetryAfterSeconds: seconds(a.RetryAfter),
+	}})
+	if err != nil {
+		panic(err) // numbers, strings and a time of this century always encode
+	}
+	return string(b)
+}
+
+func decodeAttempts(b []byte) ([]task.Attempt, error) {
+	if len(b) <= len("[]") {
+		return nil, nil
+	}
+	var rows []attemptRow
+	if err := json.Unmarshal(b, &rows); err != nil {
+		return nil, err
+	}
+	attempts := make([]task.Attempt, len(rows))
+	for i, r := range rows {
+		attempts[i] = task.Attempt{
+			Number:          r.Number,
+			StartedAt:       r.StartedAt,
+			Duration:        duration(r.DurationSeconds),
+			Outcome:         r.Outcome,
+			StatusCode:      r.StatusCode,
+			Error:           r.Error,
+			ResponseExcerpt: r.ResponseExcerpt,
+			RetryAfter:      duration(r.RetryAfterSeconds),
+		}
+	}
+	return attempts, nil
+}

@@ -1,0 +1,135 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+const (
+	// partitionsAhead is how many days' partitions exist before they are needed:
+	// more than a long weekend during which nothing can create one.
+	partitionsAhead = 7
+	partitionPrefix = "task_history_"
+	partitionDay    = "20060102"
+	// historyLockKey serialises the instances' upkeep.
+	historyLockKey = 0x68697374 // "hist"
+)
+
+// KeepHistory creates the partitions of the coming days and drops those that
+// ended longer than retention ago. Any instance may call it at any time; when
+// another one is at it, it does nothing.
+func (s *Store) KeepHistory(ctx context.Context, retention time.Duration) error {
+	today, existing, err := s.partitions(ctx)
+	if err != nil {
+		return fmt.Errorf("list history partitions: %w", err)
+	}
+	known := make(map[string]bool, len(existing))
+	for _, name := range existing {
+		known[name] = true
+	}
+	var errs []error
+	for day := range partitionsAhead + 1 {
+		start := today.AddDate(0, 0, day)
+		if name := partitionPrefix + start.Format(partitionDay); !known[name] {
+			errs = append(errs, s.alterHistory(ctx, createPartition(name, start)...))
+		}
+	}
+	oldest := today.Add(-retention)
+	for _, name := range existing {
+		start, err := time.Parse(partitionDay, strings.TrimPrefix(name, partitionPrefix))
+		if err == nil && !start.AddDate(0, 0, 1).After(oldest) {
+			errs = append(errs, s.alterHistory(ctx, "DROP TABLE "+name))
+		}
+	}
+	errs = append(errs, s.trimDefault(ctx, retention))
+	return errors.Join(errs...)
+}
+
+const partitionsSQL = `-- name: list history partitions
+SELECT date_trunc('day', now() AT TIME ZONE 'UTC'),
+    array(SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent = 'task_history'::regclass ORDER BY c.relname)`
+
+// partitions returns the current day (UTC) and the names of all partitions.
+func (s *Store) partitions(ctx context.Context) (today time.Time, names []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	err = s.pool.QueryRow(ctx, partitionsSQL).Scan(&today, &names)
+	return today, names, classify(err)
+}
+
+// createPartition returns the statements that make the partition of one day.
+// Attaching takes a weaker lock on the parent than creating in place: inserts go on.
+func createPartition(name string, start time.Time) []string {
+	const bound = "2006-01-02 15:04:05+00"
+	return []string{
+		"CREATE TABLE " + name + " (LIKE task_history INCLUDING DEFAULTS INCLUDING CONSTRAINTS)",
+		fmt.Sprintf("ALTER TABLE task_history ATTACH PARTITION %s FOR VALUES FROM ('%s') TO ('%s')",
+			name, start.Format(bound), start.AddDate(0, 0, 1).Format(bound)),
+	}
+}
+
+// alterHistory runs statements in one transaction, unless another instance is
+// altering the history, and gives up rather than keep others waiting for a lock.
+func (s *Store) alterHistory(ctx context.Context, statements ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		var alone bool
+		if err := tx.QueryRow(ctx, "SELECT pg_try_advisory_xact_lock($1)", historyLockKey).Scan(&alone); err != nil || !alone {
+			return err
+		}
+		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '2s'"); err != nil {
+			return err
+		}
+		for _, statement := range statements {
+			if _, err := tx.Exec(ctx, statement); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		switch pgErr.Code {
+		case "42P07", "42P01", // another instance created or dropped it in between
+			"23514": // tasks of that day are in the default partition already: they stay there
+			return nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("alter the history: %w", classify(err))
+	}
+	return nil
+}
+
+const trimDefaultSQL = `-- name: trim default history partition
+DELETE FROM task_history_default WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM task_history_default WHERE finished_at < now() - make_interval(secs => $1) LIMIT 10000))`
+
+// trimDefault deletes what has outlived its retention in the default
+// partition, which is never dropped. It is empty in a service that runs daily.
+func (s *Store) trimDefault(ctx context.Context, retention time.Duration) error {
+	for {
+		deleted, err := s.trimSome(ctx, retention)
+		if err != nil {
+			return fmt.Errorf("trim the default history partition: %w", err)
+		}
+		if deleted == 0 {
+			return nil
+		}
+	}
+}
+
+func (s *Store) trimSome(ctx context.Context, retention time.Duration) (deleted int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	tag, err := s.pool.Exec(ctx, trimDefaultSQL, seconds(retention))
+	return tag.RowsAffected(), classify(err)
+}

@@ -1,0 +1,186 @@
+// Package postgres keeps tasks in PostgreSQL (14 or later). It is the only
+// package with SQL.
+//
+// Tables: tasks holds what is not over, task_history what is, and workers who
+// holds a running task. The database's now() is the only clock: what is due,
+// what has expired and who is silent is compared there, and Go hands in
+// durations.
+//
+// It works behind a pooler in transaction mode: there is no session state, no
+// LISTEN, and no lock that outlives a transaction.
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/melodia/orchestrator/internal/batch"
+	"github.com/melodia/orchestrator/internal/task"
+	"github.com/melodia/orchestrator/migrations"
+)
+
+const (
+	// callTimeout bounds every call to the database, waiting for a connection included.
+	callTimeout = 5 * time.Second
+	// maxBatch is the most rows that one statement inserts, claims or finishes.
+	maxBatch = 256
+	// insertFlushes and finishFlushes leave connections of the default pool of
+	// ten for claims, heartbeats and health, however many callers there are.
+	insertFlushes = 2
+	finishFlushes = 2
+)
+
+// Store keeps tasks. Its methods may be called concurrently; each is bounded
+// by a few seconds. They return errors that wrap [task.ErrUnavailable] when the
+// database cannot be reached, does not answer in time or takes no writes.
+type Store struct {
+	pool     *pgxpool.Pool
+	inserts  *batch.Batcher[*task.Task, inserted]
+	finishes *batch.Batcher[Result, bool]
+}
+
+// Options say where the database is.
+type Options struct {
+	// URL is a connection string as libpq knows them, with pgx's additions.
+	URL string
+	// MaxConns is the most connections that are open at a time; 4 at least,
+	// so that claims and heartbeats are not kept waiting by writes.
+	MaxConns int
+}
+
+// Open makes a Store and asks the database for a sign of life. Close it.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	config, err := parse(o)
+	if err != nil {
+		return nil, err
+	}
+	pool, err := connect(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{pool: pool}
+	s.inserts = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: insertFlushes, Isolate: isRowError}, s.insert)
+	s.finishes = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: finishFlushes, Isolate: isRowError}, s.finish)
+	return s, nil
+}
+
+// Close waits for writes under way and closes the connections.
+func (s *Store) Close() {
+	s.inserts.Close()
+	s.finishes.Close()
+	s.pool.Close()
+}
+
+// Migrate brings the database up to this version's schema and returns how many
+// migrations it applied. It may take long and is bounded by ctx alone.
+func Migrate(ctx context.Context, databaseURL string) (applied int, err error) {
+	config, err := parse(Options{URL: databaseURL})
+	if err != nil {
+		return 0, err
+	}
+	applied, err = migrations.Up(ctx, config.ConnConfig)
+	return applied, classify(err)
+}
+
+func parse(o Options) (*pgxpool.Config, error) {
+	config, err := pgxpool.ParseConfig(o.URL)
+	if err != nil {
+		// pgx's own text quotes the connection string.
+		return nil, errors.New("the database URL is not valid: it must be like postgres://user:password@host:5432/database")
+	}
+	config.MaxConns = int32(max(o.MaxConns, 4)) //nolint:gosec // a pool's size is far below 2^31
+	config.ConnConfig.ConnectTimeout = callTimeout
+	if config.ConnConfig.RuntimeParams["application_name"] == "" {
+		config.ConnConfig.RuntimeParams["application_name"] = "orchestrator"
+	}
+	return config, nil
+}
+
+// guards are the server's own deadlines, in case ours cannot reach it.
+var guards = map[string]string{
+	"statement_timeout":                   "30s",
+	"idle_in_transaction_session_timeout": "30s",
+}
+
+// connect opens the pool and checks that the database answers. A pooler that
+// does not know a startup parameter says so at once; then the guards are left
+// out, and statements are not prepared, since it may give the next one to
+// another connection.
+func connect(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
+	guarded := config.Copy()
+	for name, value := range guards {
+		guarded.ConnConfig.RuntimeParams[name] = value
+	}
+	pool, err := open(ctx, guarded)
+	if err != nil && strings.Contains(err.Error(), "unsupported startup parameter") {
+		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+		pool, err = open(ctx, config)
+	}
+	return pool, err
+}
+
+func open(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("set up the connection pool: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if err := pool.Ping(ctx); err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("connect to the database: %w", classify(err))
+	}
+	return pool, nil
+}
+
+// isRowError reports whether err may be the fault of one row of a statement:
+// data exceptions (class 22), broken constraints (23) and exceeded limits (54).
+func isRowError(err error) bool {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) {
+		return false
+	}
+	switch pgErr.Code[:2] {
+	case "22", "23", "54":
+		return true
+	}
+	return false
+}
+
+// classify wraps err in [task.ErrUnavailable] unless the database itself found
+// fault with the statement.
+func classify(err error) error {
+	if err == nil || errors.Is(err, task.ErrUnavailable) {
+		return err
+	}
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		switch pgErr.Code[:2] {
+		case "08", // connection exception
+			"25", // read-only transaction, among others
+			"40", // serialization failure, deadlock
+			"53", // out of disk, memory or connections
+			"55", // lock not available
+			"57", // shutting down, starting up, statement timeout
+			"58": // I/O error
+		default:
+			return err
+		}
+	}
+	return fmt.Errorf("%w: %w", task.ErrUnavailable, err)
+}
+
+// seconds is how durations are written.
+func seconds(d time.Duration) float64 { return d.Seconds() }
+
+// duration is how durations are read.
+func duration(seconds float64) time.Duration {
+	return time.Duration(seconds * float64(time.Second))
+}

@@ -1,0 +1,101 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+const registerSQL = `-- name: register worker
+INSERT INTO workers (id, name) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET heartbeat_at = now()`
+
+// Register makes a worker known, with a fresh heartbeat. name is for people
+// who look into the table. It may be repeated when an answer was lost.
+func (s *Store) Register(ctx context.Context, worker task.ID, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if _, err := s.pool.Exec(ctx, registerSQL, [16]byte(worker), name); err != nil {
+		return fmt.Errorf("register worker %s: %w", worker, classify(err))
+	}
+	return nil
+}
+
+const heartbeatSQL = `-- name: heartbeat
+UPDATE workers SET heartbeat_at = now() WHERE id = $1`
+
+// Heartbeat renews the worker's lease on all it runs. It reports false when the
+// worker is not known any more: it was silent too long, and others may carry
+// out its tasks by now.
+func (s *Store) Heartbeat(ctx context.Context, worker task.ID) (known bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	tag, err := s.pool.Exec(ctx, heartbeatSQL, [16]byte(worker))
+	if err != nil {
+		return false, fmt.Errorf("heartbeat of worker %s: %w", worker, classify(err))
+	}
+	return tag.RowsAffected() == 1, nil
+}
+
+const unregisterSQL = `-- name: unregister worker
+DELETE FROM workers WHERE id = $1`
+
+// Unregister makes the worker unknown. What it still holds is lost: the next
+// Reap of any instance takes it.
+func (s *Store) Unregister(ctx context.Context, worker task.ID) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if _, err := s.pool.Exec(ctx, unregisterSQL, [16]byte(worker)); err != nil {
+		return fmt.Errorf("unregister worker %s: %w", worker, classify(err))
+	}
+	return nil
+}
+
+// A task is taken because its worker has no fresh heartbeat, not because its
+// worker was just deleted: a claim that commits while the row goes would
+// otherwise stay running for ever.
+const reapSQL = `-- name: reap
+WITH gone AS (
+    DELETE FROM workers WHERE heartbeat_at < now() - make_interval(secs => $1)
+), lost AS MATERIALIZED (
+    SELECT t.id FROM tasks t
+    WHERE t.state = 'running' AND (
+        NOT EXISTS (SELECT FROM workers w
+            WHERE w.id = t.worker_id AND w.heartbeat_at >= now() - make_interval(secs => $1))
+        OR t.worker_id = $2 AND t.id <> ALL ($3::uuid[]) AND t.claimed_at < now() - make_interval(secs => $4))
+    ORDER BY t.id
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE tasks t SET state = 'pending', run_at = now(), worker_id = NULL, claimed_at = NULL,
+    attempt_count = LEAST(t.attempt_count + 1, t.max_attempts),
+    attempts = t.attempts || jsonb_build_array(jsonb_build_object(
+        'number', t.attempt_count + 1,
+        'started_at', to_char(t.claimed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+        'duration_seconds', EXTRACT(EPOCH FROM now() - t.claimed_at)::float8,
+        'outcome', 'lost',
+        'error', 'the instance that made this attempt stopped answering'))
+FROM lost WHERE t.id = lost.id`
+
+// Reap takes running tasks from whoever cannot finish them: every worker that
+// has been silent for lease, and the calling worker itself where the answer to
+// its claim was lost, so that it does not know of the task (it is not among
+// held, and was claimed longer ago than lease). They are pending and due at
+// once; the attempt counts, as lost, so that a task which brings down its
+// process ends some day. Reap returns their number. Any instance may reap at
+// any time.
+func (s *Store) Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	ids := make([][16]byte, len(held))
+	for i, id := range held {
+		ids[i] = id
+	}
+	// An answer can be under way for as long as a call may take.
+	unanswered := max(lease, 2*callTimeout)
+	tag, err := s.pool.Exec(ctx, reapSQL, seconds(lease), [16]byte(worker), ids, seconds(unanswered))
+	if err != nil {
+		return 0, fmt.Errorf("reap: %w", classify(err))
+	}
+	return int(tag.RowsAffected()), nil
+}
