@@ -1,0 +1,187 @@
+// Package dispatch carries out tasks: it claims what is due, has each call
+// made, and writes down what became of it.
+//
+// A [Dispatcher] is one worker among the instances that share a store. It
+// holds as many claims as it has free slots, proves by heartbeats that it is
+// alive, and takes over from workers that fell silent. Nothing is held open in
+// the store while a call is under way.
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// store is where tasks are kept. Its errors are logged and survived.
+type store interface {
+	Register(ctx context.Context, worker task.ID, name string) error
+	Heartbeat(ctx context.Context, worker task.ID) (known bool, err error)
+	Unregister(ctx context.Context, worker task.ID) error
+	Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (count int, err error)
+	KeepHistory(ctx context.Context, retention time.Duration) error
+
+	NextDue(ctx context.Context) (wait time.Duration, ok bool, err error)
+	Claim(ctx context.Context, worker task.ID, limit int) ([]*task.Claim, error)
+	ClaimOne(ctx context.Context, worker, id task.ID) (*task.Claim, error)
+	Finish(ctx context.Context, claim *task.Claim, d task.Decision) (matched bool, err error)
+}
+
+// deliverer makes one call and says what came of it. It returns soon after ctx
+// ends, with [task.OutcomeInterrupted].
+type deliverer interface {
+	Deliver(ctx context.Context, c task.Call) task.Outcome
+}
+
+// Options are a Dispatcher's settings. All but NewID, Name and Log are positive
+// unless said otherwise.
+type Options struct {
+	// Name tells people which instance this is.
+	Name string
+	// Concurrency is the most calls under way at a time. Zero takes no tasks
+	// by itself; Run then only keeps the worker alive for RunNow.
+	Concurrency int
+	// PollInterval is the longest time between two looks for due tasks.
+	PollInterval time.Duration
+	// Lease is how long a worker may be silent before others take its tasks.
+	Lease time.Duration
+	// Grace is how long running calls may go on after Run was told to stop.
+	Grace time.Duration
+	// Retention is how long ended tasks are kept.
+	Retention time.Duration
+	// NewID makes the worker's ids: a new one each time it has to register.
+	NewID func() task.ID
+	Log   *slog.Logger
+}
+
+const (
+	// claimBatch is the most tasks that one claim asks for.
+	claimBatch = 100
+	// flushTimeout bounds the last writes of a shutdown, after Grace.
+	flushTimeout = 500 * time.Millisecond
+)
+
+var (
+	errShutdown  = errors.New("the instance is shutting down")
+	errLeaseLost = errors.New("the instance was silent for too long and lost its lease")
+	// ErrStopping: no task is taken any more.
+	ErrStopping = fmt.Errorf("%w: %w", task.ErrUnavailable, errShutdown)
+)
+
+// Dispatcher is a worker. Make one with [New] and run it once with Run; its
+// other methods may be called at any time.
+type Dispatcher struct {
+	options   Options
+	store     store
+	deliverer deliverer
+	log       *slog.Logger
+
+	due   *alarm        // when the next task is due, as far as is known here
+	freed chan struct{} // a slot became free; buffered
+	state atomic.Int32
+
+	mu       sync.Mutex
+	session  *session // nil until registered and after the end
+	running  map[task.ID]struct{}
+	slots    int            // taken by the claim loop
+	attempts sync.WaitGroup // guarded by mu where it grows from zero
+}
+
+// The states of a Dispatcher.
+const (
+	starting int32 = iota
+	active
+	stopping
+	stopped
+)
+
+// New returns a Dispatcher. It does nothing until Run.
+func New(o Options, s store, d deliverer) *Dispatcher {
+	return &Dispatcher{
+		options:   o,
+		store:     s,
+		deliverer: d,
+		log:       o.Log,
+		due:       newAlarm(),
+		freed:     make(chan struct{}, 1),
+		running:   make(map[task.ID]struct{}),
+	}
+}
+
+// Health returns "ok", "off" when the Dispatcher takes no tasks by itself, or
+// "stopped" from the moment it was told to stop, and the number of calls under
+// way.
+func (d *Dispatcher) Health() (status string, running int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch state := d.state.Load(); {
+	case state == stopping || state == stopped:
+		status = "stopped"
+	case d.options.Concurrency == 0:
+		status = "off"
+	default:
+		status = "ok"
+	}
+	return status, len(d.running)
+}
+
+// Notify says that a task was stored that is due in wait. It never blocks.
+func (d *Dispatcher) Notify(wait time.Duration) {
+	d.due.set(time.Now().Add(wait))
+}
+
+// Run works until ctx ends, then stops in order: it claims nothing more, lets
+// running calls go on for Grace, cuts off and gives back what is left, and
+// signs off. It returns when all its goroutines are gone, Grace plus about a
+// second after ctx ended at the latest.
+func (d *Dispatcher) Run(ctx context.Context) {
+	// Two contexts: the end of ctx stops the claiming, the end of work the calls.
+	work, cutOff := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cutOff(errShutdown)
+
+	if !d.register(ctx, work) {
+		d.state.Store(stopped)
+		return
+	}
+	d.state.CompareAndSwap(starting, active)
+
+	var claiming, keeping sync.WaitGroup
+	keep, stopKeeping := context.WithCancel(work)
+	defer stopKeeping()
+	keeping.Go(func() { d.keepAlive(keep, work) })
+	keeping.Go(func() { d.keepHouse(keep) })
+	if d.options.Concurrency > 0 {
+		claiming.Go(func() { d.claimDue(ctx) })
+	}
+
+	<-ctx.Done()
+	d.mu.Lock() // no attempt begins between here and Wait
+	d.state.Store(stopping)
+	d.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		claiming.Wait()
+		d.attempts.Wait()
+	}()
+	grace := time.NewTimer(d.options.Grace)
+	defer grace.Stop()
+	select {
+	case <-done:
+	case <-grace.C:
+		d.log.Warn("running calls are cut off", "count", len(d.held()))
+		cutOff(errShutdown)
+		<-done
+	}
+
+	stopKeeping()
+	keeping.Wait()
+	d.signOff(ctx)
+	d.state.Store(stopped)
+}
