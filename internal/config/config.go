@@ -1,0 +1,127 @@
+// Package config reads the service's settings from the environment.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"reflect"
+	"time"
+
+	"github.com/kelseyhightower/envconfig"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// Config is every setting. The README's table is its documentation.
+type Config struct {
+	Port             int    `envconfig:"PORT" default:"8080"`
+	DatabaseURL      string `envconfig:"DATABASE_URL"`
+	DatabaseMaxConns int    `envconfig:"DATABASE_MAX_CONNS" default:"10"`
+	MigrateOnStart   bool   `envconfig:"MIGRATE_ON_START" default:"true"`
+
+	Dispatch            bool          `envconfig:"DISPATCH" default:"true"`
+	DispatchConcurrency int           `envconfig:"DISPATCH_CONCURRENCY" default:"200"`
+	PollInterval        time.Duration `envconfig:"POLL_INTERVAL" default:"1s"`
+	LeaseDuration       time.Duration `envconfig:"LEASE_DURATION" default:"15s"`
+	ShutdownGrace       time.Duration `envconfig:"SHUTDOWN_GRACE" default:"8s"`
+
+	TaskTimeout      time.Duration `envconfig:"TASK_TIMEOUT" default:"30s"`
+	RetryMaxAttempts int           `envconfig:"RETRY_MAX_ATTEMPTS" default:"10"`
+	RetryMinBackoff  time.Duration `envconfig:"RETRY_MIN_BACKOFF" default:"1s"`
+	RetryMaxBackoff  time.Duration `envconfig:"RETRY_MAX_BACKOFF" default:"1h"`
+
+	TargetAllowHosts    []string       `envconfig:"TARGET_ALLOW_HOSTS"`
+	TargetAllowNetworks []netip.Prefix `envconfig:"TARGET_ALLOW_NETWORKS"`
+	TargetRequireHTTPS  bool           `envconfig:"TARGET_REQUIRE_HTTPS" default:"false"`
+
+	Retention time.Duration `envconfig:"RETENTION" default:"720h"`
+
+	LogLevel  slog.Level `envconfig:"LOG_LEVEL" default:"info"`
+	LogFormat string     `envconfig:"LOG_FORMAT" default:"json"`
+}
+
+// Load reads the environment. The error joins one line for each mistake; none
+// of them holds a value, since that may be a secret in the wrong place.
+func Load() (*Config, error) {
+	c := new(Config)
+	errs := c.read()
+	if errs == nil {
+		errs = c.check()
+	}
+	if errs != nil {
+		return nil, errors.Join(errs...)
+	}
+	return c, nil
+}
+
+// read fills in the fields one by one: envconfig stops at the first mistake,
+// and whoever sets up a service wants to know them all.
+func (c *Config) read() (errs []error) {
+	v := reflect.ValueOf(c).Elem()
+	for i := range v.NumField() {
+		field := v.Type().Field(i)
+		one := reflect.New(reflect.StructOf([]reflect.StructField{field}))
+		err := envconfig.Process("", one.Interface())
+		var parse *envconfig.ParseError
+		switch {
+		case errors.As(err, &parse):
+			errs = append(errs, fmt.Errorf("%s must be %s", field.Tag.Get("envconfig"), kindOf(field)))
+		case err != nil:
+			errs = append(errs, fmt.Errorf("%s cannot be read", field.Tag.Get("envconfig")))
+		default:
+			v.Field(i).Set(one.Elem().Field(0))
+		}
+	}
+	return errs
+}
+
+// kindOf says in words what a field takes.
+func kindOf(field reflect.StructField) string {
+	switch reflect.New(field.Type).Interface().(type) {
+	case *int:
+		return "a whole number, like " + field.Tag.Get("default")
+	case *bool:
+		return "true or false"
+	case *time.Duration:
+		return "a duration with its unit, like " + field.Tag.Get("default") + " or 1m30s"
+	case *[]netip.Prefix:
+		return "networks with their prefix length, joined by commas, like 10.0.0.0/8,fd00::/8"
+	case *slog.Level:
+		return "debug, info, warn or error"
+	default:
+		return "readable"
+	}
+}
+
+// check reports values that can be read but not used.
+func (c *Config) check() (errs []error) {
+	within := func(name string, ok bool, rule string) {
+		if !ok {
+			errs = append(errs, fmt.Errorf("%s must be %s", name, rule))
+		}
+	}
+	within("PORT", c.Port >= 0 && c.Port <= 65535, "between 0 and 65535; 0 takes any free port")
+	within("DATABASE_MAX_CONNS", c.DatabaseMaxConns >= 4 && c.DatabaseMaxConns <= 1000, "between 4 and 1000")
+	within("DISPATCH_CONCURRENCY", c.DispatchConcurrency >= 1 && c.DispatchConcurrency <= 10000, "between 1 and 10000; to take no tasks, set DISPATCH=false")
+	within("POLL_INTERVAL", c.PollInterval >= 10*time.Millisecond && c.PollInterval <= time.Hour, "between 10ms and 1h")
+	within("LEASE_DURATION", c.LeaseDuration >= time.Second && c.LeaseDuration <= time.Hour, "between 1s and 1h")
+	within("SHUTDOWN_GRACE", c.ShutdownGrace >= 0 && c.ShutdownGrace <= time.Hour, "between 0s and 1h")
+	within("TASK_TIMEOUT", c.TaskTimeout >= task.MinTimeout && c.TaskTimeout <= task.MaxTimeout, "between 100ms and 30m")
+	within("RETRY_MAX_ATTEMPTS", c.RetryMaxAttempts >= 1 && c.RetryMaxAttempts <= task.MaxAttemptsLimit, "between 1 and 100")
+	within("RETRY_MIN_BACKOFF", c.RetryMinBackoff >= task.MinBackoffLimit && c.RetryMinBackoff <= task.MaxBackoffLimit, "between 10ms and 24h")
+	within("RETRY_MAX_BACKOFF", c.RetryMaxBackoff >= c.RetryMinBackoff && c.RetryMaxBackoff <= task.MaxBackoffLimit, "between RETRY_MIN_BACKOFF and 24h")
+	within("RETENTION", c.Retention >= time.Hour, "at least 1h")
+	within("LOG_FORMAT", c.LogFormat == "json" || c.LogFormat == "text", "json or text")
+	return errs
+}
+
+// Defaults are the values for what a task request leaves out.
+func (c *Config) Defaults() task.Spec {
+	retry := task.DefaultRetryPolicy()
+	retry.MaxAttempts = c.RetryMaxAttempts
+	retry.MinBackoff = c.RetryMinBackoff
+	retry.MaxBackoff = c.RetryMaxBackoff
+	return task.Spec{Timeout: c.TaskTimeout, Retry: retry}
+}

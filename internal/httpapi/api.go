@@ -1,0 +1,190 @@
+// Package httpapi is the inbound HTTP: the operations that other services,
+// people and probes call, their problems (RFC 9457), and the documentation.
+//
+// Each operation is declared once, as Go types: huma validates requests
+// against the same declarations from which it writes the OpenAPI document.
+// A handler turns the request into the domain's terms, asks the store or the
+// dispatcher, and turns the answer back.
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humachi"
+	"github.com/go-chi/chi/v5"
+	"github.com/go-chi/chi/v5/middleware"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// store is where tasks are kept.
+type store interface {
+	// Insert sets RunAt and CreatedAt, and returns nil after the commit only.
+	Insert(ctx context.Context, t *task.Task) error
+	Get(ctx context.Context, id task.ID) (*task.Task, error)
+	NextDue(ctx context.Context) (wait time.Duration, ok bool, err error)
+}
+
+// dispatcher carries out stored tasks.
+type dispatcher interface {
+	// Notify says that a task is due in wait.
+	Notify(wait time.Duration)
+	RunNow(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error)
+	// Health returns "ok", "off" (takes no tasks by itself) or "stopped".
+	Health() (status string, running int)
+}
+
+// deliverer makes one call.
+type deliverer interface {
+	Deliver(ctx context.Context, c task.Call) task.Outcome
+}
+
+// targetPolicy says which targets may be called. The error's text completes
+// "url …" and does not hold the URL.
+type targetPolicy interface {
+	CheckURL(rawURL string) error
+}
+
+// Options are what the API works with. To write the OpenAPI document alone,
+// Version, Defaults and ExampleURL are enough.
+type Options struct {
+	Store      store
+	Dispatcher dispatcher
+	Deliverer  deliverer
+	Policy     targetPolicy
+	// Defaults are the settings' values for what a request leaves out: Timeout and Retry.
+	Defaults task.Spec
+	// NewID makes the ids of tasks and problems.
+	NewID func() task.ID
+	// Version is shown in /health and in the OpenAPI document.
+	Version string
+	// ExampleURL is the target in the examples of the OpenAPI document.
+	ExampleURL string
+	Log        *slog.Logger
+}
+
+// API serves the service's HTTP endpoints. Make one with [New].
+type API struct {
+	Options
+	router   *chi.Mux
+	registry huma.Registry
+	document *huma.OpenAPI
+}
+
+// New returns the API with all its routes.
+func New(o Options) *API {
+	useProblems()
+	a := &API{Options: o, router: chi.NewMux()}
+	config := huma.Config{
+		OpenAPI:       describe(o.Version),
+		Formats:       map[string]huma.Format{"application/json": jsonFormat, "json": jsonFormat},
+		DefaultFormat: "application/json",
+		Transformers:  []huma.Transformer{a.addInstance},
+	}
+	a.registry = config.Components.Schemas
+	a.router.NotFound(a.notFound)
+	a.router.MethodNotAllowed(a.methodNotAllowed)
+	a.router.Use(a.recoverPanics, setHeaders, middleware.GetHead, a.readBody)
+	api := humachi.New(a.router, config)
+	a.document = api.OpenAPI()
+	a.routes(api)
+	a.documentDefaults()
+	return a
+}
+
+// ServeHTTP serves every endpoint.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.router.ServeHTTP(w, r) }
+
+// routes is every path of the service, and who calls it.
+func (a *API) routes(api huma.API) {
+	// Any Melodia service: something to do now, or at a given moment.
+	huma.Register(api, a.enqueueOperation(), a.enqueue)
+	huma.Register(api, a.scheduleOperation(), a.schedule)
+	// Whoever submitted a task: what became of it (Location of the two above).
+	huma.Register(api, a.getTaskOperation(), a.getTask)
+	// An external engine (Cloud Tasks, Cloud Scheduler, Pub/Sub push) or an
+	// operator: carry out one task in this request.
+	huma.Register(api, a.workerOperation(), a.work)
+	// Cloud Run's startup probe, and monitoring: is it ready?
+	huma.Register(api, healthOperation(), a.health)
+	// Cloud Run's liveness probe: is the process there?
+	huma.Register(api, liveOperation(), a.live)
+
+	// People: Swagger UI. Tools: the document that it shows.
+	a.router.Get("/docs", redirectToDocs)
+	a.router.Get("/docs/", redirectToDocs)
+	a.router.Get("/docs/*", a.docs())
+	a.router.Get("/openapi.json", serveDocument("application/json", a.document.MarshalJSON))
+	a.router.Get("/openapi.yaml", serveDocument("application/yaml", a.document.YAML))
+}
+
+// WriteDocument writes the OpenAPI 3.1 document as YAML.
+func (a *API) WriteDocument(w io.Writer) error {
+	b, err := a.document.YAML()
+	if err != nil {
+		return fmt.Errorf("encode the OpenAPI document: %w", err)
+	}
+	_, err = w.Write(b)
+	return err
+}
+
+func describe(version string) *huma.OpenAPI {
+	return &huma.OpenAPI{
+		OpenAPI: "3.1.0",
+		Info: &huma.Info{
+			Title:   "Orchestrator Service",
+			Version: version,
+			Description: "Takes HTTP calls from other services and carries them out, now or later, with retries and timeouts.\n\n" +
+				"The promise is **at least once**: a task that was answered with 202 is stored, survives the loss of any instance, " +
+				"and is called until it succeeds or its retry policy ends. A target tells a repeat by the header `Orchestrator-Task-Id`.\n\n" +
+				"Times are RFC 3339; answers are in UTC with microseconds. Durations are seconds. " +
+				"Every error is a problem (RFC 9457, `application/problem+json`).",
+			License: &huma.License{Name: "MIT", Identifier: "MIT"},
+		},
+		Tags: []*huma.Tag{
+			{Name: "tasks", Description: "Hand in tasks and see what became of them."},
+			{Name: "worker", Description: "Carry out a task in the request itself."},
+			{Name: "health", Description: "For probes and monitoring."},
+		},
+		Components: &huma.Components{Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)},
+	}
+}
+
+// documentDefaults writes the settings' values into the document. They are
+// applied by spec, not by huma, since a struct tag cannot know them.
+func (a *API) documentDefaults() {
+	set := func(schema, property string, value any) {
+		a.registry.Map()[schema].Properties[property].Default = value
+	}
+	for _, schema := range []string{"TaskRequest", "ScheduleRequest"} {
+		set(schema, "timeout_seconds", a.Defaults.Timeout.Seconds())
+		set(schema, "method", "POST")
+	}
+	retry := retryView(a.Defaults.Retry)
+	set("RetryRequest", "max_attempts", retry.MaxAttempts)
+	set("RetryRequest", "max_retry_duration_seconds", retry.MaxRetryDurationSeconds)
+	set("RetryRequest", "min_backoff_seconds", retry.MinBackoffSeconds)
+	set("RetryRequest", "max_backoff_seconds", retry.MaxBackoffSeconds)
+	set("RetryRequest", "max_doublings", retry.MaxDoublings)
+	set("RetryRequest", "retry_client_errors", retry.RetryClientErrors)
+}
+
+// jsonBody documents a request body with named examples; huma adds the schema.
+func jsonBody(examples map[string]*huma.Example) *huma.RequestBody {
+	return &huma.RequestBody{
+		Required: true,
+		Content:  map[string]*huma.MediaType{"application/json": {Examples: examples}},
+	}
+}
+
+// example is a value in the document, given as JSON so that it can be pasted.
+func example(summary, value string) *huma.Example {
+	return &huma.Example{Summary: summary, Value: json.RawMessage(value)}
+}

@@ -1,0 +1,104 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+)
+
+// healthTimeout is how long the database may take to prove that it is there.
+const healthTimeout = time.Second
+
+// Health is whether the service can do its work.
+type Health struct {
+	Status  string       `json:"status" enum:"ok,unavailable" example:"ok" doc:"ok exactly when the answer's status is 200."`
+	Version string       `json:"version" example:"1.0.0" doc:"The version of this instance."`
+	Checks  HealthChecks `json:"checks" doc:"What was looked at."`
+}
+
+// HealthChecks are the parts of Health.
+type HealthChecks struct {
+	Database   DatabaseCheck   `json:"database"`
+	Dispatcher DispatcherCheck `json:"dispatcher"`
+}
+
+// DatabaseCheck is whether the database answers.
+type DatabaseCheck struct {
+	Status         string   `json:"status" enum:"ok,unavailable" example:"ok" doc:"unavailable: no answer within 1 s."`
+	LatencySeconds *float64 `json:"latency_seconds" example:"0.0011" doc:"How long one small query took. Null without an answer."`
+}
+
+// DispatcherCheck is whether tasks are being carried out.
+type DispatcherCheck struct {
+	Status           string   `json:"status" enum:"ok,off,stopped" example:"ok" doc:"off: this instance only takes tasks (DISPATCH=false). stopped: it is shutting down."`
+	Running          int      `json:"running" example:"3" doc:"Calls under way in this instance."`
+	OldestDueSeconds *float64 `json:"oldest_due_seconds" example:"0" doc:"For how long the longest waiting task has been due, over all instances. Null when the database did not answer."`
+}
+
+type healthOutput struct {
+	Status int
+	Body   Health
+}
+
+func healthOperation() huma.Operation {
+	return huma.Operation{
+		OperationID: "get-health", Method: http.MethodGet, Path: "/health", Tags: []string{"health"},
+		Summary:     "Can it do its work?",
+		Description: "Readiness, for startup probes and monitoring: 200, or 503 when the database cannot be reached within 1 s, while shutting down, or when the dispatcher has stopped.",
+		Responses: map[string]*huma.Response{
+			"503": {
+				Description: "It cannot, the checks say why. The same shape.",
+				Content:     map[string]*huma.MediaType{"application/json": {Schema: &huma.Schema{Ref: "#/components/schemas/Health"}}},
+			},
+		},
+	}
+}
+
+func (a *API) health(ctx context.Context, _ *struct{}) (*healthOutput, error) {
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+	defer cancel()
+	out := &healthOutput{Status: http.StatusOK, Body: Health{Status: "ok", Version: a.Version}}
+	checks := &out.Body.Checks
+	checks.Dispatcher.Status, checks.Dispatcher.Running = a.Dispatcher.Health()
+
+	start := time.Now()
+	wait, pending, err := a.Store.NextDue(ctx)
+	if err == nil {
+		latency := time.Since(start).Seconds()
+		overdue := 0.0
+		if pending && wait < 0 {
+			overdue = -wait.Seconds()
+		}
+		checks.Database = DatabaseCheck{Status: "ok", LatencySeconds: &latency}
+		checks.Dispatcher.OldestDueSeconds = &overdue
+	} else {
+		checks.Database.Status = "unavailable"
+		a.Log.WarnContext(ctx, "health check failed", "error", err)
+	}
+	if err != nil || checks.Dispatcher.Status == "stopped" {
+		out.Status, out.Body.Status = http.StatusServiceUnavailable, "unavailable"
+	}
+	return out, nil
+}
+
+type liveOutput struct {
+	Body struct {
+		Status string `json:"status" enum:"ok" example:"ok" doc:"The process answers."`
+	}
+}
+
+func liveOperation() huma.Operation {
+	return huma.Operation{
+		OperationID: "get-liveness", Method: http.MethodGet, Path: "/health/live", Tags: []string{"health"},
+		Summary:     "Is the process there?",
+		Description: "Liveness, for probes that restart the instance. Never touches the database: a restart would not mend that.",
+	}
+}
+
+func (a *API) live(context.Context, *struct{}) (*liveOutput, error) {
+	out := &liveOutput{}
+	out.Body.Status = "ok"
+	return out, nil
+}

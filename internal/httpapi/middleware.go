@@ -1,0 +1,92 @@
+package httpapi
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+)
+
+const (
+	maxBody = 1 << 20
+	// bodyTimeout is how long a caller may take to send a body.
+	bodyTimeout = 10 * time.Second
+)
+
+// recoverPanics answers 500 where a handler panicked.
+func (a *API) recoverPanics(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			switch p := recover(); p {
+			case nil:
+			case http.ErrAbortHandler:
+				panic(p) // net/http's own way to cut a connection
+			default:
+				a.write(w, r, fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
+			}
+		}()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// setHeaders forbids caches to keep answers, and browsers to guess their type.
+func setHeaders(next http.Handler) http.Handler {
+	noStore, noSniff := []string{"no-store"}, []string{"nosniff"}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header()["Cache-Control"] = noStore
+		w.Header()["X-Content-Type-Options"] = noSniff
+		next.ServeHTTP(w, r)
+	})
+}
+
+// readBody reads a request's body before its handler runs, within a bound on
+// its size and on the time that takes. The bound on time is lifted again: a
+// deadline that is still set when it passes cancels the request's context, and
+// handlers may work for longer.
+func (a *API) readBody(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Body == nil || r.Body == http.NoBody {
+			next.ServeHTTP(w, r)
+			return
+		}
+		control := http.NewResponseController(w)
+		_ = control.SetReadDeadline(time.Now().Add(bodyTimeout)) // a test's recorder has none
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		_ = control.SetReadDeadline(time.Time{})
+		if err != nil {
+			a.write(w, r, bodyProblem(err))
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		next.ServeHTTP(w, r)
+	})
+}
+
+func bodyProblem(err error) *Problem {
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return newProblem(http.StatusRequestEntityTooLarge, "The body must be at most 1 MiB (1048576 bytes).")
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return newProblem(http.StatusRequestTimeout, "The body did not arrive within 10 seconds.")
+	default:
+		return newProblem(http.StatusBadRequest, "The body did not arrive as its headers announced it.")
+	}
+}
+
+// allowedMethods are the methods that path takes.
+func (a *API) allowedMethods(path string) []string {
+	var allowed []string
+	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodPut, http.MethodDelete} {
+		if a.router.Match(chi.NewRouteContext(), method, path) {
+			allowed = append(allowed, method)
+		}
+	}
+	return allowed
+}

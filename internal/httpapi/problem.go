@@ -1,0 +1,276 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// Problem is the one shape of every error (RFC 9457 §3). It never holds a
+// value that was sent.
+type Problem struct {
+	Type     string         `json:"type" example:"about:blank" doc:"The kind of problem. about:blank: the status says it."`
+	Title    string         `json:"title" example:"Unprocessable Entity" doc:"The status in words."`
+	Status   int            `json:"status" example:"422" doc:"The HTTP status code."`
+	Detail   string         `json:"detail" example:"The request breaks 1 rule, see errors." doc:"What is wrong and what to do, in one sentence."`
+	Instance string         `json:"instance" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"The id of this request; the log knows it too."`
+	Errors   []FieldProblem `json:"errors,omitzero" doc:"On 422: what is wrong, field by field."`
+	Result   *WorkResult    `json:"result,omitzero" doc:"On 502 and 504 of /worker-endpoint: what came of the call."`
+
+	header http.Header
+}
+
+// FieldProblem is one broken rule, in the form that FastAPI gives it.
+type FieldProblem struct {
+	Loc  []any  `json:"loc" example:"[\"body\",\"retry\",\"max_attempts\"]" doc:"The way to the field: where it was sent, then names and indexes."`
+	Msg  string `json:"msg" example:"must be at most 100" doc:"What is wrong with it."`
+	Type string `json:"type" example:"less_than_equal" doc:"A stable word for programs."`
+}
+
+// Error returns the detail.
+func (p *Problem) Error() string { return p.Detail }
+
+// GetStatus is huma.StatusError.
+func (p *Problem) GetStatus() int { return p.Status }
+
+// GetHeaders is huma.HeadersError.
+func (p *Problem) GetHeaders() http.Header { return p.header }
+
+// ContentType is huma.ContentTypeFilter.
+func (p *Problem) ContentType(string) string { return "application/problem+json" }
+
+// newProblem returns a problem without an instance; it gets one when it is answered.
+func newProblem(status int, detail string) *Problem {
+	return &Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: detail}
+}
+
+// retryAfter asks the caller to come back in so many seconds.
+func (p *Problem) retryAfter(seconds int) *Problem {
+	p.header = http.Header{"Retry-After": {strconv.Itoa(seconds)}}
+	return p
+}
+
+func invalid(fields []FieldProblem) *Problem {
+	detail := "The request breaks 1 rule, see errors."
+	if len(fields) != 1 {
+		detail = "The request breaks " + strconv.Itoa(len(fields)) + " rules, see errors."
+	}
+	p := newProblem(http.StatusUnprocessableEntity, detail)
+	p.Errors = fields
+	return p
+}
+
+// Texts that say nothing about the cause: that is for the log alone.
+const (
+	internalDetail    = "Something went wrong inside the service. The instance of this problem leads to the cause in its log."
+	unavailableDetail = "The service cannot reach its database at the moment, or is shutting down. If this was a submission, the task may or may not have been stored."
+)
+
+// fail turns any error of a handler into the problem to answer with, and logs
+// what the caller must not see.
+func (a *API) fail(ctx context.Context, err error) *Problem {
+	var p *Problem
+	var fields task.Errors
+	switch {
+	case errors.As(err, &p):
+	case errors.As(err, &fields):
+		p = invalid(fieldProblems(fields))
+	case errors.Is(err, task.ErrNotFound):
+		p = newProblem(http.StatusNotFound, "There is no task with this id, or its retention is over.")
+	case errors.Is(err, task.ErrNotPending):
+		p = newProblem(http.StatusConflict, "The task is running or has ended; only a pending task can be carried out.")
+	case errors.Is(err, task.ErrUnavailable), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		p = newProblem(http.StatusServiceUnavailable, unavailableDetail).retryAfter(1)
+	default:
+		p = newProblem(http.StatusInternalServerError, internalDetail)
+	}
+	p.Instance = a.NewID().String()
+	switch {
+	case p.Status == http.StatusInternalServerError:
+		a.Log.ErrorContext(ctx, "request failed", "request_id", p.Instance, "error", err)
+	case p.Status == http.StatusServiceUnavailable && ctx.Err() == nil:
+		a.Log.WarnContext(ctx, "request turned away", "request_id", p.Instance, "error", err)
+	}
+	return p
+}
+
+// write answers outside of huma's operations.
+func (a *API) write(w http.ResponseWriter, r *http.Request, err error) {
+	p := a.fail(r.Context(), err)
+	for name, values := range p.header {
+		w.Header()[name] = values
+	}
+	w.Header().Set("Content-Type", p.ContentType(""))
+	w.WriteHeader(p.Status)
+	_ = jsonFormat.Marshal(w, p) // the caller is gone
+}
+
+// addInstance completes problems that huma made.
+func (a *API) addInstance(_ huma.Context, _ string, v any) (any, error) {
+	if p, ok := v.(*Problem); ok && p.Instance == "" {
+		p.Instance = a.NewID().String()
+	}
+	return v, nil
+}
+
+func (a *API) notFound(w http.ResponseWriter, r *http.Request) {
+	a.write(w, r, newProblem(http.StatusNotFound, "There is nothing at this path. GET /docs lists what there is."))
+}
+
+func (a *API) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
+	allowed := a.allowedMethods(r.URL.Path)
+	p := newProblem(http.StatusMethodNotAllowed, "This path does not take this method, only "+strings.Join(allowed, ", ")+".")
+	p.header = http.Header{"Allow": {strings.Join(allowed, ", ")}}
+	a.write(w, r, p)
+}
+
+func fieldProblems(fields task.Errors) []FieldProblem {
+	problems := make([]FieldProblem, len(fields))
+	for i, f := range fields {
+		loc := []any{"body"}
+		for _, name := range f.Path {
+			loc = append(loc, name)
+		}
+		problems[i] = FieldProblem{Loc: loc, Msg: f.Message, Type: f.Kind}
+	}
+	return problems
+}
+
+// useProblems makes huma answer with a Problem. Huma keeps this, and whether
+// names differ by case, in package variables.
+var useProblems = sync.OnceFunc(func() {
+	huma.ValidateStrictCasing = true
+	huma.NewError = func(status int, message string, errs ...error) huma.StatusError {
+		return fromHuma(status, message, errs)
+	}
+	huma.NewErrorWithContext = func(_ huma.Context, status int, message string, errs ...error) huma.StatusError {
+		return fromHuma(status, message, errs)
+	}
+})
+
+// fromHuma turns what huma found into a problem. Huma's details hold the values
+// that were sent, and some of its texts quote them; neither is passed on.
+func fromHuma(status int, message string, errs []error) *Problem {
+	switch status {
+	case http.StatusUnprocessableEntity:
+		return invalid(humaFields(errs))
+	case http.StatusUnsupportedMediaType:
+		return newProblem(status, "The body must be JSON. Send it with the header Content-Type: application/json.")
+	case http.StatusBadRequest:
+		var syntax *huma.ErrorDetail
+		if len(errs) > 0 && errors.As(errs[0], &syntax) {
+			return newProblem(status, syntax.Message) // made by decode
+		}
+		return newProblem(status, "The request must have a JSON body.")
+	case http.StatusInternalServerError:
+		return newProblem(status, internalDetail)
+	case 0: // huma looks at the type while it registers an operation
+		return &Problem{}
+	default:
+		return newProblem(status, message)
+	}
+}
+
+func humaFields(errs []error) []FieldProblem {
+	fields := make([]FieldProblem, 0, len(errs))
+	for _, err := range errs {
+		var detail *huma.ErrorDetail
+		if !errors.As(err, &detail) {
+			continue
+		}
+		f := FieldProblem{Loc: location(detail.Location), Msg: detail.Message, Type: "invalid"}
+		for _, m := range humaMessages {
+			if rest, ok := strings.CutPrefix(detail.Message, m.prefix); ok {
+				f.Type = m.kind
+				if m.text != "" {
+					f.Msg = strings.ReplaceAll(m.text, "%", strings.Trim(rest, `"`))
+				}
+				break
+			}
+		}
+		// Huma blames the object for a member that is not there.
+		if name, ok := strings.CutPrefix(detail.Message, requiredPrefix); ok {
+			name = strings.TrimSuffix(name, " to be present")
+			f = FieldProblem{Loc: append(f.Loc, name), Msg: "is required", Type: "missing"}
+		}
+		fields = append(fields, f)
+	}
+	return fields
+}
+
+const requiredPrefix = "expected required property "
+
+// humaMessages gives huma's texts the words that Pydantic uses, and a sentence
+// that completes the field's name. % is the rest of huma's text: a limit or
+// the legal values.
+var humaMessages = []struct{ prefix, kind, text string }{
+	{"unexpected property", "extra_forbidden", "is not a field of this request; look for a spelling mistake"},
+	{"expected number >= ", "greater_than_equal", "must be at least %"},
+	{"expected number > ", "greater_than", "must be greater than %"},
+	{"expected number <= ", "less_than_equal", "must be at most %"},
+	{"expected number < ", "less_than", "must be less than %"},
+	{"expected length >= ", "string_too_short", "must be at least % characters long"},
+	{"expected length <= ", "string_too_long", "must be at most % characters long"},
+	{"expected object with at most ", "too_long", "must have at most % entries"},
+	{"expected value to be one of ", "enum", "must be one of %"},
+	{"expected string to be RFC 3339", "datetime_parsing", "must be a time like 2026-12-24T21:00:00Z (RFC 3339 with an offset)"},
+	{"expected string to be ", "string_pattern_mismatch", "must be %"},
+	{"expected string", "string_type", "must be a string"},
+	{"expected integer", "int_type", "must be a whole number"},
+	{"expected number", "float_type", "must be a number"},
+	{"expected boolean", "bool_type", "must be true or false"},
+	{"expected object", "object_type", "must be an object"},
+	{"expected array", "list_type", "must be an array"},
+}
+
+// location splits huma's path ("body.retry.max_attempts", "body.tasks[3].url").
+func location(path string) []any {
+	var loc []any
+	for part := range strings.SplitSeq(path, ".") {
+		name, indexes, _ := strings.Cut(part, "[")
+		loc = append(loc, unescapeName.Replace(name))
+		for index := range strings.SplitSeq(indexes, "[") {
+			if n, err := strconv.Atoi(strings.TrimSuffix(index, "]")); err == nil {
+				loc = append(loc, n)
+			}
+		}
+	}
+	return loc
+}
+
+// Huma joins member names to a path with dots and brackets, and loses its way
+// where a name holds some itself. The tree that it validates therefore has
+// stand-ins from Unicode's private use area in their place.
+var (
+	escapeName   = strings.NewReplacer(".", "\ue000", "[", "\ue001")
+	unescapeName = strings.NewReplacer("\ue000", ".", "\ue001", "[")
+)
+
+// escapeNames replaces the member names in a decoded JSON value.
+func escapeNames(v any) {
+	switch v := v.(type) {
+	case []any:
+		for _, item := range v {
+			escapeNames(item)
+		}
+	case map[string]any:
+		var odd []string
+		for name, member := range v {
+			escapeNames(member)
+			if strings.ContainsAny(name, ".[") {
+				odd = append(odd, name)
+			}
+		}
+		for _, name := range odd {
+			v[escapeName.Replace(name)] = v[name]
+			delete(v, name)
+		}
+	}
+}

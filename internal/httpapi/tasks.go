@@ -1,0 +1,346 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// TaskRequest is the call that a caller wants made. Its limits are those of
+// package task, which checks what a schema cannot say.
+type TaskRequest struct {
+	URL            string            `json:"url" minLength:"1" maxLength:"2048" example:"https://example.com/plays" doc:"What to call: an absolute http or https URL without user name, password or fragment, at most 2048 bytes. The target policy must allow it."`
+	Method         string            `json:"method,omitempty" enum:"GET,HEAD,POST,PUT,PATCH,DELETE" example:"POST" doc:"The request method."`
+	Headers        map[string]string `json:"headers,omitempty" maxProperties:"50" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of the call, at most 50 and 8 KiB in all. Names that the service or the connection sets are refused: Host, Content-Length, Transfer-Encoding, Connection and the other hop-by-hop names, Expect, Proxy-*, Forwarded, X-Forwarded-*, Metadata-Flavor, X-Goog-*, X-Serverless-Authorization, Orchestrator-*, Traceparent, Tracestate."`
+	Payload        json.RawMessage   `json:"payload,omitempty" doc:"The body of the call: any JSON, sent as exactly the bytes that came, with Content-Type: application/json unless headers has one. Not with GET or HEAD, not together with body. null is the same as leaving it out."`
+	Body           *string           `json:"body,omitempty" example:"a line of text" doc:"The body of the call as text, instead of payload; sent as it is, with Content-Type: text/plain; charset=utf-8 unless headers has one."`
+	TimeoutSeconds *float64          `json:"timeout_seconds,omitempty" minimum:"0.1" maximum:"1800" example:"10" doc:"Bounds a whole attempt, from dialling to the end of the response's body."`
+	Retry          *RetryRequest     `json:"retry,omitempty" doc:"When a failed attempt is tried again."`
+	Labels         map[string]string `json:"labels,omitempty" maxProperties:"16" example:"{\"kind\":\"play\"}" doc:"For finding the task again; not sent to the target. At most 16, names up to 64 and values up to 256 bytes."`
+	ExpiresAt      *time.Time        `json:"expires_at,omitempty" example:"2030-12-31T23:59:59Z" doc:"No attempt starts after this moment: the task then fails with reason expired."`
+}
+
+// RetryRequest is the retry policy of a TaskRequest; what it leaves out is the
+// service's default.
+type RetryRequest struct {
+	MaxAttempts             *int     `json:"max_attempts,omitempty" minimum:"1" maximum:"100" example:"5" doc:"How many calls are made at most, the first included."`
+	MaxRetryDurationSeconds *float64 `json:"max_retry_duration_seconds,omitempty" minimum:"0" maximum:"31536000" example:"86400" doc:"No retry starts later than this after the first attempt. 0: no limit. Retrying stops when either limit is reached."`
+	MinBackoffSeconds       *float64 `json:"min_backoff_seconds,omitempty" minimum:"0.01" maximum:"86400" example:"2" doc:"The wait before the first retry."`
+	MaxBackoffSeconds       *float64 `json:"max_backoff_seconds,omitempty" minimum:"0.01" maximum:"86400" example:"600" doc:"The longest wait; not below min_backoff_seconds. Waits vary by 20 % in either direction."`
+	MaxDoublings            *int     `json:"max_doublings,omitempty" minimum:"0" maximum:"30" example:"8" doc:"How often the wait doubles before it grows by equal steps."`
+	RetryClientErrors       *bool    `json:"retry_client_errors,omitempty" example:"false" doc:"Also retry answers 400 to 499 that count as permanent otherwise."`
+}
+
+// ScheduleRequest is a TaskRequest and a moment: run_at or delay_seconds.
+type ScheduleRequest struct {
+	TaskRequest
+	RunAt        *string  `json:"run_at,omitempty" example:"2030-12-24T21:00:00" doc:"When: RFC 3339 with an offset (2030-12-24T21:00:00-03:00, 2030-12-25T00:00:00Z), or a local time without one together with time_zone. At most 10 years ahead; in the past means now."`
+	TimeZone     *string  `json:"time_zone,omitempty" example:"America/Argentina/Buenos_Aires" doc:"The IANA time zone of a local run_at. A local time that the clocks skip means right after the gap; of two equal local times the first is meant."`
+	DelaySeconds *float64 `json:"delay_seconds,omitempty" minimum:"0" maximum:"315360000" example:"60" doc:"When: this long from now, instead of run_at."`
+}
+
+// Task is a stored task and its story.
+type Task struct {
+	ID             string            `json:"id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"UUID, version 7."`
+	State          task.State        `json:"state" enum:"pending,running,succeeded,failed,cancelled" example:"pending" doc:"pending waits for run_at, the first time or for a retry. failed is the dead letter."`
+	URL            string            `json:"url" example:"https://example.com/plays" doc:"What is called."`
+	Method         string            `json:"method" example:"POST" doc:"The request method."`
+	Headers        map[string]string `json:"headers" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of the call. Values of secret ones (Authorization, Cookie, X-Api-Key and their like) read [redacted]."`
+	Labels         map[string]string `json:"labels" example:"{\"kind\":\"play\"}" doc:"Labels."`
+	RunAt          *Timestamp        `json:"run_at" example:"2026-12-25T00:00:00.000000Z" doc:"When it is due next, or was due last."`
+	CreatedAt      *Timestamp        `json:"created_at" example:"2026-11-24T12:00:00.000000Z" doc:"When it was stored."`
+	ExpiresAt      *Timestamp        `json:"expires_at" example:"2026-12-31T23:59:59.000000Z" doc:"No attempt starts after it. Null: never."`
+	TimeoutSeconds float64           `json:"timeout_seconds" example:"10" doc:"Bounds a whole attempt."`
+	Retry          Retry             `json:"retry" doc:"The retry policy in force."`
+	AttemptCount   int               `json:"attempt_count" example:"0" doc:"Ended attempts that count towards max_attempts: all but the interrupted ones."`
+	FinishedAt     *Timestamp        `json:"finished_at" example:"2026-12-25T00:00:01.000000Z" doc:"When it ended. Null until then."`
+	Reason         *task.Reason      `json:"reason" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" example:"attempts_exhausted" doc:"Why it failed. Null unless it did. client_error is a 4xx that is not retried, or a redirect."`
+	Attempts       []Attempt         `json:"attempts" doc:"What was tried, oldest first."`
+}
+
+// Retry is a retry policy in force.
+type Retry struct {
+	MaxAttempts             int     `json:"max_attempts" example:"10" doc:"How many calls are made at most, the first included."`
+	MaxRetryDurationSeconds float64 `json:"max_retry_duration_seconds" example:"0" doc:"No retry starts later than this after the first attempt. 0: no limit."`
+	MinBackoffSeconds       float64 `json:"min_backoff_seconds" example:"1" doc:"The wait before the first retry."`
+	MaxBackoffSeconds       float64 `json:"max_backoff_seconds" example:"3600" doc:"The longest wait."`
+	MaxDoublings            int     `json:"max_doublings" example:"16" doc:"How often the wait doubles before it grows by equal steps."`
+	RetryClientErrors       bool    `json:"retry_client_errors" example:"false" doc:"Whether permanent answers 400 to 499 are retried too."`
+}
+
+// Attempt is one ended attempt.
+type Attempt struct {
+	Number            int        `json:"number" example:"1" doc:"1 for the first. An interrupted attempt does not count: the next one has the same number."`
+	StartedAt         *Timestamp `json:"started_at" example:"2026-12-25T00:00:00.001200Z" doc:"When it began."`
+	DurationSeconds   float64    `json:"duration_seconds" example:"0.084" doc:"How long it took."`
+	Outcome           task.Kind  `json:"outcome" enum:"succeeded,retryable,permanent,interrupted,lost" example:"retryable" doc:"What it came to. interrupted: this service was shut down meanwhile. lost: the instance that made it vanished."`
+	StatusCode        *int       `json:"status_code" example:"503" doc:"The target's answer. Null when none came."`
+	Error             *string    `json:"error" example:"the target answered 503 Service Unavailable" doc:"What went wrong. Null after a success."`
+	ResponseExcerpt   *string    `json:"response_excerpt" example:"try again later" doc:"The first 4 KiB of the response's body. Null when it was empty."`
+	RetryAfterSeconds *float64   `json:"retry_after_seconds" example:"30" doc:"The wait that the target asked for with Retry-After. Null when it did not."`
+}
+
+type enqueueInput struct {
+	Body TaskRequest
+}
+
+type scheduleInput struct {
+	Body ScheduleRequest
+}
+
+type acceptedOutput struct {
+	Location string `header:"Location" doc:"Where the task can be looked at: /tasks/{id}." example:"/tasks/01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b"`
+	Body     Task
+}
+
+// submitErrors are the statuses that a submission can be answered with, besides 422 and 500.
+var submitErrors = []int{
+	http.StatusBadRequest, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge,
+	http.StatusUnsupportedMediaType, http.StatusServiceUnavailable,
+}
+
+func (a *API) enqueueOperation() huma.Operation {
+	return huma.Operation{
+		OperationID: "enqueue-task", Method: http.MethodPost, Path: "/enqueue", Tags: []string{"tasks"},
+		Summary:       "Carry out a call now",
+		Description:   "Stores a task that is due at once. 202 is answered after the commit, never before; the call follows within milliseconds.",
+		DefaultStatus: http.StatusAccepted, Errors: submitErrors, MaxBodyBytes: maxBody + 1, BodyReadTimeout: -1,
+		RequestBody: jsonBody(map[string]*huma.Example{
+			"play": example("Register a play", `{"url":"`+a.ExampleURL+`","payload":{"song_id":42,"user_id":7},"labels":{"kind":"play"}}`),
+			"retries": example("With a retry policy of its own",
+				`{"url":"`+a.ExampleURL+`","method":"PUT","headers":{"X-Tenant":"melodia"},"payload":{"plays":1},"timeout_seconds":5,"retry":{"max_attempts":5,"min_backoff_seconds":0.5,"max_backoff_seconds":60}}`),
+		}),
+	}
+}
+
+func (a *API) enqueue(ctx context.Context, in *enqueueInput) (*acceptedOutput, error) {
+	return a.submit(ctx, &in.Body, task.When{}, nil)
+}
+
+func (a *API) scheduleOperation() huma.Operation {
+	return huma.Operation{
+		OperationID: "schedule-task", Method: http.MethodPost, Path: "/schedule", Tags: []string{"tasks"},
+		Summary:       "Carry out a call later",
+		Description:   "Stores a task that is due at a given moment: exactly one of run_at and delay_seconds. 202 is answered after the commit, never before.",
+		DefaultStatus: http.StatusAccepted, Errors: submitErrors, MaxBodyBytes: maxBody + 1, BodyReadTimeout: -1,
+		RequestBody: jsonBody(map[string]*huma.Example{
+			"delay": example("In five seconds", `{"url":"`+a.ExampleURL+`","delay_seconds":5,"payload":{"user_id":7,"text":"Your mix is ready"}}`),
+			"local": example("At 21:00 in Buenos Aires", `{"url":"`+a.ExampleURL+`","run_at":"2030-12-24T21:00:00","time_zone":"America/Argentina/Buenos_Aires","payload":{"user_id":7}}`),
+			"utc":   example("At a moment in UTC", `{"url":"`+a.ExampleURL+`","run_at":"2030-12-25T00:00:00Z","expires_at":"2030-12-26T00:00:00Z","payload":{"user_id":7}}`),
+		}),
+	}
+}
+
+func (a *API) schedule(ctx context.Context, in *scheduleInput) (*acceptedOutput, error) {
+	when, errs := in.Body.when()
+	return a.submit(ctx, &in.Body.TaskRequest, when, errs)
+}
+
+// submit stores a task; errs are mistakes that were found before.
+func (a *API) submit(ctx context.Context, r *TaskRequest, when task.When, errs task.Errors) (*acceptedOutput, error) {
+	spec, more := r.spec(a.Defaults)
+	t, err := a.newTask(spec, when, append(errs, more...))
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	if err := a.Store.Insert(ctx, t); err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	a.Dispatcher.Notify(t.RunAt.Sub(t.CreatedAt)) // both by the database's clock
+	return &acceptedOutput{Location: "/tasks/" + t.ID.String(), Body: taskView(t)}, nil
+}
+
+// newTask checks a spec by the domain's rules and the target policy.
+func (a *API) newTask(spec task.Spec, when task.When, errs task.Errors) (*task.Task, error) {
+	t, err := task.New(a.NewID(), spec, when, time.Now())
+	if found, ok := err.(task.Errors); ok { //nolint:errorlint // New wraps nothing
+		errs = append(errs, found...)
+	} else if err := a.Policy.CheckURL(spec.URL); err != nil {
+		errs = append(errs, task.FieldError{Path: []string{"url"}, Message: err.Error(), Kind: "target_refused"})
+	}
+	if len(errs) > 0 {
+		return nil, errs
+	}
+	return t, nil
+}
+
+// spec returns the request in the domain's terms, with defaults for what it leaves out.
+func (r *TaskRequest) spec(defaults task.Spec) (s task.Spec, errs task.Errors) {
+	s = task.Spec{
+		URL:     r.URL,
+		Method:  "POST",
+		Headers: r.Headers,
+		Timeout: defaults.Timeout,
+		Retry:   defaults.Retry,
+		Labels:  r.Labels,
+	}
+	if r.Method != "" {
+		s.Method = r.Method
+	}
+	hasPayload := r.Payload != nil && string(r.Payload) != "null"
+	switch {
+	case hasPayload && r.Body != nil:
+		errs = append(errs, task.FieldError{Path: []string{"body"}, Message: "must not be there together with payload", Kind: "conflict"})
+	case hasPayload:
+		s.Body, s.ContentType = r.Payload, "application/json"
+	case r.Body != nil:
+		s.Body, s.ContentType = []byte(*r.Body), "text/plain; charset=utf-8"
+	}
+	setDuration(&s.Timeout, r.TimeoutSeconds)
+	if r.ExpiresAt != nil {
+		s.ExpiresAt = *r.ExpiresAt
+	}
+	if p := r.Retry; p != nil {
+		set(&s.Retry.MaxAttempts, p.MaxAttempts)
+		setDuration(&s.Retry.MaxRetryDuration, p.MaxRetryDurationSeconds)
+		setDuration(&s.Retry.MinBackoff, p.MinBackoffSeconds)
+		setDuration(&s.Retry.MaxBackoff, p.MaxBackoffSeconds)
+		set(&s.Retry.MaxDoublings, p.MaxDoublings)
+		set(&s.Retry.RetryClientErrors, p.RetryClientErrors)
+	}
+	return s, errs
+}
+
+func set[T any](field *T, value *T) {
+	if value != nil {
+		*field = *value
+	}
+}
+
+func setDuration(field *time.Duration, seconds *float64) {
+	if seconds != nil {
+		*field = time.Duration(*seconds * float64(time.Second))
+	}
+}
+
+// when returns the moment that the request names.
+func (r *ScheduleRequest) when() (task.When, task.Errors) {
+	mistake := func(field, message, kind string) (task.When, task.Errors) {
+		return task.When{}, task.Errors{{Path: []string{field}, Message: message, Kind: kind}}
+	}
+	switch {
+	case r.RunAt == nil && r.DelaySeconds == nil:
+		return mistake("run_at", "is required, or delay_seconds instead of it", "missing")
+	case r.RunAt != nil && r.DelaySeconds != nil:
+		return mistake("delay_seconds", "must not be there together with run_at", "conflict")
+	case r.TimeZone != nil && r.RunAt == nil:
+		return mistake("time_zone", "goes with run_at only", "conflict")
+	case r.DelaySeconds != nil:
+		var when task.When
+		setDuration(&when.Delay, r.DelaySeconds)
+		return when, nil
+	}
+	var zone *time.Location
+	if r.TimeZone != nil {
+		var err error
+		// "" and "Local" would be UTC and this machine's own zone.
+		if zone, err = time.LoadLocation(*r.TimeZone); err != nil || *r.TimeZone == "" || *r.TimeZone == "Local" {
+			return mistake("time_zone", "must be a name of the IANA time zone database, like America/Argentina/Buenos_Aires", "invalid")
+		}
+	}
+	at, err := task.ParseRunAt(*r.RunAt, zone)
+	if err != nil {
+		return mistake("run_at", err.Error(), "datetime_parsing")
+	}
+	return task.When{At: at}, nil
+}
+
+type getTaskInput struct {
+	ID string `path:"id" pattern:"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$" patternDescription:"a UUID" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"The task's id."`
+}
+
+type taskOutput struct {
+	Body Task
+}
+
+func (a *API) getTaskOperation() huma.Operation {
+	return huma.Operation{
+		OperationID: "get-task", Method: http.MethodGet, Path: "/tasks/{id}", Tags: []string{"tasks"},
+		Summary:     "See what became of a task",
+		Description: "Returns the task and every attempt, until its retention ends.",
+		Errors:      []int{http.StatusNotFound, http.StatusServiceUnavailable},
+	}
+}
+
+func (a *API) getTask(ctx context.Context, in *getTaskInput) (*taskOutput, error) {
+	id, err := task.ParseID(in.ID)
+	if err != nil {
+		return nil, a.fail(ctx, task.ErrNotFound) // the pattern lets no such id through
+	}
+	t, err := a.Store.Get(ctx, id)
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	return &taskOutput{Body: taskView(t)}, nil
+}
+
+// taskView is a task as callers see it.
+func taskView(t *task.Task) Task {
+	v := Task{
+		ID:             t.ID.String(),
+		State:          t.State,
+		URL:            t.URL,
+		Method:         t.Method,
+		Headers:        redact(t.Headers),
+		Labels:         t.Labels,
+		RunAt:          timestamp(t.RunAt),
+		CreatedAt:      timestamp(t.CreatedAt),
+		ExpiresAt:      timestamp(t.ExpiresAt),
+		TimeoutSeconds: t.Timeout.Seconds(),
+		Retry:          retryView(t.Retry),
+		AttemptCount:   t.AttemptCount,
+		FinishedAt:     timestamp(t.FinishedAt),
+		Reason:         present(t.Reason),
+		Attempts:       make([]Attempt, len(t.Attempts)),
+	}
+	for i, at := range t.Attempts {
+		v.Attempts[i] = Attempt{
+			Number:            at.Number,
+			StartedAt:         timestamp(at.StartedAt),
+			DurationSeconds:   at.Duration.Seconds(),
+			Outcome:           at.Outcome,
+			StatusCode:        present(at.StatusCode),
+			Error:             present(at.Error),
+			ResponseExcerpt:   present(at.ResponseExcerpt),
+			RetryAfterSeconds: present(at.RetryAfter.Seconds()),
+		}
+	}
+	return v
+}
+
+func retryView(p task.RetryPolicy) Retry {
+	return Retry{
+		MaxAttempts:             p.MaxAttempts,
+		MaxRetryDurationSeconds: p.MaxRetryDuration.Seconds(),
+		MinBackoffSeconds:       p.MinBackoff.Seconds(),
+		MaxBackoffSeconds:       p.MaxBackoff.Seconds(),
+		MaxDoublings:            p.MaxDoublings,
+		RetryClientErrors:       p.RetryClientErrors,
+	}
+}
+
+// present is nil for the zero value, which these fields never have when they mean something.
+func present[T comparable](v T) *T {
+	var zero T
+	if v == zero {
+		return nil
+	}
+	return &v
+}
+
+// redact hides the values of secret headers.
+func redact(headers map[string]string) map[string]string {
+	shown := make(map[string]string, len(headers))
+	for name, value := range headers {
+		if task.IsSecretHeader(name) {
+			value = "[redacted]"
+		}
+		shown[name] = value
+	}
+	return shown
+}

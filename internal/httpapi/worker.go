@@ -1,0 +1,160 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"reflect"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// TaskReference names a stored task.
+type TaskReference struct {
+	TaskID string `json:"task_id" pattern:"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$" patternDescription:"a UUID" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"A stored task that is pending; carried out whatever its run_at."`
+}
+
+// WorkResult is what came of a call.
+type WorkResult struct {
+	Outcome         task.Kind `json:"outcome" enum:"succeeded,retryable,permanent,interrupted" example:"succeeded" doc:"What the call came to."`
+	StatusCode      *int      `json:"status_code" example:"204" doc:"The target's answer. Null when none came."`
+	DurationSeconds float64   `json:"duration_seconds" example:"0.084" doc:"How long the call took."`
+	ResponseExcerpt *string   `json:"response_excerpt" example:"done" doc:"The first 4 KiB of the response's body. Null when it was empty."`
+}
+
+// The content type is not looked at: Cloud Scheduler sends application/octet-stream.
+type workInput struct {
+	// Via marks calls that a request to /worker-endpoint caused. Tasks cannot
+	// set it: Orchestrator-* is reserved.
+	Via     string `header:"Orchestrator-Via" hidden:"true"`
+	RawBody []byte `contentType:"application/json"`
+}
+
+type workOutput struct {
+	Body WorkResult
+}
+
+func (a *API) workerOperation() huma.Operation {
+	body := jsonBody(map[string]*huma.Example{
+		"request": example("A task in the request: one attempt, nothing is stored", `{"url":"`+a.ExampleURL+`","payload":{"song_id":42}}`),
+		"stored":  example("A stored task", `{"task_id":"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b"}`),
+	})
+	body.Content["application/json"].Schema = &huma.Schema{OneOf: []*huma.Schema{
+		a.schemaOf(TaskRequest{}),
+		a.schemaOf(TaskReference{}),
+	}}
+	return huma.Operation{
+		OperationID: "work", Method: http.MethodPost, Path: "/worker-endpoint", Tags: []string{"worker"},
+		Summary: "Carry out one task in this request",
+		Description: "For an external engine (Cloud Tasks, Cloud Scheduler, Pub/Sub push) or an operator. " +
+			"The body is a task request, which is carried out at once, with one attempt, and not stored; or the id of a stored task, " +
+			"which is carried out now, whatever its run_at. 200 means that the target answered 2xx; every other answer makes an engine try again.",
+		RequestBody: body, SkipValidateBody: true, MaxBodyBytes: maxBody + 1, BodyReadTimeout: -1,
+		Errors: []int{
+			http.StatusBadRequest, http.StatusNotFound, http.StatusRequestTimeout, http.StatusConflict,
+			http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity, http.StatusBadGateway,
+			http.StatusServiceUnavailable, http.StatusGatewayTimeout, http.StatusLoopDetected,
+		},
+	}
+}
+
+func (a *API) work(ctx context.Context, in *workInput) (*workOutput, error) {
+	if in.Via != "" {
+		return nil, a.fail(ctx, newProblem(http.StatusLoopDetected, "This call was made by /worker-endpoint itself; carrying it out would never end."))
+	}
+	request, reference, err := a.decodeWork(in.RawBody)
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	if reference != nil {
+		id, err := task.ParseID(reference.TaskID)
+		if err != nil {
+			return nil, a.fail(ctx, task.ErrNotFound) // the pattern lets no such id through
+		}
+		outcome, decision, err := a.Dispatcher.RunNow(ctx, id)
+		return a.answerWork(ctx, outcome, decision.Reason, err)
+	}
+	outcome, err := a.callOnce(ctx, request)
+	return a.answerWork(ctx, outcome, "", err)
+}
+
+// callOnce carries out a task that is not stored.
+func (a *API) callOnce(ctx context.Context, r *TaskRequest) (task.Outcome, error) {
+	spec, errs := r.spec(a.Defaults)
+	spec.Retry.MaxAttempts = 1
+	now := time.Now()
+	if r.ExpiresAt != nil && r.ExpiresAt.Before(now) {
+		errs = append(errs, task.FieldError{Path: []string{"expires_at"}, Message: "has passed", Kind: "expired"})
+	}
+	t, err := a.newTask(spec, task.When{At: now}, errs)
+	if err != nil {
+		return task.Outcome{}, err
+	}
+	return a.Deliverer.Deliver(ctx, task.Call{Task: t, Attempt: 1, ViaWorkerEndpoint: true}), nil
+}
+
+// answerWork maps an outcome to a status that makes an engine do the right thing.
+func (a *API) answerWork(ctx context.Context, o task.Outcome, reason task.Reason, err error) (*workOutput, error) {
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	result := WorkResult{
+		Outcome:         o.Kind,
+		StatusCode:      present(o.StatusCode),
+		DurationSeconds: o.Duration.Seconds(),
+		ResponseExcerpt: present(o.ResponseExcerpt),
+	}
+	var p *Problem
+	switch {
+	case o.Kind == task.OutcomeSucceeded:
+		return &workOutput{Body: result}, nil
+	case o.Kind == task.OutcomeInterrupted:
+		return nil, a.fail(ctx, task.ErrUnavailable)
+	case o.Kind == "": // the task could not start any more
+		return nil, a.fail(ctx, newProblem(http.StatusBadGateway, "The task was not carried out and has failed: "+string(reason)+"."))
+	case o.TimedOut:
+		p = newProblem(http.StatusGatewayTimeout, "The call timed out: "+o.Error+".")
+	default:
+		p = newProblem(http.StatusBadGateway, "The call failed: "+o.Error+".")
+	}
+	p.Result = &result
+	return nil, a.fail(ctx, p)
+}
+
+// decodeWork reads either form of the body. It is chosen by the presence of
+// task_id, so that a mistake in one form is not reported as one in the other.
+func (a *API) decodeWork(body []byte) (*TaskRequest, *TaskReference, error) {
+	var parsed any
+	if err := decode(body, &parsed); err != nil {
+		return nil, nil, newProblem(http.StatusBadRequest, err.Error())
+	}
+	object, _ := parsed.(map[string]any)
+	if _, ok := object["task_id"]; ok {
+		reference := new(TaskReference)
+		return nil, reference, a.validate(parsed, body, reference)
+	}
+	request := new(TaskRequest)
+	return request, nil, a.validate(parsed, body, request)
+}
+
+// validate checks parsed against the schema of into, and fills into from body.
+func (a *API) validate(parsed any, body []byte, into any) error {
+	path := huma.NewPathBuffer(nil, 0)
+	path.Push("body")
+	var found huma.ValidateResult
+	huma.Validate(a.registry, a.schemaOf(into), path, huma.ModeWriteToServer, parsed, &found)
+	if len(found.Errors) > 0 {
+		return invalid(humaFields(found.Errors))
+	}
+	if err := decode(body, into); err != nil {
+		return invalid([]FieldProblem{{Loc: []any{"body"}, Msg: err.Error(), Type: "invalid"}})
+	}
+	return nil
+}
+
+// schemaOf returns a reference to the schema of v's type.
+func (a *API) schemaOf(v any) *huma.Schema {
+	return a.registry.Schema(reflect.TypeOf(v), true, "")
+}
