@@ -1,0 +1,192 @@
+package deliver
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unicode/utf8"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// failed says what came of a call that ended in err. missing says what was not
+// there when the timeout was over.
+func failed(ctx context.Context, c task.Call, start time.Time, err error, missing string) task.Outcome {
+	switch {
+	// Not asked of err: a dial that meets its deadline says so a little before its context does.
+	case time.Since(start) >= c.Task.Timeout:
+		seconds := strconv.FormatFloat(c.Task.Timeout.Seconds(), 'f', -1, 64)
+		return task.Outcome{Kind: task.OutcomeRetryable, TimedOut: true, Error: missing + " within " + seconds + " s"}
+	case ctx.Err() != nil:
+		return task.Outcome{Kind: task.OutcomeInterrupted, Error: "the call was called off before it ended"}
+	case errors.Is(err, errRefused):
+		return task.Outcome{
+			Kind:    task.OutcomePermanent,
+			Refused: true,
+			Error:   "the target policy refuses the address that the host name stands for",
+		}
+	}
+	return task.Outcome{Kind: task.OutcomeRetryable, Error: describe(err)}
+}
+
+// describe puts a failed call into words of its own. The text of err is not
+// used: it may quote what the target sent, which may quote what we sent.
+func describe(err error) string {
+	if errors.Is(err, errHandshake) {
+		return describeTLS(err)
+	}
+	if dnsErr, ok := errors.AsType[*net.DNSError](err); ok {
+		if dnsErr.IsNotFound {
+			return "the name " + clip(dnsErr.Name) + " was not found"
+		}
+		return "the name " + clip(dnsErr.Name) + " could not be looked up"
+	}
+	if errors.Is(err, errPassedOver) {
+		return "no address that the target policy admits could be reached"
+	}
+	// net/http has no error values for some of these.
+	text := err.Error()
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "connection refused"
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return "the target reset the connection"
+	case errors.Is(err, syscall.ETIMEDOUT):
+		return "the connection timed out"
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return "the target's network cannot be reached"
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return "the service has no file descriptors left for another connection"
+	case strings.Contains(text, "response headers exceeded"), strings.Contains(text, "header list"):
+		return "response headers larger than 64 KiB"
+	case strings.Contains(text, "malformed"):
+		return "the answer is not valid HTTP"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), strings.Contains(text, "server closed idle connection"):
+		return "the target closed the connection before its answer was complete"
+	}
+	return "the connection failed before the answer was complete"
+}
+
+func describeTLS(err error) string {
+	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
+		return "TLS certificate has expired or is not valid yet"
+	}
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return "TLS certificate is signed by an unknown authority"
+	}
+	if _, ok := errors.AsType[x509.HostnameError](err); ok {
+		return "TLS certificate is for another host name"
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return "TLS certificate is not valid"
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return "the target does not speak TLS on this port"
+	}
+	return "the TLS handshake failed"
+}
+
+// statusError says in words what the target answered; "" for 2xx.
+func statusError(resp *http.Response) string {
+	code := resp.StatusCode
+	switch {
+	case code < 100 || code > 999:
+		return "the answer is not valid HTTP"
+	case code/100 == 2:
+		return ""
+	}
+	// Not resp.Status, whose text is the target's.
+	text := strings.TrimSpace("the target answered " + strconv.Itoa(code) + " " + http.StatusText(code))
+	if code/100 == 3 {
+		if location, err := resp.Location(); err == nil {
+			location.User, location.RawQuery, location.ForceQuery, location.Fragment, location.RawFragment = nil, "", false, "", ""
+			if location.Opaque != "" {
+				location.Opaque = "…"
+			}
+			text += " and points to " + clip(location.String()) + "; redirects are not followed"
+		}
+	}
+	return text
+}
+
+// clip makes s fit for an error: no control characters, at most 200 bytes.
+func clip(s string) string {
+	const limit = 200
+	var b strings.Builder
+	for _, r := range s {
+		if !strconv.IsPrint(r) {
+			r = utf8.RuneError
+		}
+		if b.Len()+utf8.RuneLen(r) > limit {
+			return b.String() + "…"
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}
+
+// retryAfter reads Retry-After (RFC 9110 §10.2.3): seconds, or a date. The date
+// is compared with the target's own Date, so that no two clocks are; now stands
+// in where there is none. What cannot be read is zero.
+func retryAfter(h http.Header, now time.Time) time.Duration {
+	value := h.Get("Retry-After")
+	if value == "" {
+		return 0
+	}
+	if strings.Trim(value, "0123456789") == "" {
+		seconds, err := strconv.ParseInt(value, 10, 64)
+		if err != nil || seconds > int64(task.MaxRetryAfter/time.Second) {
+			return task.MaxRetryAfter
+		}
+		return time.Duration(seconds) * time.Second
+	}
+	at, err := http.ParseTime(value)
+	if err != nil {
+		return 0
+	}
+	if date, err := http.ParseTime(h.Get("Date")); err == nil {
+		now = date
+	}
+	return min(max(at.Sub(now), 0), task.MaxRetryAfter)
+}
+
+// excerpt turns the start of a body into valid UTF-8 without NUL, at most
+// [excerptBytes] long; U+FFFD stands where something else was. A full b is
+// taken for cut off, so a rune that breaks off at its end is left out.
+func excerpt(b []byte) string {
+	if len(b) == excerptBytes {
+		for i := len(b) - 1; i >= len(b)-utf8.UTFMax; i-- {
+			if utf8.RuneStart(b[i]) {
+				if !utf8.FullRune(b[i:]) {
+					b = b[:i]
+				}
+				break
+			}
+		}
+	}
+	if utf8.Valid(b) && bytes.IndexByte(b, 0) < 0 {
+		return string(b)
+	}
+	var s strings.Builder
+	for len(b) > 0 {
+		r, size := utf8.DecodeRune(b)
+		if r == 0 {
+			r = utf8.RuneError
+		}
+		if s.Len()+utf8.RuneLen(r) > excerptBytes {
+			break
+		}
+		s.WriteRune(r)
+		b = b[size:]
+	}
+	return s.String()
+}

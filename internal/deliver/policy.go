@@ -1,0 +1,266 @@
+package deliver
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// Policy says which targets may be called. It never changes, so that many
+// goroutines may share it. The zero Policy admits every public address.
+type Policy struct {
+	hosts        map[string]bool
+	suffixes     []string
+	networks     []netip.Prefix
+	requireHTTPS bool
+}
+
+// closed are the networks that no call reaches unless the operator opens them.
+// Source: the IANA special-purpose address registries for IPv4 and IPv6
+// (RFC 6890) and IANA's registry of global unicast IPv6 space. The few
+// addresses in them that are reachable from everywhere are anycast services
+// (AMT, TURN, PCP), never targets, so each network is closed as a whole.
+var closed = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"),       // "this network", RFC 791
+	netip.MustParsePrefix("10.0.0.0/8"),      // private, RFC 1918
+	netip.MustParsePrefix("100.64.0.0/10"),   // carrier-grade NAT, RFC 6598
+	netip.MustParsePrefix("127.0.0.0/8"),     // loopback, RFC 1122
+	netip.MustParsePrefix("169.254.0.0/16"),  // link-local, RFC 3927
+	netip.MustParsePrefix("172.16.0.0/12"),   // private, RFC 1918
+	netip.MustParsePrefix("192.0.0.0/24"),    // protocol assignments, RFC 6890
+	netip.MustParsePrefix("192.0.2.0/24"),    // documentation, RFC 5737
+	netip.MustParsePrefix("192.88.99.0/24"),  // 6to4 relays, RFC 7526
+	netip.MustParsePrefix("192.168.0.0/16"),  // private, RFC 1918
+	netip.MustParsePrefix("198.18.0.0/15"),   // benchmarking, RFC 2544
+	netip.MustParsePrefix("198.51.100.0/24"), // documentation, RFC 5737
+	netip.MustParsePrefix("203.0.113.0/24"),  // documentation, RFC 5737
+	netip.MustParsePrefix("224.0.0.0/4"),     // multicast, RFC 5771
+	netip.MustParsePrefix("240.0.0.0/4"),     // reserved, and broadcast, RFC 1112 and 8190
+
+	// Only 2000::/3 is handed out. The rest holds unspecified, loopback,
+	// IPv4-compatible, NAT64 (64:ff9b::/96, 64:ff9b:1::/48), discard (100::/64),
+	// SRv6 (5f00::/16), unique local (fc00::/7), link-local (fe80::/10),
+	// site-local (fec0::/10), multicast (ff00::/8), and the reserved space.
+	netip.MustParsePrefix("::/3"),
+	netip.MustParsePrefix("4000::/2"),
+	netip.MustParsePrefix("8000::/1"),
+	netip.MustParsePrefix("2001::/23"),     // protocol assignments with Teredo and ORCHID, RFC 2928
+	netip.MustParsePrefix("2001:db8::/32"), // documentation, RFC 3849
+	netip.MustParsePrefix("2002::/16"),     // 6to4, RFC 3056
+	netip.MustParsePrefix("3fff::/20"),     // documentation, RFC 9637
+}
+
+// The metadata server hands out the service's own credentials; nothing opens it.
+var (
+	metadataAddrs = []netip.Addr{
+		netip.MustParseAddr("169.254.169.254"),
+		netip.MustParseAddr("fd20:ce::254"),
+	}
+)
+
+const metadataName = "metadata.google.internal"
+
+var (
+	loopback4 = netip.MustParseAddr("127.0.0.1")
+	loopback6 = netip.IPv6Loopback()
+)
+
+// Errors of [Policy.CheckURL]. Their texts complete "url …".
+var (
+	errNotURL   = errors.New("must be a valid absolute URL that begins with http:// or https://")
+	errNotHTTPS = errors.New("must begin with https://: the target policy requires it")
+	errBadHost  = errors.New("must name its host by an IP address or by a name of letters, digits, hyphens and dots")
+	errOddIPv4  = errors.New("must write an IPv4 address as four decimal numbers without leading zeros")
+	errMetadata = errors.New("must not point to the metadata server")
+	errHost     = errors.New("must name a host that the target policy allows")
+	errNetwork  = errors.New("must not point to an address of a network that the target policy closes")
+)
+
+// NewPolicy makes a policy.
+//
+// allowHosts, unless empty, admits only those hosts: exact names and IP
+// addresses, and suffixes such as ".melodia.app", which stand for every name
+// below melodia.app but not for melodia.app itself. Case and one trailing dot
+// do not count. An entry that is neither is an error that names it.
+//
+// allowNetworks opens networks that are closed otherwise, whatever the host is
+// called. An IPv6 address that carries an IPv4 address (NAT64, 6to4, Teredo)
+// is admitted only where both are.
+func NewPolicy(allowHosts []string, allowNetworks []netip.Prefix, requireHTTPS bool) (*Policy, error) {
+	p := &Policy{requireHTTPS: requireHTTPS}
+	for _, entry := range allowHosts {
+		host := canonicalName(entry)
+		name, isSuffix := strings.CutPrefix(host, ".")
+		addr, err := netip.ParseAddr(entry)
+		switch {
+		case err == nil && addr.Zone() == "":
+			p.addHost(addr.Unmap().String())
+		case !isName(name) || endsInNumber(name):
+			return nil, fmt.Errorf("allowed host %q: not a name (plays.melodia.app), a suffix (.melodia.app) or an IP address", entry)
+		case isSuffix:
+			p.suffixes = append(p.suffixes, host)
+		default:
+			p.addHost(host)
+		}
+	}
+	for _, network := range allowNetworks {
+		if !network.IsValid() {
+			return nil, errors.New("allowed network: not a valid prefix")
+		}
+		// Addresses are unmapped before they are compared.
+		if a := network.Addr(); a.Is4In6() && network.Bits() >= 96 {
+			network = netip.PrefixFrom(a.Unmap(), network.Bits()-96)
+		}
+		p.networks = append(p.networks, network)
+	}
+	return p, nil
+}
+
+func (p *Policy) addHost(host string) {
+	if p.hosts == nil {
+		p.hosts = make(map[string]bool)
+	}
+	p.hosts[host] = true
+}
+
+// CheckURL returns an error unless rawURL may be called as far as its text
+// shows; what its host name stands for shows at dial time. The error's text
+// completes "url …" and never holds what was sent. CheckURL does no I/O.
+func (p *Policy) CheckURL(rawURL string) error {
+	_, err := p.parse(rawURL)
+	return err
+}
+
+// parse reads and checks a URL.
+func (p *Policy) parse(rawURL string) (*url.URL, error) {
+	u, err := url.Parse(rawURL)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Opaque != "" {
+		return nil, errNotURL // not the parser's error, which quotes the URL
+	}
+	if p.requireHTTPS && u.Scheme != "https" {
+		return nil, errNotHTTPS
+	}
+	if addr, err := netip.ParseAddr(u.Hostname()); err == nil {
+		return u, p.checkAddr(addr)
+	}
+	return u, p.checkName(canonicalName(u.Hostname()))
+}
+
+func (p *Policy) checkAddr(addr netip.Addr) error {
+	switch {
+	case isMetadata(plain(addr)):
+		return errMetadata
+	case p.limitsHosts() && !p.hosts[plain(addr).String()]:
+		return errHost
+	case !p.admits(addr):
+		return errNetwork
+	}
+	return nil
+}
+
+func (p *Policy) checkName(name string) error {
+	switch {
+	case !isName(name):
+		return errBadHost
+	case endsInNumber(name):
+		// Some resolvers read 2130706433, 0177.1 or 0x7f.1 as addresses.
+		return errOddIPv4
+	case name == metadataName:
+		return errMetadata
+	case p.limitsHosts() && !p.hosts[name] && !p.hasSuffixOf(name):
+		return errHost
+	case (name == "localhost" || strings.HasSuffix(name, ".localhost")) && !p.admits(loopback4) && !p.admits(loopback6):
+		return errNetwork // RFC 6761 §6.3
+	}
+	return nil
+}
+
+func (p *Policy) limitsHosts() bool { return p.hosts != nil || p.suffixes != nil }
+
+func (p *Policy) hasSuffixOf(name string) bool {
+	return slices.ContainsFunc(p.suffixes, func(suffix string) bool { return strings.HasSuffix(name, suffix) })
+}
+
+// admits reports whether addr may be dialled.
+func (p *Policy) admits(addr netip.Addr) bool {
+	addr = plain(addr)
+	if isMetadata(addr) {
+		return false
+	}
+	if v4, ok := carried(addr); ok && !p.admits(v4) {
+		return false
+	}
+	return !containedIn(closed, addr) || containedIn(p.networks, addr)
+}
+
+// plain strips what would keep a prefix from matching: the IPv4-mapped form
+// and the zone.
+func plain(addr netip.Addr) netip.Addr { return addr.Unmap().WithZone("") }
+
+func isMetadata(addr netip.Addr) bool { return slices.Contains(metadataAddrs, addr) }
+
+func containedIn(networks []netip.Prefix, addr netip.Addr) bool {
+	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(addr) })
+}
+
+// carried returns the IPv4 address that traffic to addr ends up at, where addr
+// belongs to a transition mechanism: NAT64 (RFC 6052 §2.2, RFC 8215),
+// IPv4-compatible (RFC 4291 §2.5.5.1), IPv4-translated (RFC 2765), 6to4
+// (RFC 3056) and Teredo (RFC 4380 §4).
+func carried(addr netip.Addr) (v4 netip.Addr, ok bool) {
+	if !addr.Is6() || addr == loopback6 || addr == netip.IPv6Unspecified() {
+		return netip.Addr{}, false
+	}
+	b := addr.As16()
+	last := [4]byte(b[12:])
+	switch {
+	case compatible.Contains(addr), translated.Contains(addr), nat64.Contains(addr), localNAT64.Contains(addr):
+		return netip.AddrFrom4(last), true
+	case sixToFour.Contains(addr):
+		return netip.AddrFrom4([4]byte(b[2:6])), true
+	case teredo.Contains(addr):
+		for i := range last {
+			last[i] = ^last[i]
+		}
+		return netip.AddrFrom4(last), true
+	}
+	return netip.Addr{}, false
+}
+
+var (
+	compatible = netip.MustParsePrefix("::/96")
+	translated = netip.MustParsePrefix("::ffff:0:0:0/96")
+	nat64      = netip.MustParsePrefix("64:ff9b::/96")
+	localNAT64 = netip.MustParsePrefix("64:ff9b:1::/48")
+	sixToFour  = netip.MustParsePrefix("2002::/16")
+	teredo     = netip.MustParsePrefix("2001::/32")
+)
+
+// canonicalName is the form in which host names are compared.
+func canonicalName(host string) string { return strings.ToLower(strings.TrimSuffix(host, ".")) }
+
+// isName reports whether s, in lower case, could be a host's name in the DNS.
+func isName(s string) bool {
+	if len(s) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 || strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+			return false
+		}
+	}
+	return true
+}
+
+// endsInNumber reports whether name, in lower case, is read as an IPv4 address
+// by the WHATWG URL standard's "ends in a number checker".
+func endsInNumber(name string) bool {
+	last := name[strings.LastIndexByte(name, '.')+1:]
+	if hex, ok := strings.CutPrefix(last, "0x"); ok {
+		return strings.Trim(hex, "0123456789abcdef") == ""
+	}
+	return last != "" && strings.Trim(last, "0123456789") == ""
+}
