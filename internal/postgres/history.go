@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,26 +30,39 @@ func (s *Store) KeepHistory(ctx context.Context, retention time.Duration) error 
 	if err != nil {
 		return fmt.Errorf("list history partitions: %w", err)
 	}
-	known := make(map[string]bool, len(existing))
-	for _, name := range existing {
-		known[name] = true
-	}
-	var errs []error
+	return errors.Join(
+		s.createAhead(ctx, today, existing),
+		s.dropOld(ctx, today.Add(-retention), existing),
+		s.trimDefault(ctx, retention),
+	)
+}
+
+func (s *Store) createAhead(ctx context.Context, today time.Time, existing []string) error {
 	for day := range partitionsAhead + 1 {
 		start := today.AddDate(0, 0, day)
-		if name := partitionPrefix + start.Format(partitionDay); !known[name] {
-			errs = append(errs, s.alterHistory(ctx, createPartition(name, start)...))
+		name := partitionPrefix + start.Format(partitionDay)
+		if slices.Contains(existing, name) {
+			continue
+		}
+		if err := s.alterHistory(ctx, createPartition(name, start)...); err != nil {
+			return err
 		}
 	}
-	oldest := today.Add(-retention)
+	return nil
+}
+
+// dropOld drops the partitions of days that were over by oldest.
+func (s *Store) dropOld(ctx context.Context, oldest time.Time, existing []string) error {
 	for _, name := range existing {
 		start, err := time.Parse(partitionDay, strings.TrimPrefix(name, partitionPrefix))
-		if err == nil && !start.AddDate(0, 0, 1).After(oldest) {
-			errs = append(errs, s.alterHistory(ctx, "DROP TABLE "+name))
+		if err != nil || start.AddDate(0, 0, 1).After(oldest) {
+			continue // the default partition, or not old enough
+		}
+		if err := s.alterHistory(ctx, "DROP TABLE "+name); err != nil {
+			return err
 		}
 	}
-	errs = append(errs, s.trimDefault(ctx, retention))
-	return errors.Join(errs...)
+	return nil
 }
 
 const partitionsSQL = `-- name: list history partitions

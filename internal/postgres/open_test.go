@@ -1,0 +1,137 @@
+package postgres_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/melodia/orchestrator/internal/postgres"
+	"github.com/melodia/orchestrator/internal/postgres/pgtest"
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+func TestInstancesThatMigrateTogether(t *testing.T) {
+	t.Parallel()
+	url := pgtest.EmptyURL(t)
+	var (
+		instances sync.WaitGroup
+		mu        sync.Mutex
+		total     int
+	)
+	for range 5 {
+		instances.Go(func() {
+			applied, err := postgres.Migrate(t.Context(), url)
+			if err != nil {
+				t.Errorf("Migrate: %v", err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			total += applied
+		})
+	}
+	instances.Wait()
+	if total != 1 {
+		t.Errorf("%d migrations were applied in all, want each once: 1", total)
+	}
+	if applied, err := postgres.Migrate(t.Context(), url); applied != 0 || err != nil {
+		t.Errorf("Migrate again = %d, %v, want 0", applied, err)
+	}
+}
+
+func TestUnreachableDatabase(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := listener.Addr().String()
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	url := "postgres://someone:hunter2@" + address + "/db?sslmode=disable"
+	_, errOpen := postgres.Open(t.Context(), postgres.Options{URL: url})
+	_, errMigrate := postgres.Migrate(t.Context(), url)
+	for name, err := range map[string]error{"Open": errOpen, "Migrate": errMigrate} {
+		if !errors.Is(err, task.ErrUnavailable) {
+			t.Errorf("%s: %v, want ErrUnavailable", name, err)
+		}
+		if err != nil && strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: the error holds the password: %v", name, err)
+		}
+	}
+}
+
+func TestURLsThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	for _, url := range []string{"postgres://u:hunter2@host:port/db", "hunter2", "postgres://u:hunter2@h/db?sslmode=hunter2"} {
+		_, err := postgres.Open(t.Context(), postgres.Options{URL: url})
+		if err == nil || errors.Is(err, task.ErrUnavailable) {
+			t.Errorf("Open(%q) = %v, want an error that trying again does not mend", url, err)
+		}
+		if err != nil && strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("Open(%q): the error holds the password: %v", url, err)
+		}
+	}
+}
+
+// What the database refuses for a while is the database's fault, not the task's.
+func TestReadOnlyDatabaseIsUnavailable(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	exec(t, pool, "ALTER DATABASE "+query[string](t, pool, "SELECT current_database()")+" SET default_transaction_read_only = on")
+	exec(t, pool, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+	err := insertRetrying(t, s)
+	if !errors.Is(err, task.ErrUnavailable) || !strings.Contains(err.Error(), "read-only") {
+		t.Errorf("Insert = %v, want ErrUnavailable for a read-only database", err)
+	}
+}
+
+// insertRetrying inserts until the answer comes over a connection that was
+// made after the old ones were cut.
+func insertRetrying(t *testing.T, s *postgres.Store) error {
+	t.Helper()
+	var err error
+	for range 20 {
+		err = s.Insert(t.Context(), newTask())
+		if err == nil || strings.Contains(err.Error(), "read-only") {
+			return err
+		}
+		if !errors.Is(err, task.ErrUnavailable) {
+			t.Fatalf("Insert over a cut connection: %v, want ErrUnavailable", err)
+		}
+	}
+	return err
+}
+
+func TestConnectionsCutUnderneath(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	for range 5 {
+		exec(t, pool, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+		for {
+			err := s.Insert(t.Context(), newTask())
+			if err == nil {
+				break // it heals by itself
+			}
+			if !errors.Is(err, task.ErrUnavailable) {
+				t.Fatalf("Insert over a cut connection: %v, want ErrUnavailable", err)
+			}
+		}
+	}
+}
+
+func TestCallsEndWithTheirContext(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Insert(ctx, newTask()); !errors.Is(err, context.Canceled) {
+		t.Errorf("Insert = %v, want context.Canceled", err)
+	}
+	if _, err := s.Get(ctx, newID()); !errors.Is(err, context.Canceled) {
+		t.Errorf("Get = %v, want context.Canceled", err)
+	}
+}
