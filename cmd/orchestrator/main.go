@@ -1,0 +1,136 @@
+// Orchestrator takes HTTP calls from other services and carries them out, now
+// or later, with retries and timeouts.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	_ "time/tzdata" // time zones of requests, where the machine has none
+
+	"github.com/google/uuid"
+
+	"github.com/melodia/orchestrator/internal/config"
+	"github.com/melodia/orchestrator/internal/httpapi"
+	"github.com/melodia/orchestrator/internal/postgres"
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// version is set by the linker: -X main.version=1.2.3.
+var version = "dev"
+
+const usage = `Usage: orchestrator [command]
+
+  serve     take tasks and carry them out (the default); needs DATABASE_URL
+  dev       the same with a private PostgreSQL and an echo target: nothing to set up
+  migrate   bring the database at DATABASE_URL up to date
+  openapi   print the OpenAPI document
+  echo      a target for trials: answers 200 and logs every call
+  version   print the version
+
+Settings are read from the environment; the README has the table.
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// A second signal ends the process at once.
+	context.AfterFunc(ctx, stop)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run carries out one command and returns the process's exit code: 0, 1 when
+// it failed, 2 when it was called wrongly.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	command := "serve"
+	if len(args) > 0 {
+		command = args[0]
+	}
+	commands := map[string]func(context.Context, io.Writer, io.Writer) error{
+		"serve":   serveCommand,
+		"dev":     devCommand,
+		"migrate": migrateCommand,
+		"openapi": openapiCommand,
+		"echo":    echoCommand,
+		"version": func(context.Context, io.Writer, io.Writer) error {
+			_, err := fmt.Fprintln(stdout, version)
+			return err
+		},
+		"help": func(context.Context, io.Writer, io.Writer) error {
+			_, err := fmt.Fprint(stdout, usage)
+			return err
+		},
+	}
+	carryOut, ok := commands[command]
+	if !ok || len(args) > 1 {
+		fmt.Fprint(stderr, usage)
+		return 2
+	}
+	if err := carryOut(ctx, stdout, stderr); err != nil {
+		for line := range strings.Lines(err.Error()) {
+			fmt.Fprintln(stderr, "orchestrator:", strings.TrimSpace(line))
+		}
+		return 1
+	}
+	return 0
+}
+
+func serveCommand(ctx context.Context, stdout, _ io.Writer) error {
+	c, err := load()
+	if err != nil {
+		return err
+	}
+	listener, err := listen(ctx, c.Port)
+	if err != nil {
+		return err
+	}
+	return serve(ctx, c, listener, newLogger(c, stdout), exampleURL)
+}
+
+func migrateCommand(ctx context.Context, stdout, _ io.Writer) error {
+	c, err := load()
+	if err != nil {
+		return err
+	}
+	applied, err := postgres.Migrate(ctx, c.DatabaseURL)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(stdout, "migrations applied: %d\n", applied)
+	return err
+}
+
+func openapiCommand(_ context.Context, stdout, _ io.Writer) error {
+	// What the settings would change is shown with its defaults.
+	defaults := task.Spec{Timeout: defaultTimeout, Retry: task.DefaultRetryPolicy()}
+	return httpapi.New(httpapi.Options{Defaults: defaults, Version: version, ExampleURL: exampleURL}).WriteDocument(stdout)
+}
+
+// load reads the settings for commands that need a database.
+func load() (*config.Config, error) {
+	c, err := config.Load()
+	if err == nil && c.DatabaseURL == "" {
+		err = errors.New("DATABASE_URL is not set: it must be like postgres://user:password@host:5432/database (to try the service without one: orchestrator dev)")
+	}
+	return c, err
+}
+
+func newLogger(c *config.Config, w io.Writer) *slog.Logger {
+	options := &slog.HandlerOptions{Level: c.LogLevel}
+	if c.LogFormat == "text" {
+		return slog.New(slog.NewTextHandler(w, options))
+	}
+	return slog.New(slog.NewJSONHandler(w, options))
+}
+
+// newID makes UUIDs of version 7, which sort by the time they were made.
+func newID() task.ID {
+	return task.ID(uuid.Must(uuid.NewV7()))
+}

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/melodia/orchestrator/internal/config"
+	"github.com/melodia/orchestrator/internal/deliver"
+	"github.com/melodia/orchestrator/internal/dispatch"
+	"github.com/melodia/orchestrator/internal/httpapi"
+	"github.com/melodia/orchestrator/internal/postgres"
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+const (
+	// exampleURL is the target in the examples of the OpenAPI document: a name
+	// reserved for documentation (RFC 2606 §3).
+	exampleURL     = "https://example.com/plays"
+	defaultTimeout = 30 * time.Second
+	// databaseWait is how long the database may be away at the start.
+	databaseWait = 30 * time.Second
+	// drainTime is what the HTTP server and the pool each get at the end. With
+	// SHUTDOWN_GRACE and the dispatcher's last writes it stays below the 10 s
+	// after which Cloud Run kills.
+	drainTime = 300 * time.Millisecond
+)
+
+// serve runs the service until ctx ends, then stops it in order. exampleURL is
+// the target in the examples of its OpenAPI document.
+func serve(ctx context.Context, c *config.Config, listener net.Listener, log *slog.Logger, exampleURL string) error {
+	store, err := openStore(ctx, c, log)
+	if err != nil {
+		_ = listener.Close()
+		return err
+	}
+	policy, err := deliver.NewPolicy(c.TargetAllowHosts, c.TargetAllowNetworks, c.TargetRequireHTTPS)
+	if err != nil {
+		_ = listener.Close()
+		store.Close()
+		return fmt.Errorf("TARGET_ALLOW_HOSTS: %w", err)
+	}
+	deliverer := deliver.New(deliver.Options{Policy: policy, Version: version, Concurrency: c.DispatchConcurrency})
+	dispatcher := dispatch.New(dispatchOptions(c, log), store, deliverer)
+	// Requests outlive ctx: they are served until the dispatcher has stopped,
+	// since a call may come back to our own /worker-endpoint.
+	requests, cutRequests := context.WithCancel(context.WithoutCancel(ctx))
+	defer cutRequests()
+	server := &http.Server{
+		Handler: httpapi.New(httpapi.Options{
+			Store: store, Dispatcher: dispatcher, Deliverer: deliverer, Policy: policy,
+			Defaults: c.Defaults(), NewID: newID, Version: version, ExampleURL: exampleURL, Log: log,
+		}),
+		BaseContext:       func(net.Listener) context.Context { return requests },
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+
+	dispatching, stopDispatching := context.WithCancel(ctx)
+	defer stopDispatching()
+	dispatched := make(chan struct{})
+	go func() {
+		defer close(dispatched)
+		dispatcher.Run(dispatching)
+	}()
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	log.Info("serving", "address", listener.Addr().String(), "version", version)
+
+	var failure error
+	select {
+	case <-ctx.Done():
+	case failure = <-served:
+		failure = fmt.Errorf("serve HTTP: %w", failure)
+	}
+	log.Info("stopping")
+	stopDispatching()
+	<-dispatched
+	within(drainTime, func(ctx context.Context) { _ = server.Shutdown(ctx) })
+	cutRequests()
+	_ = server.Close()
+	within(drainTime, func(context.Context) { store.Close() })
+	deliverer.Close()
+	log.Info("stopped")
+	return failure
+}
+
+// within runs f and waits for it, but not for longer than limit.
+func within(limit time.Duration, f func(context.Context)) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f(ctx)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+	cancel()
+}
+
+func dispatchOptions(c *config.Config, log *slog.Logger) dispatch.Options {
+	name, err := os.Hostname()
+	if err != nil {
+		name = "unknown host"
+	}
+	o := dispatch.Options{
+		Name:         name + " " + version,
+		PollInterval: c.PollInterval,
+		Lease:        c.LeaseDuration,
+		Grace:        c.ShutdownGrace,
+		Retention:    c.Retention,
+		NewID:        newID,
+		Log:          log,
+	}
+	if c.Dispatch {
+		o.Concurrency = c.DispatchConcurrency
+	}
+	return o
+}
+
+// openStore migrates the database if it is to, and connects. It waits for a
+// database that is just starting.
+func openStore(ctx context.Context, c *config.Config, log *slog.Logger) (*postgres.Store, error) {
+	ctx, cancel := context.WithTimeout(ctx, databaseWait)
+	defer cancel()
+	for {
+		store, err := tryOpen(ctx, c, log)
+		if !errors.Is(err, task.ErrUnavailable) {
+			return store, err
+		}
+		log.Warn("the database is not there yet, trying again", "error", err)
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("gave up after %s: %w", databaseWait, err)
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func tryOpen(ctx context.Context, c *config.Config, log *slog.Logger) (*postgres.Store, error) {
+	if c.MigrateOnStart {
+		applied, err := postgres.Migrate(ctx, c.DatabaseURL)
+		if err != nil {
+			return nil, err
+		}
+		if applied > 0 {
+			log.Info("migrated the database", "applied", applied)
+		}
+	}
+	return postgres.Open(ctx, postgres.Options{URL: c.DatabaseURL, MaxConns: c.DatabaseMaxConns})
+}
+
+// listen takes the port before anything else is set up: that it is taken
+// already is the likeliest mistake.
+func listen(ctx context.Context, port int) (net.Listener, error) {
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp", ":"+strconv.Itoa(port))
+	if err != nil {
+		return nil, fmt.Errorf("PORT: %w", err)
+	}
+	return listener, nil
+}
