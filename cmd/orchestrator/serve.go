@@ -35,16 +35,15 @@ const (
 // serve runs the service until ctx ends, then stops it in order. exampleURL is
 // the target in the examples of its OpenAPI document.
 func serve(ctx context.Context, c *config.Config, listener net.Listener, log *slog.Logger, exampleURL string) error {
+	policy, err := deliver.NewPolicy(c.TargetAllowHosts, c.TargetAllowNetworks, c.TargetRequireHTTPS)
+	if err != nil {
+		_ = listener.Close()
+		return fmt.Errorf("TARGET_ALLOW_HOSTS: %w", err)
+	}
 	store, err := openStore(ctx, c, log)
 	if err != nil {
 		_ = listener.Close()
 		return err
-	}
-	policy, err := deliver.NewPolicy(c.TargetAllowHosts, c.TargetAllowNetworks, c.TargetRequireHTTPS)
-	if err != nil {
-		_ = listener.Close()
-		store.Close()
-		return fmt.Errorf("TARGET_ALLOW_HOSTS: %w", err)
 	}
 	deliverer := deliver.New(deliver.Options{Policy: policy, Version: version, Concurrency: c.DispatchConcurrency})
 	dispatcher := dispatch.New(dispatchOptions(c, log), store, deliverer)

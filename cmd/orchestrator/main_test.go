@@ -1,0 +1,401 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/melodia/orchestrator/internal/postgres/pgtest"
+)
+
+// quickly is a retry policy that does not keep a test waiting.
+const quickly = `"retry":{"min_backoff_seconds":0.01,"max_backoff_seconds":0.05}`
+
+func TestTasksFromRequestToTarget(t *testing.T) {
+	t.Parallel()
+	p := start(t, "serve", "DATABASE_URL="+pgtest.URL(t))
+	release := make(chan struct{})
+	target := newTarget(t, func(w http.ResponseWriter, r *http.Request, nth int) {
+		switch {
+		case r.URL.Path == "/flaky" && nth <= 2:
+			http.Error(w, "not yet", http.StatusInternalServerError)
+		case r.URL.Path == "/busy" && nth == 1:
+			w.Header().Set("Retry-After", "1")
+			w.WriteHeader(http.StatusServiceUnavailable)
+		case r.URL.Path == "/hangs":
+			<-release
+		default:
+			statusOf(w, r, nth)
+		}
+	})
+	t.Cleanup(func() { close(release) }) // before the target closes
+	attemptsOf := func(tk taskJSON) (outcomes []string) {
+		for _, a := range tk.Attempts {
+			status := 0
+			if a.StatusCode != nil {
+				status = *a.StatusCode
+			}
+			outcomes = append(outcomes, fmt.Sprint(a.Number, " ", a.Outcome, " ", status))
+		}
+		return outcomes
+	}
+
+	for name, tt := range map[string]struct {
+		path, body string // BODY in the request: {"url": target.url + path, body}
+		endpoint   string
+		state      string
+		reason     string
+		attempts   []string
+	}{
+		"success": {path: "/200", body: `"payload":{"song_id":42}`, state: "succeeded", attempts: []string{"1 succeeded 200"}},
+		"500 twice, then 200": {path: "/flaky", body: quickly, state: "succeeded",
+			attempts: []string{"1 retryable 500", "2 retryable 500", "3 succeeded 200"}},
+		"a 4xx is final": {path: "/404", body: quickly, state: "failed", reason: "client_error", attempts: []string{"1 permanent 404"}},
+		"a 4xx that is retried on request": {path: "/409", body: `"retry":{"min_backoff_seconds":0.01,"max_attempts":2,"retry_client_errors":true}`,
+			state: "failed", reason: "attempts_exhausted", attempts: []string{"1 permanent 409", "2 permanent 409"}},
+		"a redirect is not followed": {path: "/302", body: quickly, state: "failed", reason: "client_error", attempts: []string{"1 permanent 302"}},
+		"attempts run out": {path: "/503", body: `"retry":{"min_backoff_seconds":0.01,"max_attempts":3}`,
+			state: "failed", reason: "attempts_exhausted", attempts: []string{"1 retryable 503", "2 retryable 503", "3 retryable 503"}},
+		"the retry duration runs out": {path: "/500", body: `"retry":{"min_backoff_seconds":60,"max_retry_duration_seconds":1}`,
+			state: "failed", reason: "retry_duration_exhausted", attempts: []string{"1 retryable 500"}},
+		"Retry-After raises the wait": {path: "/busy", body: quickly, state: "succeeded", attempts: []string{"1 retryable 503", "2 succeeded 200"}},
+		"timeout": {path: "/hangs", body: `"timeout_seconds":0.2,"retry":{"max_attempts":1}`,
+			state: "failed", reason: "attempts_exhausted", attempts: []string{"1 retryable 0"}},
+		"expired": {path: "/200/expired", body: `"expires_at":"2020-01-01T00:00:00Z"`, state: "failed", reason: "expired"},
+		"scheduled for later": {path: "/200/later", body: `"delay_seconds":1`, endpoint: "/schedule", state: "succeeded",
+			attempts: []string{"1 succeeded 200"}},
+		"scheduled for the past": {path: "/200/past", body: `"run_at":"2020-02-29T00:00:00","time_zone":"Europe/Berlin"`,
+			endpoint: "/schedule", state: "succeeded", attempts: []string{"1 succeeded 200"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			endpoint := "/enqueue"
+			if tt.endpoint != "" {
+				endpoint = tt.endpoint
+			}
+			submitted := p.submit(endpoint, `{"url":"`+target.url+tt.path+`",`+tt.body+`}`)
+			if submitted.State != "pending" {
+				t.Errorf("the answer's state is %s, want pending", submitted.State)
+			}
+			got := p.await(submitted.ID, ended)
+			reason := ""
+			if got.Reason != nil {
+				reason = *got.Reason
+			}
+			if got.State != tt.state || reason != tt.reason {
+				t.Errorf("ended as %s %q, want %s %q", got.State, reason, tt.state, tt.reason)
+			}
+			if diff := cmp.Diff(tt.attempts, attemptsOf(got)); diff != "" {
+				t.Errorf("attempts (-want +got):\n%s", diff)
+			}
+			calls := target.got(tt.path)
+			if len(calls) != len(tt.attempts) {
+				t.Errorf("the target was called %d times, want %d", len(calls), len(tt.attempts))
+			}
+			for i, c := range calls {
+				if id, n := c.header.Get("Orchestrator-Task-Id"), c.header.Get("Orchestrator-Attempt"); id != got.ID || n != fmt.Sprint(i+1) {
+					t.Errorf("call %d says task %s, attempt %s; want %s, %d", i, id, n, got.ID, i+1)
+				}
+			}
+			for _, a := range got.Attempts {
+				// By the database's clock, all of it: nothing runs before its run_at.
+				if a.Number == 1 && a.StartedAt.Before(submitted.RunAt) {
+					t.Errorf("started at %v, before its run_at %v", a.StartedAt, submitted.RunAt)
+				}
+			}
+		})
+	}
+	t.Run("the call is what was asked for", func(t *testing.T) {
+		t.Parallel()
+		submitted := p.submit("/enqueue", `{"url":"`+target.url+`/200/exact?q=1","method":"PUT","headers":{"X-Tenant":"melodia","Authorization":"Bearer s3cret"},
+			"payload": {"n":  12345678901234567890.10, "s":"\u0000"}}`)
+		if got := submitted.Headers["Authorization"]; got != "[redacted]" {
+			t.Errorf("Authorization reads back as %q, want [redacted]", got)
+		}
+		p.await(submitted.ID, ended)
+		calls := target.got("/200/exact")
+		if len(calls) != 1 {
+			t.Fatalf("%d calls, want 1", len(calls))
+		}
+		c := calls[0]
+		if want := `{"n":  12345678901234567890.10, "s":"\u0000"}`; c.body != want || c.method != http.MethodPut {
+			t.Errorf("call was %s %s, want PUT %s", c.method, c.body, want)
+		}
+		for name, want := range map[string]string{
+			"X-Tenant": "melodia", "Authorization": "Bearer s3cret", "Content-Type": "application/json", "User-Agent": "orchestrator/dev",
+			"Orchestrator-Max-Attempts": "10", "Orchestrator-Run-At": submitted.RunAt.Format("2006-01-02T15:04:05.000000Z"),
+		} {
+			if got := c.header.Get(name); got != want {
+				t.Errorf("header %s = %q, want %q", name, got, want)
+			}
+		}
+	})
+	t.Run("Retry-After was waited for", func(t *testing.T) {
+		t.Parallel()
+		eventually(t, func() bool { return len(target.got("/busy")) == 2 }, func() string { return "no second call" })
+		calls := target.got("/busy")
+		if gap := calls[1].at.Sub(calls[0].at); gap < time.Second {
+			t.Errorf("the second call came after %v, want a second at least", gap)
+		}
+	})
+}
+
+func TestWorkerEndpoint(t *testing.T) {
+	t.Parallel()
+	p := start(t, "serve", "DATABASE_URL="+pgtest.URL(t))
+	target := newTarget(t, statusOf)
+	post := func(body string) answer { t.Helper(); return p.do(http.MethodPost, "/worker-endpoint", body) }
+
+	if a := post(`{"url":"` + target.url + `/200","payload":1}`); a.status != http.StatusOK ||
+		!strings.Contains(a.raw, `"outcome":"succeeded"`) || !strings.Contains(a.raw, `"response_excerpt":"answered 200"`) {
+		t.Errorf("a request in the body: %d %s, want 200 and its outcome", a.status, a.raw)
+	}
+	if a := post(`{"url":"` + target.url + `/404"}`); a.status != http.StatusBadGateway || !strings.Contains(a.raw, `"status_code":404`) {
+		t.Errorf("a target that answers 404: %d %s, want 502", a.status, a.raw)
+	}
+	later := p.submit("/schedule", `{"url":"`+target.url+`/200/stored","delay_seconds":3600}`)
+	if a := post(`{"task_id":"` + later.ID + `"}`); a.status != http.StatusOK {
+		t.Errorf("a stored task: %d %s, want 200", a.status, a.raw)
+	}
+	if got := p.await(later.ID, ended); got.State != "succeeded" || len(target.got("/200/stored")) != 1 {
+		t.Errorf("the stored task is %s after %d calls, want succeeded after 1", got.State, len(target.got("/200/stored")))
+	}
+	if a := post(`{"task_id":"` + later.ID + `"}`); a.status != http.StatusConflict {
+		t.Errorf("a task that has ended: %d %s, want 409", a.status, a.raw)
+	}
+	if a := post(`{"task_id":"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b"}`); a.status != http.StatusNotFound {
+		t.Errorf("an unknown task: %d %s, want 404", a.status, a.raw)
+	}
+	// A call to ourselves through ourselves; the inner one is refused.
+	inner := `{"url":"` + target.url + `/200/inner"}`
+	if a := post(`{"url":"` + p.url + `/worker-endpoint","payload":` + inner + `}`); a.status != http.StatusBadGateway ||
+		!strings.Contains(a.raw, `"status_code":508`) || len(target.got("/200/inner")) != 0 {
+		t.Errorf("a loop: %d %s, want 502 because of 508", a.status, a.raw)
+	}
+	// A stored task may call our /worker-endpoint once.
+	once := p.submit("/enqueue", `{"url":"`+p.url+`/worker-endpoint","payload":`+inner+`}`)
+	if got := p.await(once.ID, ended); got.State != "succeeded" || len(target.got("/200/inner")) != 1 {
+		t.Errorf("a task for our own /worker-endpoint: %s, want succeeded", compact(t, got))
+	}
+}
+
+// SIGTERM with a call in flight: the process is gone in time, the attempt is
+// not counted, and another process carries the task out.
+func TestShutdownGivesRunningTasksBack(t *testing.T) {
+	t.Parallel()
+	database := "DATABASE_URL=" + pgtest.URL(t)
+	release := make(chan struct{})
+	arrived := make(chan struct{}, 1)
+	target := newTarget(t, func(w http.ResponseWriter, r *http.Request, nth int) {
+		if nth == 1 {
+			arrived <- struct{}{}
+			select {
+			case <-release:
+			case <-r.Context().Done():
+			}
+		}
+	})
+	t.Cleanup(func() { close(release) })
+
+	first := start(t, "serve", database, "SHUTDOWN_GRACE=1s")
+	submitted := first.submit("/enqueue", `{"url":"`+target.url+`/slow"}`)
+	<-arrived
+	if took := first.stop(syscall.SIGTERM); took > 10*time.Second {
+		t.Errorf("stopping took %v, want less than 10 s", took)
+	}
+	if code := first.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("exit code %d, want 0", code)
+	}
+
+	reader := start(t, "serve", database, "DISPATCH=false")
+	got := reader.do(http.MethodGet, "/tasks/"+submitted.ID, "").task
+	if got.State != "pending" || got.AttemptCount != 0 || len(got.Attempts) != 1 || got.Attempts[0].Outcome != "interrupted" {
+		t.Errorf("after the stop: %s, want pending, no attempt counted, one interrupted", compact(t, got))
+	}
+	second := start(t, "serve", database)
+	got = second.await(submitted.ID, ended)
+	if got.State != "succeeded" || got.AttemptCount != 1 || got.Attempts[len(got.Attempts)-1].Number != 1 {
+		t.Errorf("at the end: %s, want succeeded by attempt number 1", compact(t, got))
+	}
+	if n := len(target.got("/slow")); n != 2 {
+		t.Errorf("the target was called %d times, want 2", n)
+	}
+}
+
+func TestShutdownLetsQuickCallsEnd(t *testing.T) {
+	t.Parallel()
+	arrived, release := make(chan struct{}), make(chan struct{})
+	target := newTarget(t, func(http.ResponseWriter, *http.Request, int) {
+		close(arrived)
+		<-release
+	})
+	database := "DATABASE_URL=" + pgtest.URL(t)
+	p := start(t, "serve", database, "SHUTDOWN_GRACE=1m")
+	submitted := p.submit("/enqueue", `{"url":"`+target.url+`/quick"}`)
+	<-arrived
+	var stopping sync.WaitGroup
+	stopping.Go(func() { p.stop(syscall.SIGTERM) })
+	// It serves until its calls have ended, and says that it is not ready.
+	eventually(t, func() bool { return p.do(http.MethodGet, "/health", "").status == http.StatusServiceUnavailable },
+		func() string { return "/health does not say 503 while stopping" })
+	if a := p.do(http.MethodGet, "/health/live", ""); a.status != http.StatusOK {
+		t.Errorf("/health/live = %d while stopping, want 200", a.status)
+	}
+	close(release)
+	stopping.Wait()
+	reader := start(t, "serve", database, "DISPATCH=false")
+	if got := reader.do(http.MethodGet, "/tasks/"+submitted.ID, "").task; got.State != "succeeded" || len(got.Attempts) != 1 {
+		t.Errorf("task is %s, want succeeded", compact(t, got))
+	}
+}
+
+func TestTwoInstancesShareTheWork(t *testing.T) {
+	t.Parallel()
+	const n = 200
+	target := newTarget(t, statusOf)
+	database := "DATABASE_URL=" + pgtest.URL(t)
+	// Few slots, so that no single instance can take everything at once.
+	instances := []*process{
+		start(t, "serve", database, "DISPATCH_CONCURRENCY=2", "POLL_INTERVAL=50ms"),
+		start(t, "serve", database, "DISPATCH_CONCURRENCY=2", "POLL_INTERVAL=50ms"),
+	}
+	var callers sync.WaitGroup
+	ids := make([]string, n)
+	for i := range n {
+		callers.Go(func() {
+			ids[i] = instances[0].submit("/enqueue", `{"url":"`+target.url+`/200/shared"}`).ID
+		})
+	}
+	callers.Wait()
+	for _, id := range ids {
+		if got := instances[1].await(id, ended); got.State != "succeeded" || got.AttemptCount != 1 {
+			t.Errorf("task %s: %s", id, compact(t, got))
+		}
+	}
+	if calls := len(target.got("/200/shared")); calls != n {
+		t.Errorf("the target was called %d times, want %d: each task once", calls, n)
+	}
+	for i, instance := range instances {
+		if carriedOut := strings.Count(strings.Join(instance.lines(), "\n"), "task succeeded"); carriedOut == 0 {
+			t.Errorf("instance %d carried out none of %d tasks", i, n)
+		}
+	}
+}
+
+func TestBadSettings(t *testing.T) {
+	t.Setenv("DATABASE_URL", "postgres://u:hunter2@127.0.0.1:1/db?sslmode=nonsense")
+	t.Setenv("PORT", "0")
+	for name, tt := range map[string]struct {
+		env  map[string]string
+		want []string
+	}{
+		"no database":          {map[string]string{"DATABASE_URL": ""}, []string{"DATABASE_URL is not set"}},
+		"several mistakes":     {map[string]string{"PORT": "x", "POLL_INTERVAL": "1"}, []string{"PORT must be a whole number", "POLL_INTERVAL must be a duration"}},
+		"a URL of no sort":     {nil, []string{"database URL is not valid"}},
+		"a host that is a URL": {map[string]string{"TARGET_ALLOW_HOSTS": "https://x:1/"}, []string{"TARGET_ALLOW_HOSTS"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for key, value := range tt.env {
+				t.Setenv(key, value)
+			}
+			var stdout, stderr bytes.Buffer
+			if code := run(t.Context(), []string{"serve"}, &stdout, &stderr); code != 1 {
+				t.Errorf("exit code %d, want 1", code)
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(stderr.String(), want) {
+					t.Errorf("stderr = %q, want a line with %q", stderr.String(), want)
+				}
+			}
+			if strings.Contains(stderr.String()+stdout.String(), "hunter2") {
+				t.Errorf("the password is shown: %s%s", stdout.String(), stderr.String())
+			}
+		})
+	}
+}
+
+func TestCommands(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		args   []string
+		code   int
+		stdout string
+		stderr string
+	}{
+		"version":            {[]string{"version"}, 0, "dev\n", ""},
+		"help":               {[]string{"help"}, 0, usage, ""},
+		"an unknown command": {[]string{"srve"}, 2, "", usage},
+		"too many arguments": {[]string{"version", "now"}, 2, "", usage},
+	} {
+		var stdout, stderr bytes.Buffer
+		if code := run(t.Context(), tt.args, &stdout, &stderr); code != tt.code || stdout.String() != tt.stdout || stderr.String() != tt.stderr {
+			t.Errorf("%s: %d, %q, %q; want %d, %q, %q", name, code, stdout.String(), stderr.String(), tt.code, tt.stdout, tt.stderr)
+		}
+	}
+}
+
+func TestMigrate(t *testing.T) {
+	t.Setenv("DATABASE_URL", pgtest.EmptyURL(t))
+	for _, want := range []string{"migrations applied: 1\n", "migrations applied: 0\n"} {
+		var stdout, stderr bytes.Buffer
+		if code := run(t.Context(), []string{"migrate"}, &stdout, &stderr); code != 0 || stdout.String() != want {
+			t.Errorf("migrate: %d, %q, %q; want 0, %q", code, stdout.String(), stderr.String(), want)
+		}
+	}
+}
+
+func TestCommittedDocumentIsFresh(t *testing.T) {
+	t.Parallel()
+	committed, err := os.ReadFile("../../api/openapi.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr bytes.Buffer
+	if code := run(t.Context(), []string{"openapi"}, &stdout, &stderr); code != 0 {
+		t.Fatalf("openapi: exit code %d: %s", code, stderr.String())
+	}
+	if diff := cmp.Diff(string(committed), stdout.String()); diff != "" {
+		t.Errorf("api/openapi.yaml is stale; run: go run ./cmd/orchestrator openapi > api/openapi.yaml\n%s", diff)
+	}
+}
+
+// What dev prints works as it is.
+func TestDev(t *testing.T) {
+	t.Parallel()
+	p := start(t, "dev", "DATABASE_URL="+pgtest.URL(t), "TARGET_ALLOW_NETWORKS=")
+	printed := strings.Join(p.lines(), "\n")
+	commands := regexp.MustCompile(`curl -i (\S+) -H 'Content-Type: application/json' \\\n\s+-d '([^']*)'`).FindAllStringSubmatch(printed, -1)
+	if len(commands) != 2 {
+		t.Fatalf("dev prints %d commands, want 2:\n%s", len(commands), printed)
+	}
+	for _, c := range commands {
+		submitted := p.submit(strings.TrimPrefix(c[1], p.url), c[2])
+		if got := p.await(submitted.ID, ended); got.State != "succeeded" {
+			t.Errorf("%s: %s", c[0], compact(t, got))
+		}
+	}
+	log := strings.Join(p.lines(), "\n")
+	for _, want := range []string{"echo target was called", `song_id`, "Your mix is ready"} {
+		if !strings.Contains(log, want) {
+			t.Errorf("the log does not show %q", want)
+		}
+	}
+	if !strings.Contains(printed, p.url+"/docs") {
+		t.Errorf("dev does not print where the documentation is:\n%s", printed)
+	}
+	if a := p.do(http.MethodGet, "/docs/index.html", ""); a.status != http.StatusOK || !strings.Contains(a.raw, "swagger-ui") {
+		t.Errorf("/docs/index.html = %d", a.status)
+	}
+	if p.stop(syscall.SIGINT); p.cmd.ProcessState.ExitCode() != 0 {
+		t.Errorf("exit code %d after Ctrl-C, want 0", p.cmd.ProcessState.ExitCode())
+	}
+}

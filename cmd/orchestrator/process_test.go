@@ -1,0 +1,289 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/melodia/orchestrator/internal/postgres/pgtest"
+)
+
+// patience is how long a test waits for what must happen soon, on a machine
+// of any speed.
+const patience = time.Minute
+
+// binary is the program under test.
+var binary string
+
+func TestMain(m *testing.M) {
+	os.Exit(buildAndRun(m))
+}
+
+func buildAndRun(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "orchestrator-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	binary = filepath.Join(dir, "orchestrator")
+	build := exec.Command("go", "build", "-o", binary, ".")
+	build.Stdout, build.Stderr = os.Stderr, os.Stderr
+	if err := build.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, "build the program under test:", err)
+		return 1
+	}
+	return pgtest.Main(m)
+}
+
+// process is a running orchestrator.
+type process struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	url  string
+	done chan struct{} // closed when it has ended and its output is read
+
+	mu     sync.Mutex
+	output []string
+}
+
+// start runs a command of the program with settings (NAME=value) on top of
+// those that every test wants, and waits until it serves.
+func start(t *testing.T, command string, settings ...string) *process {
+	t.Helper()
+	p := &process{t: t, done: make(chan struct{})}
+	p.cmd = exec.Command(binary, command)
+	p.cmd.Env = append(os.Environ(), "PORT=0", "LOG_FORMAT=json", "LOG_LEVEL=debug", "TARGET_ALLOW_NETWORKS=127.0.0.0/8")
+	p.cmd.Env = append(p.cmd.Env, settings...)
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.cmd.Stderr = p.cmd.Stdout
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Kill() // it has ended already where all went well
+		<-p.done
+		if t.Failed() {
+			t.Logf("output of %s:\n%s", command, strings.Join(p.lines(), "\n"))
+		}
+	})
+	address := make(chan string, 1)
+	go func() {
+		defer close(p.done)
+		lines := bufio.NewScanner(out)
+		lines.Buffer(nil, 1<<20)
+		for lines.Scan() {
+			p.mu.Lock()
+			p.output = append(p.output, lines.Text())
+			p.mu.Unlock()
+			var entry struct{ Msg, Address string }
+			if json.Unmarshal(lines.Bytes(), &entry) == nil && entry.Msg == "serving" {
+				address <- entry.Address
+			}
+		}
+		_ = p.cmd.Wait() // the exit code is in ProcessState
+	}()
+	select {
+	case a := <-address:
+		_, port, _ := strings.Cut(strings.ReplaceAll(a, "[::]", ""), ":")
+		p.url = "http://127.0.0.1:" + port
+	case <-p.done:
+		t.Fatalf("%s ended before it served", command)
+	case <-time.After(patience):
+		t.Fatalf("%s did not serve within %v", command, patience)
+	}
+	return p
+}
+
+func (p *process) lines() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]string(nil), p.output...)
+}
+
+// stop sends a signal, waits for the end, and returns how long that took.
+func (p *process) stop(signal syscall.Signal) time.Duration {
+	p.t.Helper()
+	begin := time.Now()
+	if err := p.cmd.Process.Signal(signal); err != nil {
+		p.t.Fatalf("signal: %v", err)
+	}
+	select {
+	case <-p.done:
+	case <-time.After(patience):
+		p.t.Fatalf("the process did not end within %v", patience)
+	}
+	return time.Since(begin)
+}
+
+// answer is what the service said.
+type answer struct {
+	status int
+	header http.Header
+	raw    string
+	task   taskJSON
+}
+
+type taskJSON struct {
+	ID           string
+	State        string
+	Reason       *string
+	RunAt        time.Time  `json:"run_at"`
+	CreatedAt    time.Time  `json:"created_at"`
+	FinishedAt   *time.Time `json:"finished_at"`
+	AttemptCount int        `json:"attempt_count"`
+	Headers      map[string]string
+	Attempts     []struct {
+		Number            int
+		Outcome           string
+		StatusCode        *int      `json:"status_code"`
+		StartedAt         time.Time `json:"started_at"`
+		DurationSeconds   float64   `json:"duration_seconds"`
+		Error             *string
+		ResponseExcerpt   *string  `json:"response_excerpt"`
+		RetryAfterSeconds *float64 `json:"retry_after_seconds"`
+	}
+}
+
+func (p *process) do(method, path, body string) answer {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(p.t.Context(), patience)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, method, p.url+path, strings.NewReader(body))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if body != "" {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		p.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	raw, err := io.ReadAll(response.Body)
+	if err != nil {
+		p.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	a := answer{status: response.StatusCode, header: response.Header, raw: string(raw)}
+	_ = json.Unmarshal(raw, &a.task) // an answer of another shape leaves it empty
+	return a
+}
+
+// submit posts a task and returns it; the answer must be 202.
+func (p *process) submit(path, body string) taskJSON {
+	p.t.Helper()
+	a := p.do(http.MethodPost, path, body)
+	if a.status != http.StatusAccepted {
+		p.t.Fatalf("POST %s = %d %s, want 202", path, a.status, a.raw)
+	}
+	if want := "/tasks/" + a.task.ID; a.header.Get("Location") != want {
+		p.t.Errorf("Location = %q, want %q", a.header.Get("Location"), want)
+	}
+	return a.task
+}
+
+// await polls a task until ok says that it is as wanted.
+func (p *process) await(id string, ok func(taskJSON) bool) taskJSON {
+	p.t.Helper()
+	var last answer
+	eventually(p.t, func() bool {
+		last = p.do(http.MethodGet, "/tasks/"+id, "")
+		return last.status == http.StatusOK && ok(last.task)
+	}, func() string { return "task is not as wanted: " + last.raw })
+	return last.task
+}
+
+func ended(t taskJSON) bool { return t.State == "succeeded" || t.State == "failed" }
+
+// eventually asks again and again, for as long as patience lasts.
+func eventually(t *testing.T, ok func() bool, complaint func() string) {
+	t.Helper()
+	deadline := time.After(patience)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-deadline:
+			t.Fatal(complaint())
+		case <-tick.C:
+		}
+	}
+}
+
+// target is a server that the tasks of a test call.
+type target struct {
+	url string
+
+	mu    sync.Mutex
+	calls map[string][]call // by path
+}
+
+type call struct {
+	at     time.Time
+	method string
+	header http.Header
+	body   string
+}
+
+// newTarget answers the nth call (from 1) of a path with handle.
+func newTarget(t *testing.T, handle func(w http.ResponseWriter, r *http.Request, nth int)) *target {
+	t.Helper()
+	target := &target{calls: map[string][]call{}}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return
+		}
+		target.mu.Lock()
+		target.calls[r.URL.Path] = append(target.calls[r.URL.Path], call{time.Now(), r.Method, r.Header, string(body)})
+		nth := len(target.calls[r.URL.Path])
+		target.mu.Unlock()
+		handle(w, r, nth)
+	}))
+	t.Cleanup(server.Close)
+	target.url = server.URL
+	return target
+}
+
+func (t *target) got(path string) []call {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return append([]call(nil), t.calls[path]...)
+}
+
+// statusOf lets a path say what is answered: /200, /503/name.
+func statusOf(w http.ResponseWriter, r *http.Request, _ int) {
+	code, err := strconv.Atoi(strings.Split(r.URL.Path, "/")[1])
+	if err != nil {
+		code = http.StatusOK
+	}
+	w.WriteHeader(code)
+	fmt.Fprintf(w, "answered %d", code)
+}
+
+func compact(t *testing.T, v any) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := json.NewEncoder(&b).Encode(v); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
