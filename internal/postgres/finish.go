@@ -37,20 +37,20 @@ WITH result AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::float8[], $6::text[], $7::int[])
         AS r (id, claim, state, reason, wait_seconds, attempts, counted)
 ), held AS MATERIALIZED (
-    SELECT t.id FROM tasks t JOIN result r ON r.id = t.id
-    WHERE t.claim = r.claim AND t.state = 'running'
+    SELECT r.* FROM tasks t JOIN result r ON r.id = t.id
+    WHERE t.id = ANY ($1::uuid[]) AND t.claim = r.claim AND t.state = 'running'
     ORDER BY t.id
     FOR UPDATE OF t
 ), again AS (
     UPDATE tasks t SET state = 'pending', run_at = now() + make_interval(secs => r.wait_seconds),
         worker_id = NULL, claimed_at = NULL,
         attempts = t.attempts || r.attempts::jsonb, attempt_count = t.attempt_count + r.counted
-    FROM held h JOIN result r ON r.id = h.id
-    WHERE t.id = h.id AND r.state = 'pending'
+    FROM held r
+    WHERE r.id = t.id AND t.id = ANY (ARRAY(SELECT id FROM held WHERE state = 'pending'))
     RETURNING t.id
 ), ended AS (
-    DELETE FROM tasks t USING held h JOIN result r ON r.id = h.id
-    WHERE t.id = h.id AND r.state <> 'pending'
+    DELETE FROM tasks t USING held r
+    WHERE r.id = t.id AND t.id = ANY (ARRAY(SELECT id FROM held WHERE state <> 'pending'))
     RETURNING t.id, t.run_at, t.created_at, t.expires_at, t.claim, t.timeout_seconds,
         t.max_retry_duration_seconds, t.min_backoff_seconds, t.max_backoff_seconds, t.max_attempts,
         t.max_doublings, t.attempt_count + r.counted AS attempt_count, t.retry_client_errors, r.state, r.reason,

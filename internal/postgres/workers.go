@@ -75,7 +75,7 @@ UPDATE tasks t SET state = 'pending', run_at = now(), worker_id = NULL, claimed_
         'duration_seconds', EXTRACT(EPOCH FROM now() - t.claimed_at)::float8,
         'outcome', 'lost',
         'error', 'the instance that made this attempt stopped answering'))
-FROM lost WHERE t.id = lost.id`
+WHERE t.id = ANY (ARRAY(SELECT id FROM lost))`
 
 // Reap takes running tasks from whoever cannot finish them: every worker that
 // has been silent for lease, and the calling worker itself where the answer to

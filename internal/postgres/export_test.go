@@ -1,0 +1,8 @@
+package postgres
+
+// The hot statements, for tests of their plans.
+const (
+	ClaimDueSQL = claimDueSQL
+	FinishSQL   = finishSQL
+	NextDueSQL  = nextDueSQL
+)
