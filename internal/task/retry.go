@@ -52,21 +52,24 @@ func DefaultRetryPolicy() RetryPolicy {
 // min*2^D*(n-D), never above MaxBackoff and never below zero.
 func (p RetryPolicy) Backoff(n int) time.Duration {
 	n = max(n, 1)
-	doublings := min(n-1, p.MaxDoublings)
-	wait := float64(p.MinBackoff) * math.Pow(2, float64(doublings))
-	if n > p.MaxDoublings+1 {
-		wait *= float64(n - p.MaxDoublings)
+	shortest, longest := max(p.MinBackoff, 0), max(p.MaxBackoff, 0)
+	// Up to n = D+1 the factor n-D is 1, so that one formula serves both halves.
+	doublings := max(min(n-1, p.MaxDoublings), 0)
+	factor := time.Duration(n - doublings)
+	// Divided instead of multiplied: the product may be beyond a Duration's range.
+	if shortest > longest>>doublings/factor {
+		return longest
 	}
-	// Compared as floats: the product may be beyond a Duration's range.
-	if wait >= float64(p.MaxBackoff) {
-		return max(p.MaxBackoff, 0)
-	}
-	return max(time.Duration(wait), 0)
+	return shortest << doublings * factor
 }
 
 // jittered spreads wait evenly over ±[Jitter]; random is in [0, 1).
 func jittered(wait time.Duration, random float64) time.Duration {
-	return time.Duration(float64(wait) * (1 - Jitter + 2*Jitter*random))
+	spread := float64(wait) * (1 - Jitter + 2*Jitter*random)
+	if spread >= math.MaxInt64 {
+		return math.MaxInt64
+	}
+	return time.Duration(spread)
 }
 
 // check reports every rule that p breaks.

@@ -2,15 +2,16 @@ package task
 
 import (
 	"errors"
+	"regexp"
+	"sort"
 	"time"
 )
 
 // Errors of [ParseRunAt]. Their texts complete "run_at …".
 var (
-	ErrNoZone    = errors.New("has no offset: add one (2026-12-24T21:00:00-03:00), or say in time_zone which zone it means")
-	ErrTwoZones  = errors.New("has an offset and time_zone is given too: leave one of them out")
-	ErrNotATime  = errors.New("must be a time like 2026-12-24T21:00:00Z or 2026-12-24T21:00:00-03:00 (RFC 3339), or 2026-12-24T21:00:00 with time_zone")
-	errWallClock = errors.New("the zone's transitions are inconsistent")
+	ErrNoZone   = errors.New("has no offset: add one (2026-12-24T21:00:00-03:00), or say in time_zone which zone it means")
+	ErrTwoZones = errors.New("has an offset and time_zone is given too: leave one of them out")
+	ErrNotATime = errors.New("must be a time like 2026-12-24T21:00:00Z or 2026-12-24T21:00:00-03:00 (RFC 3339), or 2026-12-24T21:00:00 with time_zone")
 )
 
 // ParseRunAt reads the moment that s names: RFC 3339 with an offset and a nil
@@ -20,63 +21,59 @@ var (
 // right after the gap is meant; where the local time comes twice (they go
 // back), the first.
 func ParseRunAt(s string, zone *time.Location) (time.Time, error) {
-	var t time.Time
-	// UnmarshalText is strict about RFC 3339, unlike time.Parse.
-	if err := t.UnmarshalText([]byte(s)); err == nil {
-		if zone != nil {
-			return time.Time{}, ErrTwoZones
-		}
-		return t.UTC(), nil
-	}
-	wall, err := parseLocal(s)
-	if err != nil {
+	parts := timeFormat.FindStringSubmatch(s)
+	if parts == nil {
 		return time.Time{}, ErrNotATime
 	}
-	if zone == nil {
-		return time.Time{}, ErrNoZone
+	local := parts[1] == ""
+	if local {
+		s += "Z"
 	}
-	return resolve(wall, zone)
+	t, err := time.Parse(time.RFC3339, s)
+	switch {
+	case err != nil:
+		return time.Time{}, ErrNotATime
+	case local && zone == nil:
+		return time.Time{}, ErrNoZone
+	case local:
+		return resolve(t, zone), nil
+	case zone != nil:
+		return time.Time{}, ErrTwoZones
+	}
+	return t.UTC(), nil
 }
 
-// parseLocal reads a local time as if it were UTC.
-func parseLocal(s string) (time.Time, error) {
-	var t time.Time
-	if err := t.UnmarshalText([]byte(s + "Z")); err != nil {
-		return time.Time{}, err
-	}
-	return t, nil
-}
+// timeFormat is the date-time of RFC 3339 §5.6 whose offset may be missing.
+// [time.Parse] alone also takes an hour of one digit, a comma before the
+// fraction, and offsets of 24 hours or 60 minutes.
+var timeFormat = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)?$`)
 
 // resolve turns the local time whose fields are those of wall (in UTC) into a
 // moment in zone.
-func resolve(wall time.Time, zone *time.Location) (time.Time, error) {
-	t := time.Date(wall.Year(), wall.Month(), wall.Day(), wall.Hour(), wall.Minute(), wall.Second(), wall.Nanosecond(), zone)
-	start, end := t.ZoneBounds()
-
-	got := wallClock(t)
+func resolve(wall time.Time, zone *time.Location) time.Time {
+	// No zone is farther from UTC (RFC 9636 §3.2), and clocks change days apart:
+	// one change at most matters.
+	const farthest = 26 * time.Hour
+	before, after := offset(wall.Add(-farthest), zone), offset(wall.Add(farthest), zone)
+	first, second := wall.Add(-before), wall.Add(-after)
 	switch {
-	case got.Equal(wall):
-		// The same local time may have come before, under the previous offset.
-		if start.IsZero() {
-			return t.UTC(), nil
-		}
-		_, before := start.Add(-time.Nanosecond).Zone()
-		if earlier := wall.Add(-time.Duration(before) * time.Second); earlier.Before(start) {
-			return earlier.UTC(), nil
-		}
-		return t.UTC(), nil
-	case got.After(wall) && !start.IsZero():
-		// In the gap, read with the offset from before it: the gap ended at start.
-		return start.UTC(), nil
-	case got.Before(wall) && !end.IsZero():
-		// In the gap, read with the offset from after it: the gap begins at end.
-		return end.UTC(), nil
+	case offset(first, zone) == before:
+		return first
+	case offset(second, zone) == after:
+		return second
 	}
-	return time.Time{}, errWallClock
+	// The clocks skip wall, so the change lies between second and first.
+	// ZoneBounds misses it where a zone's table of changes ends and its rule
+	// begins (America/Indiana/Winamac in 2007).
+	start := second.Truncate(time.Second)
+	skipped := sort.Search(int((after-before)/time.Second), func(i int) bool {
+		return offset(start.Add(time.Duration(i)*time.Second), zone) == after
+	})
+	return start.Add(time.Duration(skipped) * time.Second)
 }
 
-// wallClock returns a UTC time with the fields that t shows in its own zone.
-func wallClock(t time.Time) time.Time {
-	_, offset := t.Zone()
-	return t.UTC().Add(time.Duration(offset) * time.Second)
+// offset returns how far the clocks of zone are ahead of UTC at moment.
+func offset(moment time.Time, zone *time.Location) time.Duration {
+	_, seconds := moment.In(zone).Zone()
+	return time.Duration(seconds) * time.Second
 }

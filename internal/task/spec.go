@@ -3,7 +3,6 @@ package task
 import (
 	"fmt"
 	"maps"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -45,11 +44,12 @@ const (
 	Horizon = 10 * 365 * 24 * time.Hour
 )
 
-// Methods are the request methods that a task may use.
+// methods are the request methods that a task may use.
 var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
 
 // FieldError says what is wrong with one field of a request. It never holds
-// the value that was sent.
+// the value that was sent, nor a name that the rules do not allow: it may be a
+// value in the wrong place.
 type FieldError struct {
 	// Path leads to the field: "retry", "max_attempts".
 	Path []string
@@ -106,7 +106,7 @@ func checkWhen(when When, expiresAt, now time.Time, add func(message, kind strin
 	if !expiresAt.IsZero() && (expiresAt.Year() < 1970 || expiresAt.Year() > 9998) {
 		add("must be between the years 1970 and 9998", "out_of_range", "expires_at")
 	}
-	if !when.At.IsZero() && !expiresAt.IsZero() && expiresAt.Before(when.At) {
+	if !expiresAt.IsZero() && expiresAt.Before(when.At) {
 		add("must not be before run_at: the task would expire before its first attempt", "conflict", "expires_at")
 	}
 }
@@ -156,16 +156,12 @@ func checkURL(raw string) string {
 		return "must name a host"
 	}
 	host := u.Hostname()
-	if strings.ContainsFunc(host, func(r rune) bool { return r >= 0x80 }) {
-		return "must name its host in ASCII; write international names in punycode (xn--…)"
-	}
-	if strings.Contains(host, "%") {
-		return "must not have an IPv6 zone or a percent sign in its host"
-	}
-	if strings.HasPrefix(u.Host, "[") {
-		if a, err := netip.ParseAddr(host); err != nil || !a.Is6() {
-			return "must have an IPv6 address inside the brackets of its host"
+	if strings.HasPrefix(u.Host, "[") { // an IPv6 address, or url.Parse would have refused it
+		if strings.Contains(host, "%") {
+			return "must not have an IPv6 zone in its host"
 		}
+	} else if strings.ContainsFunc(host, func(r rune) bool { return !isAlphanumeric(r) && !strings.ContainsRune("-._", r) }) {
+		return "must name its host in ASCII letters, digits, hyphens and dots; write international names in punycode (xn--…)"
 	}
 	if p := u.Port(); p != "" {
 		if n, err := strconv.Atoi(p); err != nil || n < 1 || n > 65535 {
@@ -178,30 +174,32 @@ func checkURL(raw string) string {
 }
 
 func checkHeaders(headers map[string]string, add func(message, kind string, path ...string)) {
-	if len(headers) > MaxHeaders {
+	size := 0
+	for name, value := range headers {
+		size += len(name) + len(value)
+	}
+	switch {
+	case len(headers) > MaxHeaders:
 		add("must have at most 50 entries", "too_long", "headers")
 		return
+	case size > MaxHeaderBytes:
+		add("must be at most 8192 bytes in all, names and values together", "too_long", "headers")
+		return
 	}
-	size := 0
 	seen := make(map[string]bool, len(headers))
 	for _, name := range slices.Sorted(maps.Keys(headers)) {
-		value := headers[name]
-		size += len(name) + len(value)
 		lower := strings.ToLower(name)
 		switch {
 		case !isToken(name):
-			add("has a name that RFC 9110 does not allow", "invalid", "headers", name)
+			add("has a name that RFC 9110 does not allow", "invalid", "headers")
 		case isReserved(lower):
 			add("is reserved: the service or the connection sets it", "reserved", "headers", name)
 		case seen[lower]:
 			add("is there twice; header names are the same in either case", "duplicate", "headers", name)
-		case !isFieldValue(value):
+		case !isFieldValue(headers[name]):
 			add("has a value that RFC 9110 does not allow: no control characters, no space at either end", "invalid", "headers", name)
 		}
 		seen[lower] = true
-	}
-	if size > MaxHeaderBytes {
-		add("must be at most 8192 bytes in all, names and values together", "too_long", "headers")
 	}
 }
 
@@ -214,7 +212,7 @@ func checkLabels(labels map[string]string, add func(message, kind string, path .
 		value := labels[name]
 		switch {
 		case name == "" || len(name) > MaxLabelName || !isPlainText(name):
-			add(fmt.Sprintf("must have a name of 1 to %d bytes without control characters", MaxLabelName), "invalid", "labels", name)
+			add(fmt.Sprintf("must have a name of 1 to %d bytes without control characters", MaxLabelName), "invalid", "labels")
 		case len(value) > MaxLabelValue || !isPlainText(value):
 			add(fmt.Sprintf("must have a value of at most %d bytes without control characters", MaxLabelValue), "invalid", "labels", name)
 		}
@@ -228,9 +226,12 @@ func isPlainText(s string) bool {
 // isToken follows RFC 9110 §5.6.2.
 func isToken(s string) bool {
 	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
-		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' ||
-			strings.ContainsRune("!#$%&'*+-.^_`|~", r))
+		return !isAlphanumeric(r) && !strings.ContainsRune("!#$%&'*+-.^_`|~", r)
 	})
+}
+
+func isAlphanumeric(r rune) bool {
+	return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9'
 }
 
 // isFieldValue follows RFC 9110 §5.5: visible characters, obs-text, and spaces
@@ -266,13 +267,14 @@ func isReserved(lower string) bool {
 
 // secretWords mark a header whose value is a credential. In lower case.
 var secretWords = []string{
-	"auth", "cookie", "token", "secret", "password", "passwd", "api-key", "apikey", "api_key",
-	"access-key", "private-key", "credential", "signature", "session",
+	"auth", "cookie", "token", "secret", "pass", "key", "jwt", "credential", "signature", "session",
 }
 
 // IsSecretHeader reports whether the values of headers of this name are kept
-// out of every answer, log and error.
+// out of every answer, log and error. It errs on the side of silence.
 func IsSecretHeader(name string) bool {
 	lower := strings.ToLower(name)
-	return slices.ContainsFunc(secretWords, func(word string) bool { return strings.Contains(lower, word) })
+	return lower != "idempotency-key" && slices.ContainsFunc(secretWords, func(word string) bool {
+		return strings.Contains(lower, word)
+	})
 }

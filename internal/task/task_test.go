@@ -1,0 +1,45 @@
+package task_test
+
+import (
+	"testing"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+var states = []task.State{task.Pending, task.Running, task.Succeeded, task.Failed, task.Cancelled}
+
+func TestCanBecome(t *testing.T) {
+	t.Parallel()
+	legal := map[[2]task.State]bool{
+		{task.Pending, task.Running}:   true,
+		{task.Pending, task.Cancelled}: true,
+		{task.Running, task.Pending}:   true,
+		{task.Running, task.Succeeded}: true,
+		{task.Running, task.Failed}:    true,
+		{task.Running, task.Cancelled}: true,
+	}
+	all := append([]task.State{"", "unknown"}, states...)
+	for _, from := range all {
+		for _, to := range all {
+			if got, want := from.CanBecome(to), legal[[2]task.State{from, to}]; got != want {
+				t.Errorf("%q.CanBecome(%q) = %t, want %t", from, to, got, want)
+			}
+		}
+	}
+}
+
+func TestEnded(t *testing.T) {
+	t.Parallel()
+	for _, s := range states {
+		leads := false
+		for _, next := range states {
+			leads = leads || s.CanBecome(next)
+		}
+		if got, want := s.Ended(), !leads; got != want {
+			t.Errorf("%q.Ended() = %t, want %t", s, got, want)
+		}
+	}
+	if task.State("").Ended() {
+		t.Error(`"".Ended() = true, want false`)
+	}
+}
