@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"sync"
 )
 
@@ -31,8 +32,9 @@ type Options struct {
 }
 
 // Flush carries out a batch: it returns one output for each input, in order,
-// or an error for all. Its context is not cancelled when callers give up; a
-// bound on its time is its own to set.
+// or an error for all. It belongs to no single caller: its context has none of
+// their values and is not cancelled when they give up. A bound on its time is
+// its own to set.
 type Flush[In, Out any] func(ctx context.Context, inputs []In) ([]Out, error)
 
 // Batcher groups concurrent calls of Do. Make one with [New].
@@ -79,8 +81,7 @@ func (b *Batcher[In, Out]) Do(ctx context.Context, in In) (Out, error) {
 	if b.flushes < b.options.MaxFlushes {
 		b.flushes++
 		b.running.Add(1)
-		// The flush works for others too: it must outlive this caller.
-		go b.run(context.WithoutCancel(ctx))
+		go b.run(nobodys{context.WithoutCancel(ctx)})
 	}
 	b.mu.Unlock()
 
@@ -92,6 +93,11 @@ func (b *Batcher[In, Out]) Do(ctx context.Context, in In) (Out, error) {
 		return none, context.Cause(ctx)
 	}
 }
+
+// nobodys is a caller's context without what is that caller's alone.
+type nobodys struct{ context.Context }
+
+func (nobodys) Value(any) any { return nil }
 
 // Close waits until every call that was handed in has its result; later calls
 // get [ErrClosed]. It may be called twice.
@@ -111,9 +117,6 @@ func (b *Batcher[In, Out]) run(ctx context.Context) {
 			return
 		}
 		b.carryOut(ctx, calls)
-		for _, c := range calls {
-			close(c.done)
-		}
 	}
 }
 
@@ -138,15 +141,12 @@ func (b *Batcher[In, Out]) take() []*call[In, Out] {
 func (b *Batcher[In, Out]) drop(c *call[In, Out]) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for i, w := range b.waiting {
-		if w == c {
-			b.waiting = append(b.waiting[:i:i], b.waiting[i+1:]...)
-			return
-		}
+	if i := slices.Index(b.waiting, c); i >= 0 {
+		b.waiting = slices.Delete(b.waiting, i, i+1)
 	}
 }
 
-// carryOut fills in the results of calls.
+// carryOut gives calls their results.
 func (b *Batcher[In, Out]) carryOut(ctx context.Context, calls []*call[In, Out]) {
 	inputs := make([]In, len(calls))
 	for i, c := range calls {
@@ -160,6 +160,7 @@ func (b *Batcher[In, Out]) carryOut(ctx context.Context, calls []*call[In, Out])
 	case err == nil:
 		for i, c := range calls {
 			c.out = outputs[i]
+			close(c.done)
 		}
 	case len(calls) > 1 && b.options.Isolate != nil && b.options.Isolate(err):
 		b.carryOut(ctx, calls[:len(calls)/2])
@@ -167,6 +168,7 @@ func (b *Batcher[In, Out]) carryOut(ctx context.Context, calls []*call[In, Out])
 	default:
 		for _, c := range calls {
 			c.err = err
+			close(c.done)
 		}
 	}
 }

@@ -15,55 +15,60 @@ import (
 func (d *Dispatcher) begin(s *session, c *task.Claim) {
 	d.mu.Lock()
 	d.slots++
-	d.running[c.Task.ID] = struct{}{}
-	d.attempts.Add(1)
+	d.running[c] = struct{}{}
 	d.mu.Unlock()
-	go func() {
-		defer func() {
-			d.end(c)
-			d.mu.Lock()
-			d.slots--
-			d.mu.Unlock()
-			signal(d.freed)
-		}()
+	d.attempts.Go(func() {
 		d.carryOut(s, task.Call{Task: c.Task, Attempt: c.AttemptNumber()}, c)
-	}()
-}
-
-// end is the counterpart of every attempts.Add.
-func (d *Dispatcher) end(c *task.Claim) {
-	d.mu.Lock()
-	delete(d.running, c.Task.ID)
-	d.mu.Unlock()
-	d.attempts.Done()
+		d.mu.Lock()
+		d.slots--
+		delete(d.running, c)
+		d.mu.Unlock()
+		signal(d.freed)
+	})
 }
 
 // RunNow claims the pending task with the given id, whenever it is due, carries
-// it out and returns what came of it. It blocks for the task's timeout at the
-// most and is not cut short by the end of ctx: the attempt counts, so its
-// outcome must be written. It returns [task.ErrNotFound],
-// [task.ErrNotPending], or an error that wraps [task.ErrUnavailable].
+// it out and returns what came of it. It blocks until the call has ended (the
+// task's timeout at the most) and its outcome is written. Once it has begun it
+// is not cut short by the end of ctx, since the attempt counts. It returns
+// [task.ErrNotFound], [task.ErrNotPending], the cause of a ctx that had ended
+// before, or an error that wraps [task.ErrUnavailable]: [ErrStopping] once Run
+// was told to stop.
 //
 // A task that may not start any more (expired, attempts exhausted) ends, with
 // a zero outcome and the reason in the decision.
 func (d *Dispatcher) RunNow(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error) {
+	if ctx.Err() != nil {
+		return task.Outcome{}, task.Decision{}, context.Cause(ctx)
+	}
 	d.mu.Lock()
 	s := d.session
-	if d.state.Load() != active || s == nil {
-		d.mu.Unlock()
+	state := d.state.Load()
+	if state == active {
+		d.attempts.Add(1)
+	}
+	d.mu.Unlock()
+	switch state {
+	case active:
+		defer d.attempts.Done()
+	case starting:
+		return task.Outcome{}, task.Decision{}, errNotRegistered
+	default:
 		return task.Outcome{}, task.Decision{}, ErrStopping
 	}
-	d.attempts.Add(1)
-	d.mu.Unlock()
-	c, err := d.store.ClaimOne(context.WithoutCancel(ctx), s.worker, id)
+
+	c, err := d.store.ClaimOne(s.writes, s.worker, id)
 	if err != nil {
-		d.attempts.Done()
 		return task.Outcome{}, task.Decision{}, err
 	}
 	d.mu.Lock()
-	d.running[id] = struct{}{}
+	d.running[c] = struct{}{}
 	d.mu.Unlock()
-	defer d.end(c)
+	defer func() {
+		d.mu.Lock()
+		delete(d.running, c)
+		d.mu.Unlock()
+	}()
 	outcome, decision := d.carryOut(s, task.Call{Task: c.Task, Attempt: c.AttemptNumber(), ViaWorkerEndpoint: true}, c)
 	return outcome, decision, nil
 }
@@ -77,16 +82,16 @@ func (d *Dispatcher) carryOut(s *session, call task.Call, c *task.Claim) (task.O
 	var outcome task.Outcome
 	decision, admitted := c.Admit(now())
 	if admitted {
-		outcome = d.deliver(s.ctx, call)
+		outcome = d.deliver(s.calls, call)
 		decision = c.Next(outcome, now(), rand.Float64()) //nolint:gosec // not a secret
 	}
-	if errors.Is(context.Cause(s.ctx), errLeaseLost) {
+	if errors.Is(context.Cause(s.calls), errLeaseLost) {
 		// Others carry the task out by now; the fence would turn the result away.
-		d.log.Warn("result dropped, the lease was lost", "task_id", c.Task.ID, "claim", c.Number)
+		d.log.Warn("result dropped, the lease was lost", "task_id", c.Task.ID.String(), "claim", c.Number)
 		return outcome, decision
 	}
 	if d.finish(s, c, decision) {
-		d.report(s.ctx, c, outcome, decision)
+		d.report(s.calls, c, outcome, decision)
 		if decision.State == task.Pending {
 			d.Notify(decision.Wait)
 		}
@@ -100,7 +105,7 @@ func (d *Dispatcher) deliver(ctx context.Context, call task.Call) (outcome task.
 	start := time.Now()
 	defer func() {
 		if p := recover(); p != nil {
-			d.log.Error("attempt panicked", "task_id", call.Task.ID, "panic", p, "stack", string(debug.Stack()))
+			d.log.Error("attempt panicked", "task_id", call.Task.ID.String(), "panic", p, "stack", string(debug.Stack()))
 			outcome = task.Outcome{
 				Kind:     task.OutcomeRetryable,
 				Error:    "the attempt failed inside the orchestrator",
@@ -114,28 +119,16 @@ func (d *Dispatcher) deliver(ctx context.Context, call task.Call) (outcome task.
 // finish writes a decision, again and again while the store is away and the
 // lease holds. It reports whether the decision took effect.
 func (d *Dispatcher) finish(s *session, c *task.Claim, decision task.Decision) bool {
-	// The write must survive the cut-off of calls, but not for long.
-	ctx, cancel := context.WithCancel(context.WithoutCancel(s.ctx))
-	defer cancel()
-	stop := context.AfterFunc(s.ctx, func() {
-		if errors.Is(context.Cause(s.ctx), errLeaseLost) {
-			cancel()
-			return
-		}
-		time.AfterFunc(flushTimeout, cancel)
-	})
-	defer stop()
-
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		matched, err := d.store.Finish(ctx, c, decision)
+		matched, err := d.store.Finish(s.writes, c, decision)
 		switch {
 		case err == nil && !matched:
-			d.log.Warn("late result changed nothing", "task_id", c.Task.ID, "claim", c.Number)
+			d.log.Warn("late result changed nothing", "task_id", c.Task.ID.String(), "claim", c.Number)
 			return false
 		case err == nil:
 			return true
-		case !errors.Is(err, task.ErrUnavailable) || !sleep(ctx, jitter(pause)):
-			d.log.Error("result could not be written", "task_id", c.Task.ID, "claim", c.Number, "error", err)
+		case !errors.Is(err, task.ErrUnavailable) || !sleep(s.writes, jitter(pause)):
+			d.log.Error("result could not be written", "task_id", c.Task.ID.String(), "claim", c.Number, "error", err)
 			return false
 		}
 	}

@@ -13,12 +13,12 @@ const minPause = 2 * time.Millisecond
 // than it has free slots for.
 func (d *Dispatcher) claimDue(ctx context.Context) {
 	pause := time.Duration(0)
-	for d.waitForSlot(ctx) && d.waitForDue(ctx, pause) {
+	for d.waitForSlot(ctx) && d.waitForDue(ctx, &pause) {
 		limit := d.freeSlots()
 		d.due.clear()
 		s := d.currentSession()
 		// Not cut short by the end of ctx: what was claimed must be known.
-		claims, err := d.store.Claim(context.WithoutCancel(ctx), s.worker, limit)
+		claims, err := d.store.Claim(s.writes, s.worker, limit)
 		for _, c := range claims {
 			d.begin(s, c)
 		}
@@ -64,8 +64,9 @@ func (d *Dispatcher) freeSlots() int {
 // waitForDue waits until a task is due, as far as is known, and reports
 // whether ctx is still going on. It learns of tasks from Notify, and from the
 // store at the beginning and then every PollInterval. What the store calls
-// overdue is left alone for pause.
-func (d *Dispatcher) waitForDue(ctx context.Context, pause time.Duration) bool {
+// overdue is left alone for pause, which ends when the store knows of nothing
+// overdue.
+func (d *Dispatcher) waitForDue(ctx context.Context, pause *time.Duration) bool {
 	for !d.due.ringing() {
 		wait, ok, err := d.store.NextDue(ctx)
 		switch {
@@ -73,8 +74,13 @@ func (d *Dispatcher) waitForDue(ctx context.Context, pause time.Duration) bool {
 			return false
 		case err != nil:
 			d.log.Error("looking for due tasks failed", "error", err)
-		case ok:
-			d.due.set(time.Now().Add(max(wait, jitter(pause))))
+		case ok && wait <= 0:
+			d.due.set(time.Now().Add(jitter(*pause)))
+		default:
+			*pause = 0
+			if ok {
+				d.due.set(time.Now().Add(wait))
+			}
 		}
 		d.due.wait(ctx, jitter(d.options.PollInterval))
 	}

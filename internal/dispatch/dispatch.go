@@ -63,7 +63,8 @@ type Options struct {
 const (
 	// claimBatch is the most tasks that one claim asks for.
 	claimBatch = 100
-	// flushTimeout bounds the last writes of a shutdown, after Grace.
+	// flushTimeout bounds the last writes of a shutdown, after Grace, and then
+	// the signing off.
 	flushTimeout = 500 * time.Millisecond
 )
 
@@ -72,6 +73,8 @@ var (
 	errLeaseLost = errors.New("the instance was silent for too long and lost its lease")
 	// ErrStopping: no task is taken any more.
 	ErrStopping = fmt.Errorf("%w: %w", task.ErrUnavailable, errShutdown)
+
+	errNotRegistered = fmt.Errorf("%w: the instance has not registered yet", task.ErrUnavailable)
 )
 
 // Dispatcher is a worker. Make one with [New] and run it once with Run; its
@@ -87,10 +90,10 @@ type Dispatcher struct {
 	state atomic.Int32
 
 	mu       sync.Mutex
-	session  *session // nil until registered and after the end
-	running  map[task.ID]struct{}
-	slots    int            // taken by the claim loop
-	attempts sync.WaitGroup // guarded by mu where it grows from zero
+	session  *session                 // nil until registered
+	running  map[*task.Claim]struct{} // by claim: a task may be claimed again before its last attempt has quite ended
+	slots    int                      // taken by the claim loop
+	attempts sync.WaitGroup           // guarded by mu where it grows from zero
 }
 
 // The states of a Dispatcher.
@@ -110,7 +113,7 @@ func New(o Options, s store, d deliverer) *Dispatcher {
 		log:       o.Log,
 		due:       newAlarm(),
 		freed:     make(chan struct{}, 1),
-		running:   make(map[task.ID]struct{}),
+		running:   make(map[*task.Claim]struct{}),
 	}
 }
 
@@ -141,20 +144,24 @@ func (d *Dispatcher) Notify(wait time.Duration) {
 // signs off. It returns when all its goroutines are gone, Grace plus about a
 // second after ctx ended at the latest.
 func (d *Dispatcher) Run(ctx context.Context) {
-	// Two contexts: the end of ctx stops the claiming, the end of work the calls.
-	work, cutOff := context.WithCancelCause(context.WithoutCancel(ctx))
+	// Three contexts: the end of ctx stops the claiming, then calls are cut off,
+	// and what they leave to be written gets a moment more.
+	calls, cutOff := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cutOff(errShutdown)
+	writes, stopWriting := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stopWriting(errShutdown)
+	root := &session{calls: calls, writes: writes}
 
-	if !d.register(ctx, work) {
+	if !d.register(ctx, root) {
 		d.state.Store(stopped)
 		return
 	}
 	d.state.CompareAndSwap(starting, active)
 
 	var claiming, keeping sync.WaitGroup
-	keep, stopKeeping := context.WithCancel(work)
+	keep, stopKeeping := context.WithCancel(calls)
 	defer stopKeeping()
-	keeping.Go(func() { d.keepAlive(keep, work) })
+	keeping.Go(func() { d.keepAlive(keep, root) })
 	keeping.Go(func() { d.keepHouse(keep) })
 	if d.options.Concurrency > 0 {
 		claiming.Go(func() { d.claimDue(ctx) })
@@ -177,6 +184,7 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	case <-grace.C:
 		d.log.Warn("running calls are cut off", "count", len(d.held()))
 		cutOff(errShutdown)
+		defer time.AfterFunc(flushTimeout, func() { stopWriting(errShutdown) }).Stop()
 		<-done
 	}
 

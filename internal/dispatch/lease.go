@@ -9,19 +9,33 @@ import (
 )
 
 // session is the time during which a worker is known under one id. Whatever
-// it claims is its own until the session's context ends.
+// it claims is its own until the session ends.
 type session struct {
 	worker task.ID
-	ctx    context.Context //nolint:containedctx // it is the session's lifetime, not a call's
-	lose   context.CancelCauseFunc
+	// calls ends when calls are to be cut off, writes when nothing more can be
+	// written about them: a moment later in a shutdown, at once when the lease
+	// is lost.
+	calls, writes context.Context //nolint:containedctx // the session's lifetime, not a call's
+	lose          func()
+}
+
+// newSession begins a session that ends with s at the latest.
+func (s *session) newSession(worker task.ID) *session {
+	calls, cutOff := context.WithCancelCause(s.calls)
+	writes, stopWriting := context.WithCancelCause(s.writes)
+	lose := func() {
+		cutOff(errLeaseLost)
+		stopWriting(errLeaseLost)
+	}
+	return &session{worker: worker, calls: calls, writes: writes, lose: lose}
 }
 
 // heartbeatInterval leaves room for several lost heartbeats in one lease.
 func (d *Dispatcher) heartbeatInterval() time.Duration { return d.options.Lease / 5 }
 
-// register begins a new session and reports whether it could before ctx ended.
-// work is the end of all sessions.
-func (d *Dispatcher) register(ctx, work context.Context) bool {
+// register begins a new session within root and reports whether it could
+// before ctx ended.
+func (d *Dispatcher) register(ctx context.Context, root *session) bool {
 	worker := d.options.NewID()
 	for {
 		err := d.store.Register(ctx, worker, d.options.Name)
@@ -35,49 +49,71 @@ func (d *Dispatcher) register(ctx, work context.Context) bool {
 			return false
 		}
 	}
-	s := &session{worker: worker}
-	s.ctx, s.lose = context.WithCancelCause(work)
 	d.mu.Lock()
-	d.session = s
+	d.session = root.newSession(worker)
 	d.mu.Unlock()
-	d.log.Info("registered", "worker_id", worker)
+	d.log.Info("registered", "worker_id", worker.String())
 	return true
 }
 
 // keepAlive sends heartbeats until ctx ends and begins a new session when the
-// old one is lost. It also reaps, but only while its own heartbeats get
-// through: after an outage of the database every worker looks silent, and each
-// needs the time to say that it is not.
-func (d *Dispatcher) keepAlive(ctx, work context.Context) {
+// old one is lost. It also reaps, but only right after a heartbeat and while
+// they get through: after an outage of the database every worker looks silent,
+// and each needs the time to say that it is not.
+func (d *Dispatcher) keepAlive(ctx context.Context, root *session) {
 	interval := d.heartbeatInterval()
-	nextReap := time.Now().Add(2 * interval)
-	for sleep(ctx, interval) {
-		s := d.currentSession()
-		known, err := d.store.Heartbeat(ctx, s.worker)
-		if ctx.Err() != nil {
+	beat := time.NewTicker(interval)
+	defer beat.Stop()
+	reap := time.NewTimer(2 * interval)
+	defer reap.Stop()
+	for {
+		reaping := false
+		select {
+		case <-ctx.Done():
 			return
+		case <-beat.C:
+		case <-reap.C:
+			reaping = true
 		}
 		switch {
-		case err != nil:
-			d.log.Error("heartbeat failed", "worker_id", s.worker, "error", err)
-			nextReap = time.Now().Add(2 * interval)
-		case !known:
-			d.log.Warn("lease lost, running calls are cut off", "worker_id", s.worker, "count", len(d.held()))
-			s.lose(errLeaseLost)
-			if !d.register(ctx, work) {
-				return
-			}
-		case !time.Now().Before(nextReap):
-			d.reap(ctx, s)
-			nextReap = time.Now().Add(jitter(d.options.Lease / 3))
+		case !d.heartbeat(ctx, root):
+			// One interval until the next heartbeat, and two during which all get through.
+			reap.Reset(3 * interval)
+		case reaping:
+			d.reap(ctx)
+			reap.Reset(jitter(d.options.Lease / 3))
 		}
 	}
 }
 
-// reap makes tasks due again that nobody can finish.
-func (d *Dispatcher) reap(ctx context.Context, s *session) {
-	count, err := d.store.Reap(ctx, s.worker, d.held(), d.options.Lease)
+// heartbeat renews the lease, or begins a new session where it is lost. It
+// reports whether the lease was renewed.
+func (d *Dispatcher) heartbeat(ctx context.Context, root *session) bool {
+	s := d.currentSession()
+	// One that hangs must not cost the lease: the next gets its turn.
+	beat, cancel := context.WithTimeout(ctx, d.heartbeatInterval())
+	known, err := d.store.Heartbeat(beat, s.worker)
+	cancel()
 	switch {
+	case ctx.Err() != nil:
+		return false
+	case err != nil:
+		d.log.Error("heartbeat failed", "worker_id", s.worker.String(), "error", err)
+		return false
+	case !known:
+		d.log.Warn("lease lost, running calls are cut off", "worker_id", s.worker.String(), "count", len(d.held()))
+		s.lose()
+		d.register(ctx, root)
+		return false
+	}
+	return true
+}
+
+// reap makes tasks due again that nobody can finish.
+func (d *Dispatcher) reap(ctx context.Context) {
+	count, err := d.store.Reap(ctx, d.currentSession().worker, d.held(), d.options.Lease)
+	switch {
+	case ctx.Err() != nil:
 	case err != nil:
 		d.log.Error("reaping failed", "error", err)
 	case count > 0:
@@ -118,8 +154,8 @@ func (d *Dispatcher) held() []task.ID {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	ids := make([]task.ID, 0, len(d.running))
-	for id := range d.running {
-		ids = append(ids, id)
+	for c := range d.running {
+		ids = append(ids, c.Task.ID)
 	}
 	return ids
 }

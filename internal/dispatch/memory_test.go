@@ -1,0 +1,352 @@
+package dispatch
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+const (
+	// callTimeout and unansweredFor are the real store's bounds: of a call, and
+	// of the time for which the answer to a claim may be under way.
+	callTimeout   = 5 * time.Second
+	unansweredFor = 2 * callTimeout
+)
+
+var errStoreAway = fmt.Errorf("%w: connection refused", task.ErrUnavailable)
+
+// memory is a store in memory that keeps the promises of the real one: claim
+// numbers that only grow, fenced results, leases, one clock of its own. Several
+// can share their tables, as instances share a database.
+type memory struct {
+	*tables
+	fault around
+}
+
+type tables struct {
+	// ahead is how far the store's clock is ahead of the dispatcher's.
+	ahead time.Duration
+
+	mu      sync.Mutex
+	rows    map[task.ID]*row
+	workers map[task.ID]time.Time // their heartbeats
+	claimed map[*task.Task]int64  // the claim number under which a task was handed out
+	asked   []asked
+}
+
+// around stands between the dispatcher and the store, so that a test can make
+// calls wait, fail or lose their answers: only do has an effect, and an error
+// hides it.
+type around func(ctx context.Context, op string, do func()) error
+
+// failing makes the named ops fail, or all if none is named.
+func failing(ops ...string) around {
+	return func(_ context.Context, op string, do func()) error {
+		if len(ops) == 0 || slices.Contains(ops, op) {
+			return errStoreAway
+		}
+		do()
+		return nil
+	}
+}
+
+// hanging makes the named ops go without an answer, or all if none is named.
+func hanging(ops ...string) around {
+	return func(ctx context.Context, op string, do func()) error {
+		if len(ops) == 0 || slices.Contains(ops, op) {
+			return hang(ctx)
+		}
+		do()
+		return nil
+	}
+}
+
+type row struct {
+	task.Task
+	claim              int64
+	worker             task.ID
+	claimedAt, firstAt time.Time
+	claims             int  // how often it was claimed
+	locked             bool // by another instance's transaction
+}
+
+// asked is one call of the store.
+type asked struct {
+	op     string
+	at     time.Time
+	worker task.ID
+	limit  int       // of Claim
+	held   []task.ID // of Reap
+	bound  time.Duration
+}
+
+func newMemory() *memory {
+	return &memory{tables: &tables{
+		rows:    make(map[task.ID]*row),
+		workers: make(map[task.ID]time.Time),
+		claimed: make(map[*task.Task]int64),
+	}}
+}
+
+// breaks puts a fault between the dispatcher and the store; nil mends it.
+func (m *memory) breaks(fault around) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fault = fault
+}
+
+func (m *tables) now() time.Time { return time.Now().Add(m.ahead) }
+
+// newID returns the nth id of a kind.
+func newID(kind byte, n int) task.ID {
+	id := task.ID{0: kind}
+	binary.BigEndian.PutUint32(id[12:], uint32(n)) //nolint:gosec // small numbers
+	return id
+}
+
+func taskID(n int) task.ID { return newID('t', n) }
+
+// store puts a task in that is due in wait; options change it before.
+func (m *tables) store(n int, wait time.Duration, options ...func(*task.Task)) task.ID {
+	t := task.Task{
+		ID:    taskID(n),
+		State: task.Pending,
+		Spec: task.Spec{
+			URL: "https://target.example/plays", Method: "POST", Timeout: 30 * time.Second, Retry: task.DefaultRetryPolicy(),
+		},
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t.CreatedAt = m.now()
+	t.RunAt = t.CreatedAt.Add(wait)
+	for _, option := range options {
+		option(&t)
+	}
+	m.rows[t.ID] = &row{Task: t}
+	return t.ID
+}
+
+// row returns a copy of what is stored of a task.
+func (m *tables) row(id task.ID) row {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := *m.rows[id]
+	r.Attempts = slices.Clone(r.Attempts)
+	return r
+}
+
+// change lets a test be another instance.
+func (m *tables) change(id task.ID, f func(*row)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f(m.rows[id])
+}
+
+// forget takes a worker's lease away, as another instance's reaping would.
+func (m *tables) forget(worker task.ID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.workers, worker)
+	for _, r := range m.rows {
+		if r.State == task.Running && r.worker == worker {
+			r.lose(m.now())
+		}
+	}
+}
+
+// calls returns what was asked of the store, only the named ops if any are named.
+func (m *tables) calls(ops ...string) []asked {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var found []asked
+	for _, a := range m.asked {
+		if len(ops) == 0 || slices.Contains(ops, a.op) {
+			found = append(found, a)
+		}
+	}
+	return found
+}
+
+// do carries out one call.
+func (m *memory) do(ctx context.Context, a asked, f func()) error {
+	a.at = time.Now()
+	m.mu.Lock()
+	m.asked = append(m.asked, a)
+	fault := m.fault
+	m.mu.Unlock()
+	locked := func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		f()
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%w: %w", task.ErrUnavailable, err)
+	}
+	if fault == nil {
+		locked()
+		return nil
+	}
+	return fault(ctx, a.op, locked)
+}
+
+// hang is the end of a call that gets no answer.
+func hang(ctx context.Context) error {
+	<-ctx.Done()
+	return fmt.Errorf("%w: %w", task.ErrUnavailable, ctx.Err())
+}
+
+func (m *memory) Register(ctx context.Context, worker task.ID, _ string) error {
+	return m.do(ctx, asked{op: "Register", worker: worker}, func() { m.workers[worker] = m.now() })
+}
+
+func (m *memory) Heartbeat(ctx context.Context, worker task.ID) (known bool, err error) {
+	err = m.do(ctx, asked{op: "Heartbeat", worker: worker}, func() {
+		if _, known = m.workers[worker]; known {
+			m.workers[worker] = m.now()
+		}
+	})
+	return known && err == nil, err
+}
+
+func (m *memory) Unregister(ctx context.Context, worker task.ID) error {
+	return m.do(ctx, asked{op: "Unregister", worker: worker}, func() { delete(m.workers, worker) })
+}
+
+func (m *memory) Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (count int, err error) {
+	err = m.do(ctx, asked{op: "Reap", worker: worker, held: held, bound: lease}, func() {
+		for id, heartbeat := range m.workers {
+			if heartbeat.Before(m.now().Add(-lease)) {
+				delete(m.workers, id)
+			}
+		}
+		for id, r := range m.rows {
+			_, known := m.workers[r.worker]
+			forgotten := r.worker == worker && !slices.Contains(held, id) &&
+				r.claimedAt.Before(m.now().Add(-max(lease, unansweredFor)))
+			if r.State == task.Running && (!known || forgotten) {
+				r.lose(m.now())
+				count++
+			}
+		}
+	})
+	return count, err
+}
+
+// lose is what reaping does to a running task.
+func (r *row) lose(now time.Time) {
+	r.Attempts = append(r.Attempts, task.Attempt{Number: r.AttemptCount + 1, StartedAt: r.claimedAt, Outcome: task.OutcomeLost})
+	r.AttemptCount = min(r.AttemptCount+1, r.Retry.MaxAttempts)
+	r.State, r.RunAt, r.worker = task.Pending, now, task.ID{}
+}
+
+func (m *memory) KeepHistory(ctx context.Context, retention time.Duration) error {
+	return m.do(ctx, asked{op: "KeepHistory", bound: retention}, func() {})
+}
+
+func (m *memory) NextDue(ctx context.Context) (wait time.Duration, ok bool, err error) {
+	err = m.do(ctx, asked{op: "NextDue"}, func() {
+		for _, r := range m.rows {
+			if in := r.RunAt.Sub(m.now()); r.State == task.Pending && (!ok || in < wait) {
+				wait, ok = in, true
+			}
+		}
+	})
+	if err != nil {
+		return 0, false, err
+	}
+	return wait, ok, nil
+}
+
+func (m *memory) Claim(ctx context.Context, worker task.ID, limit int) (claims []*task.Claim, err error) {
+	err = m.do(ctx, asked{op: "Claim", worker: worker, limit: limit}, func() {
+		if _, known := m.workers[worker]; !known {
+			return
+		}
+		var due []*row
+		for _, r := range m.rows {
+			if r.State == task.Pending && !r.locked && !r.RunAt.After(m.now()) {
+				due = append(due, r)
+			}
+		}
+		slices.SortFunc(due, func(a, b *row) int {
+			return cmp.Or(a.RunAt.Compare(b.RunAt), slices.Compare(a.ID[:], b.ID[:]))
+		})
+		for _, r := range due[:min(limit, len(due))] {
+			claims = append(claims, m.take(r, worker))
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return claims, nil
+}
+
+func (m *memory) ClaimOne(ctx context.Context, worker, id task.ID) (c *task.Claim, err error) {
+	var refused error
+	err = m.do(ctx, asked{op: "ClaimOne", worker: worker}, func() {
+		r, ok := m.rows[id]
+		_, known := m.workers[worker]
+		switch {
+		case !ok:
+			refused = fmt.Errorf("claim task %s: %w", id, task.ErrNotFound)
+		case r.State != task.Pending:
+			refused = fmt.Errorf("claim task %s: %w", id, task.ErrNotPending)
+		case !known:
+			refused = fmt.Errorf("claim task %s: %w: not registered", id, task.ErrUnavailable)
+		default:
+			c = m.take(r, worker)
+		}
+	})
+	if err = cmp.Or(err, refused); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// take makes a pending task running.
+func (m *tables) take(r *row, worker task.ID) *task.Claim {
+	r.State, r.worker, r.claimedAt = task.Running, worker, m.now()
+	r.claim++
+	r.claims++
+	if r.firstAt.IsZero() {
+		r.firstAt = m.now()
+	}
+	t := r.Task
+	t.Labels, t.Attempts = nil, nil
+	m.claimed[&t] = r.claim
+	return &task.Claim{Task: &t, Number: r.claim, At: r.claimedAt, FirstAt: r.firstAt}
+}
+
+func (m *memory) Finish(ctx context.Context, c *task.Claim, d task.Decision) (matched bool, err error) {
+	err = m.do(ctx, asked{op: "Finish"}, func() {
+		r := m.rows[c.Task.ID]
+		if matched = r.State == task.Running && r.claim == c.Number; !matched {
+			return
+		}
+		if d.Attempt != nil {
+			r.Attempts = append(r.Attempts, *d.Attempt)
+		}
+		if d.Counted {
+			r.AttemptCount++
+		}
+		r.State, r.Reason, r.worker = d.State, d.Reason, task.ID{}
+		if d.State == task.Pending {
+			r.RunAt = m.now().Add(d.Wait)
+		} else {
+			r.FinishedAt = m.now()
+		}
+	})
+	// Waiting for a flush ends with the cause of the caller's context, as it is.
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return matched && err == nil, err
+}
