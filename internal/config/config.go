@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/kelseyhightower/envconfig"
@@ -46,36 +47,34 @@ type Config struct {
 // of them holds a value, since that may be a secret in the wrong place.
 func Load() (*Config, error) {
 	c := new(Config)
-	errs := c.read()
-	if errs == nil {
-		errs = c.check()
-	}
-	if errs != nil {
+	errs, unread := c.read()
+	if errs = append(errs, c.check(unread)...); errs != nil {
 		return nil, errors.Join(errs...)
 	}
 	return c, nil
 }
 
 // read fills in the fields one by one: envconfig stops at the first mistake,
-// and whoever sets up a service wants to know them all.
-func (c *Config) read() (errs []error) {
+// and whoever sets up a service wants to know them all. unread are the names of
+// settings that could not be read; their fields stay zero.
+func (c *Config) read() (errs []error, unread map[string]bool) {
+	unread = make(map[string]bool)
 	v := reflect.ValueOf(c).Elem()
 	for i := range v.NumField() {
 		field := v.Type().Field(i)
 		one := reflect.New(reflect.StructOf([]reflect.StructField{field}))
-		err := envconfig.Process("", one.Interface())
-		var parse *envconfig.ParseError
-		switch {
-		case errors.As(err, &parse):
-			errs = append(errs, fmt.Errorf("%s must be %s", field.Tag.Get("envconfig"), kindOf(field)))
-		case err != nil:
-			errs = append(errs, fmt.Errorf("%s cannot be read", field.Tag.Get("envconfig")))
-		default:
-			v.Field(i).Set(one.Elem().Field(0))
+		if err := envconfig.Process("", one.Interface()); err != nil { // its text holds the value
+			name := field.Tag.Get("envconfig")
+			errs = append(errs, fmt.Errorf("%s must be %s", name, kindOf(field)))
+			unread[name] = true
+			continue
 		}
+		v.Field(i).Set(one.Elem().Field(0))
 	}
-	return errs
+	return errs, unread
 }
+
+const networksRule = "networks with their prefix length, joined by commas without spaces, like 10.0.0.0/8,fd00::/8"
 
 // kindOf says in words what a field takes.
 func kindOf(field reflect.StructField) string {
@@ -87,7 +86,7 @@ func kindOf(field reflect.StructField) string {
 	case *time.Duration:
 		return "a duration with its unit, like " + field.Tag.Get("default") + " or 1m30s"
 	case *[]netip.Prefix:
-		return "networks with their prefix length, joined by commas, like 10.0.0.0/8,fd00::/8"
+		return networksRule
 	case *slog.Level:
 		return "debug, info, warn or error"
 	default:
@@ -95,10 +94,10 @@ func kindOf(field reflect.StructField) string {
 	}
 }
 
-// check reports values that can be read but not used.
-func (c *Config) check() (errs []error) {
+// check reports values that could be read but cannot be used.
+func (c *Config) check(unread map[string]bool) (errs []error) {
 	within := func(name string, ok bool, rule string) {
-		if !ok {
+		if !ok && !unread[name] {
 			errs = append(errs, fmt.Errorf("%s must be %s", name, rule))
 		}
 	}
@@ -112,6 +111,7 @@ func (c *Config) check() (errs []error) {
 	within("RETRY_MAX_ATTEMPTS", c.RetryMaxAttempts >= 1 && c.RetryMaxAttempts <= task.MaxAttemptsLimit, "between 1 and 100")
 	within("RETRY_MIN_BACKOFF", c.RetryMinBackoff >= task.MinBackoffLimit && c.RetryMinBackoff <= task.MaxBackoffLimit, "between 10ms and 24h")
 	within("RETRY_MAX_BACKOFF", c.RetryMaxBackoff >= c.RetryMinBackoff && c.RetryMaxBackoff <= task.MaxBackoffLimit, "between RETRY_MIN_BACKOFF and 24h")
+	within("TARGET_ALLOW_NETWORKS", !slices.Contains(c.TargetAllowNetworks, netip.Prefix{}), networksRule) // an empty entry is read as one
 	within("RETENTION", c.Retention >= time.Hour, "at least 1h")
 	within("LOG_FORMAT", c.LogFormat == "json" || c.LogFormat == "text", "json or text")
 	return errs

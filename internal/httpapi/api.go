@@ -83,19 +83,18 @@ func New(o Options) *API {
 	useProblems()
 	a := &API{Options: o, router: chi.NewMux()}
 	config := huma.Config{
-		OpenAPI:       describe(o.Version),
-		Formats:       map[string]huma.Format{"application/json": jsonFormat, "json": jsonFormat},
-		DefaultFormat: "application/json",
-		Transformers:  []huma.Transformer{a.addInstance},
+		OpenAPI:      describe(o.Version),
+		Transformers: []huma.Transformer{a.addInstance},
 	}
 	a.registry = config.Components.Schemas
 	a.router.NotFound(a.notFound)
 	a.router.MethodNotAllowed(a.methodNotAllowed)
 	a.router.Use(a.recoverPanics, setHeaders, middleware.GetHead, a.readBody)
-	api := humachi.New(a.router, config)
+	api := jsonAPI{humachi.New(a.router, config)}
 	a.document = api.OpenAPI()
 	a.routes(api)
 	a.documentDefaults()
+	a.completeDocument()
 	return a
 }
 
@@ -174,6 +173,51 @@ func (a *API) documentDefaults() {
 	set("RetryRequest", "max_backoff_seconds", retry.MaxBackoffSeconds)
 	set("RetryRequest", "max_doublings", retry.MaxDoublings)
 	set("RetryRequest", "retry_client_errors", retry.RetryClientErrors)
+}
+
+// meanings say what a problem's status means here.
+var meanings = map[string]string{
+	"400": "The body is missing, malformed, or not what its headers announce.",
+	"404": "No task has this id, or its retention is over.",
+	"408": "The body did not arrive within 10 seconds.",
+	"409": "The task is running or has ended.",
+	"413": "The body is larger than 1 MiB.",
+	"415": "The body is not JSON by its Content-Type.",
+	"422": "The request breaks rules; errors says which.",
+	"500": "Something went wrong inside the service. The log has the cause under the problem's instance.",
+	"502": "The target refused, failed, or answered anything but 2xx; or the task could not start any more.",
+	"503": "The database is out of reach, or the service is shutting down. Try again after Retry-After.",
+	"504": "The target did not answer within the timeout.",
+	"508": "The call came from /worker-endpoint itself.",
+}
+
+// completeDocument puts right what huma cannot say.
+func (a *API) completeDocument() {
+	delete(a.document.Paths["/worker-endpoint"].Post.RequestBody.Content, "application/octet-stream") // comes with RawBody
+	reason := a.registry.Map()["Task"].Properties["reason"]
+	reason.Enum = append(reason.Enum, nil) // null must be in an enum, whatever the type admits
+	for _, path := range a.document.Paths {
+		for _, operation := range []*huma.Operation{path.Get, path.Post} {
+			if operation == nil {
+				continue
+			}
+			for status, response := range operation.Responses {
+				for _, header := range response.Headers {
+					header.Description = header.Schema.Description
+				}
+				if response.Content["application/problem+json"] == nil {
+					continue
+				}
+				response.Description = meanings[status]
+				if status == "503" {
+					response.Headers = map[string]*huma.Param{"Retry-After": {
+						Description: "How many seconds to wait before another try.",
+						Schema:      &huma.Schema{Type: huma.TypeInteger, Examples: []any{1}},
+					}}
+				}
+			}
+		}
+	}
 }
 
 // jsonBody documents a request body with named examples; huma adds the schema.

@@ -29,7 +29,11 @@ func (a *API) docs() http.HandlerFunc {
 			return
 		}
 		w.Header().Set("Cache-Control", "no-cache")
-		ui(w, r)
+		// The handler takes the name from RequestURI, where a query or an
+		// encoded letter leads it astray, and answers nothing but GET.
+		asset := r.WithContext(r.Context())
+		asset.Method, asset.RequestURI = http.MethodGet, "/docs/"+name
+		ui(w, asset)
 	}
 }
 

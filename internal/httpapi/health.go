@@ -20,8 +20,8 @@ type Health struct {
 
 // HealthChecks are the parts of Health.
 type HealthChecks struct {
-	Database   DatabaseCheck   `json:"database"`
-	Dispatcher DispatcherCheck `json:"dispatcher"`
+	Database   DatabaseCheck   `json:"database" doc:"Whether the database answers."`
+	Dispatcher DispatcherCheck `json:"dispatcher" doc:"Whether tasks are being carried out."`
 }
 
 // DatabaseCheck is whether the database answers.
@@ -47,6 +47,7 @@ func healthOperation() huma.Operation {
 		OperationID: "get-health", Method: http.MethodGet, Path: "/health", Tags: []string{"health"},
 		Summary:     "Can it do its work?",
 		Description: "Readiness, for startup probes and monitoring: 200, or 503 when the database cannot be reached within 1 s, while shutting down, or when the dispatcher has stopped.",
+		Errors:      []int{http.StatusInternalServerError},
 		Responses: map[string]*huma.Response{
 			"503": {
 				Description: "It cannot, the checks say why. The same shape.",
@@ -94,6 +95,7 @@ func liveOperation() huma.Operation {
 		OperationID: "get-liveness", Method: http.MethodGet, Path: "/health/live", Tags: []string{"health"},
 		Summary:     "Is the process there?",
 		Description: "Liveness, for probes that restart the instance. Never touches the database: a restart would not mend that.",
+		Errors:      []int{http.StatusInternalServerError},
 	}
 }
 

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"mime"
 	"strconv"
 	"strings"
 	"time"
@@ -13,19 +15,57 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// jsonFormat is how bodies are read and written. Reading follows RFC 7493
-// (I-JSON): no member twice, no invalid UTF-8, no lone surrogates, nothing
-// behind the value; the standard library's package lets all of that pass.
-var jsonFormat = huma.Format{Marshal: encode, Unmarshal: decode}
+// jsonAPI is a huma.API that speaks JSON alone. Huma's own choice of a format
+// heeds the header Accept, which it cannot read without panicking at times, and
+// tells apart media types that differ by case.
+type jsonAPI struct{ huma.API }
 
-func encode(w io.Writer, v any) error {
-	return json.MarshalWrite(w, v)
+// Negotiate is part of huma.API.
+func (jsonAPI) Negotiate(string) (string, error) { return "application/json", nil }
+
+// Marshal is part of huma.API.
+func (jsonAPI) Marshal(w io.Writer, _ string, v any) error { return encode(w, v) }
+
+// Unmarshal is part of huma.API.
+func (jsonAPI) Unmarshal(contentType string, data []byte, v any) error {
+	if !isJSON(contentType) {
+		return huma.ErrUnknownContentType
+	}
+	return decode(data, v)
 }
 
-// decode's errors are shown to the caller: they say where the mistake is, and
+func isJSON(contentType string) bool {
+	if contentType == "application/json" { // nearly always
+		return true
+	}
+	mediaType, _, _ := mime.ParseMediaType(contentType)
+	return mediaType == "application/json" || strings.HasSuffix(mediaType, "+json")
+}
+
+// encode writes text that is not UTF-8 with U+FFFD in it: an answer that breaks
+// off in its middle would be worse.
+func encode(w io.Writer, v any) error {
+	return json.MarshalWrite(w, v, jsontext.AllowInvalidUTF8(true))
+}
+
+// wholeNumbers reads 5.0 and 5e0 as 5: JSON has one kind of number.
+var wholeNumbers = json.WithUnmarshalers(json.UnmarshalFunc(func(b []byte, n *int) error {
+	f, err := strconv.ParseFloat(string(b), 64)
+	if err != nil || f != math.Trunc(f) || math.Abs(f) > 1<<53 {
+		return errors.New("not a whole number")
+	}
+	*n = int(f)
+	return nil
+}))
+
+// decode reads a body by RFC 7493 (I-JSON): no member twice, no invalid UTF-8,
+// no lone surrogates, nothing behind the value; the standard library's package
+// lets all of that pass.
+//
+// Its errors are shown to the caller: they say where the mistake is, and
 // quote nothing that was sent but member names.
 func decode(data []byte, v any) error {
-	err := json.Unmarshal(data, v)
+	err := json.Unmarshal(data, v, wholeNumbers)
 	if err == nil {
 		if tree, ok := v.(*any); ok { // for huma to validate
 			escapeNames(*tree)
@@ -40,18 +80,18 @@ func decode(data []byte, v any) error {
 			what = "has a member twice" + at(syntax.JSONPointer)
 		case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 			what = "ends in the middle of its JSON"
-		case strings.Contains(syntax.Error(), "UTF-8"), strings.Contains(syntax.Error(), "surrogate"):
+		case strings.Contains(syntax.Err.Error(), "UTF-8"), strings.Contains(syntax.Err.Error(), "surrogate"):
 			what = "is not valid UTF-8, or has half of a surrogate pair"
-		case strings.Contains(syntax.Error(), "max depth"):
+		case strings.Contains(syntax.Err.Error(), "max depth"):
 			what = "is nested too deeply"
 		}
-		return fmt.Errorf("The body %s, at byte %d.", what, syntax.ByteOffset) //nolint:staticcheck,revive // a sentence for the caller
+		return fmt.Errorf("The body %s, at byte %d.", what, syntax.ByteOffset) //nolint:staticcheck // a sentence for the caller
 	}
 	var semantic *json.SemanticError
 	if errors.As(err, &semantic) {
-		return fmt.Errorf("The body has a value of the wrong kind or out of range%s.", at(semantic.JSONPointer)) //nolint:staticcheck,revive // a sentence for the caller
+		return fmt.Errorf("The body has a value of the wrong kind or out of range%s.", at(semantic.JSONPointer)) //nolint:staticcheck // a sentence for the caller
 	}
-	return errors.New("The body cannot be read.") //nolint:staticcheck,revive // a sentence for the caller
+	return errors.New("The body cannot be read.") //nolint:staticcheck // a sentence for the caller
 }
 
 // at writes " at /way/to/the/value", cut where a caller made it very long.
@@ -68,28 +108,23 @@ func at(p jsontext.Pointer) string {
 	return " at " + s
 }
 
-// Timestamp is a moment as every answer shows it: UTC, with microseconds.
+// Timestamp is a moment as every answer shows it: UTC, with microseconds. The
+// zero Timestamp is null.
 type Timestamp time.Time
 
 const timestampLayout = "2006-01-02T15:04:05.000000Z"
 
-// MarshalJSON is json.Marshaler.
-func (t Timestamp) MarshalJSON() ([]byte, error) {
-	b := make([]byte, 0, len(timestampLayout)+2)
-	b = append(b, '"')
+// MarshalJSONTo is json.MarshalerTo.
+func (t Timestamp) MarshalJSONTo(e *jsontext.Encoder) error {
+	if time.Time(t).IsZero() {
+		return e.WriteToken(jsontext.Null)
+	}
+	b := append(e.AvailableBuffer(), '"')
 	b = time.Time(t).UTC().AppendFormat(b, timestampLayout)
-	return append(b, '"'), nil
+	return e.WriteValue(append(b, '"'))
 }
 
 // Schema is huma.SchemaProvider.
 func (Timestamp) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeString, Format: "date-time"}
-}
-
-// timestamp is nil for the zero time.
-func timestamp(t time.Time) *Timestamp {
-	if t.IsZero() {
-		return nil
-	}
-	return (*Timestamp)(&t)
 }

@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-chi/chi/v5"
 )
 
@@ -46,23 +47,23 @@ func setHeaders(next http.Handler) http.Handler {
 }
 
 // readBody reads a request's body before its handler runs, within a bound on
-// its size and on the time that takes. The bound on time is lifted again: a
-// deadline that is still set when it passes cancels the request's context, and
-// handlers may work for longer.
+// its size and on the time that takes. The bound on time is lifted when the
+// body is there: a deadline that is still set when it passes cancels the
+// request's context, and handlers may work for longer. Otherwise it stays:
+// net/http reads what is left of a body before it answers.
 func (a *API) readBody(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Body == nil || r.Body == http.NoBody {
 			next.ServeHTTP(w, r)
 			return
 		}
-		control := http.NewResponseController(w)
-		_ = control.SetReadDeadline(time.Now().Add(bodyTimeout)) // a test's recorder has none
+		_ = huma.SetReadDeadline(w, time.Now().Add(bodyTimeout)) // a test's recorder has none
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-		_ = control.SetReadDeadline(time.Time{})
 		if err != nil {
 			a.write(w, r, bodyProblem(err))
 			return
 		}
+		_ = huma.SetReadDeadline(w, time.Time{})
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		next.ServeHTTP(w, r)
 	})
@@ -80,12 +81,19 @@ func bodyProblem(err error) *Problem {
 	}
 }
 
-// allowedMethods are the methods that path takes.
-func (a *API) allowedMethods(path string) []string {
-	var allowed []string
+// allowedMethods are the methods that the path of r takes.
+func (a *API) allowedMethods(r *http.Request) (allowed []string) {
+	path := r.URL.RawPath // as chi does
+	if path == "" {
+		path = r.URL.Path
+	}
 	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodPut, http.MethodDelete} {
-		if a.router.Match(chi.NewRouteContext(), method, path) {
-			allowed = append(allowed, method)
+		if !a.router.Match(chi.NewRouteContext(), method, path) {
+			continue
+		}
+		allowed = append(allowed, method)
+		if method == http.MethodGet {
+			allowed = append(allowed, http.MethodHead)
 		}
 	}
 	return allowed

@@ -1,9 +1,12 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,8 +23,8 @@ type Problem struct {
 	Title    string         `json:"title" example:"Unprocessable Entity" doc:"The status in words."`
 	Status   int            `json:"status" example:"422" doc:"The HTTP status code."`
 	Detail   string         `json:"detail" example:"The request breaks 1 rule, see errors." doc:"What is wrong and what to do, in one sentence."`
-	Instance string         `json:"instance" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"The id of this request; the log knows it too."`
-	Errors   []FieldProblem `json:"errors,omitzero" doc:"On 422: what is wrong, field by field."`
+	Instance string         `json:"instance" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"The id of this answer. On 500 and 503 the log has the cause under it."`
+	Errors   []FieldProblem `json:"errors,omitzero" nullable:"false" doc:"On 422: what is wrong, field by field; at most 50 of it."`
 	Result   *WorkResult    `json:"result,omitzero" doc:"On 502 and 504 of /worker-endpoint: what came of the call."`
 
 	header http.Header
@@ -29,9 +32,9 @@ type Problem struct {
 
 // FieldProblem is one broken rule, in the form that FastAPI gives it.
 type FieldProblem struct {
-	Loc  []any  `json:"loc" example:"[\"body\",\"retry\",\"max_attempts\"]" doc:"The way to the field: where it was sent, then names and indexes."`
-	Msg  string `json:"msg" example:"must be at most 100" doc:"What is wrong with it."`
-	Type string `json:"type" example:"less_than_equal" doc:"A stable word for programs."`
+	Loc  []string `json:"loc" nullable:"false" example:"[\"body\",\"retry\",\"max_attempts\"]" doc:"The way to the field: where it was sent, then names."`
+	Msg  string   `json:"msg" example:"must be at most 100" doc:"What is wrong with it."`
+	Type string   `json:"type" example:"less_than_equal" doc:"A stable word for programs."`
 }
 
 // Error returns the detail.
@@ -57,10 +60,17 @@ func (p *Problem) retryAfter(seconds int) *Problem {
 	return p
 }
 
+// maxFieldProblems keeps the answer to a body full of mistakes smaller than the body.
+const maxFieldProblems = 50
+
 func invalid(fields []FieldProblem) *Problem {
 	detail := "The request breaks 1 rule, see errors."
-	if len(fields) != 1 {
-		detail = "The request breaks " + strconv.Itoa(len(fields)) + " rules, see errors."
+	switch n := len(fields); {
+	case n > maxFieldProblems:
+		detail = fmt.Sprintf("The request breaks %d rules, see errors for the first %d.", n, maxFieldProblems)
+		fields = fields[:maxFieldProblems]
+	case n > 1:
+		detail = fmt.Sprintf("The request breaks %d rules, see errors.", n)
 	}
 	p := newProblem(http.StatusUnprocessableEntity, detail)
 	p.Errors = fields
@@ -109,7 +119,7 @@ func (a *API) write(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	w.Header().Set("Content-Type", p.ContentType(""))
 	w.WriteHeader(p.Status)
-	_ = jsonFormat.Marshal(w, p) // the caller is gone
+	_ = encode(w, p) // the caller is gone
 }
 
 // addInstance completes problems that huma made.
@@ -125,7 +135,11 @@ func (a *API) notFound(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *API) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
-	allowed := a.allowedMethods(r.URL.Path)
+	allowed := a.allowedMethods(r)
+	if allowed == nil { // chi does not look for a path when it does not know the method
+		a.notFound(w, r)
+		return
+	}
 	p := newProblem(http.StatusMethodNotAllowed, "This path does not take this method, only "+strings.Join(allowed, ", ")+".")
 	p.header = http.Header{"Allow": {strings.Join(allowed, ", ")}}
 	a.write(w, r, p)
@@ -134,11 +148,7 @@ func (a *API) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 func fieldProblems(fields task.Errors) []FieldProblem {
 	problems := make([]FieldProblem, len(fields))
 	for i, f := range fields {
-		loc := []any{"body"}
-		for _, name := range f.Path {
-			loc = append(loc, name)
-		}
-		problems[i] = FieldProblem{Loc: loc, Msg: f.Message, Type: f.Kind}
+		problems[i] = FieldProblem{Loc: append([]string{"body"}, f.Path...), Msg: f.Message, Type: f.Kind}
 	}
 	return problems
 }
@@ -179,19 +189,23 @@ func fromHuma(status int, message string, errs []error) *Problem {
 }
 
 func humaFields(errs []error) []FieldProblem {
-	fields := make([]FieldProblem, 0, len(errs))
+	details := make([]*huma.ErrorDetail, 0, len(errs))
 	for _, err := range errs {
-		var detail *huma.ErrorDetail
-		if !errors.As(err, &detail) {
-			continue
+		if detail, ok := errors.AsType[*huma.ErrorDetail](err); ok {
+			details = append(details, detail)
 		}
+	}
+	// Huma visits some members in random order.
+	slices.SortFunc(details, func(a, b *huma.ErrorDetail) int {
+		return cmp.Or(strings.Compare(a.Location, b.Location), strings.Compare(a.Message, b.Message))
+	})
+	fields := make([]FieldProblem, 0, len(details))
+	for _, detail := range details {
 		f := FieldProblem{Loc: location(detail.Location), Msg: detail.Message, Type: "invalid"}
 		for _, m := range humaMessages {
 			if rest, ok := strings.CutPrefix(detail.Message, m.prefix); ok {
 				f.Type = m.kind
-				if m.text != "" {
-					f.Msg = strings.ReplaceAll(m.text, "%", strings.Trim(rest, `"`))
-				}
+				f.Msg = strings.ReplaceAll(m.text, "%", plain(rest))
 				break
 			}
 		}
@@ -205,7 +219,17 @@ func humaFields(errs []error) []FieldProblem {
 	return fields
 }
 
+// plain is a limit or a list of values as people write it.
+func plain(s string) string {
+	if f, err := strconv.ParseFloat(s, 64); err == nil { // 3.1536e+07
+		return strconv.FormatFloat(f, 'f', -1, 64)
+	}
+	return strings.Trim(s, `"`)
+}
+
 const requiredPrefix = "expected required property "
+
+const wantTime = "must be a time like 2026-12-24T21:00:00Z (RFC 3339 with an offset)"
 
 // humaMessages gives huma's texts the words that Pydantic uses, and a sentence
 // that completes the field's name. % is the rest of huma's text: a limit or
@@ -216,11 +240,11 @@ var humaMessages = []struct{ prefix, kind, text string }{
 	{"expected number > ", "greater_than", "must be greater than %"},
 	{"expected number <= ", "less_than_equal", "must be at most %"},
 	{"expected number < ", "less_than", "must be less than %"},
-	{"expected length >= ", "string_too_short", "must be at least % characters long"},
+	{"expected length >= 1", "string_too_short", "must not be empty"},
 	{"expected length <= ", "string_too_long", "must be at most % characters long"},
-	{"expected object with at most ", "too_long", "must have at most % entries"},
+	{"expected object with at most ", "too_long", "must have at most %"},
 	{"expected value to be one of ", "enum", "must be one of %"},
-	{"expected string to be RFC 3339", "datetime_parsing", "must be a time like 2026-12-24T21:00:00Z (RFC 3339 with an offset)"},
+	{"expected string to be RFC 3339", "datetime_parsing", wantTime},
 	{"expected string to be ", "string_pattern_mismatch", "must be %"},
 	{"expected string", "string_type", "must be a string"},
 	{"expected integer", "int_type", "must be a whole number"},
@@ -230,17 +254,11 @@ var humaMessages = []struct{ prefix, kind, text string }{
 	{"expected array", "list_type", "must be an array"},
 }
 
-// location splits huma's path ("body.retry.max_attempts", "body.tasks[3].url").
-func location(path string) []any {
-	var loc []any
-	for part := range strings.SplitSeq(path, ".") {
-		name, indexes, _ := strings.Cut(part, "[")
-		loc = append(loc, unescapeName.Replace(name))
-		for index := range strings.SplitSeq(indexes, "[") {
-			if n, err := strconv.Atoi(strings.TrimSuffix(index, "]")); err == nil {
-				loc = append(loc, n)
-			}
-		}
+// location splits huma's path: "body.retry.max_attempts". No request holds lists.
+func location(path string) []string {
+	loc := strings.Split(path, ".")
+	for i, name := range loc {
+		loc[i] = unescapeName.Replace(name)
 	}
 	return loc
 }

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"math"
 	"net/http"
 	"time"
 
@@ -17,12 +18,12 @@ type TaskRequest struct {
 	URL            string            `json:"url" minLength:"1" maxLength:"2048" example:"https://example.com/plays" doc:"What to call: an absolute http or https URL without user name, password or fragment, at most 2048 bytes. The target policy must allow it."`
 	Method         string            `json:"method,omitempty" enum:"GET,HEAD,POST,PUT,PATCH,DELETE" example:"POST" doc:"The request method."`
 	Headers        map[string]string `json:"headers,omitempty" maxProperties:"50" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of the call, at most 50 and 8 KiB in all. Names that the service or the connection sets are refused: Host, Content-Length, Transfer-Encoding, Connection and the other hop-by-hop names, Expect, Proxy-*, Forwarded, X-Forwarded-*, Metadata-Flavor, X-Goog-*, X-Serverless-Authorization, Orchestrator-*, Traceparent, Tracestate."`
-	Payload        json.RawMessage   `json:"payload,omitempty" doc:"The body of the call: any JSON, sent as exactly the bytes that came, with Content-Type: application/json unless headers has one. Not with GET or HEAD, not together with body. null is the same as leaving it out."`
+	Payload        json.RawMessage   `json:"payload,omitempty" example:"{\"song_id\":42}" doc:"The body of the call: any JSON, sent as exactly the bytes that came, with Content-Type: application/json unless headers has one. Not with GET or HEAD, not together with body. null is the same as leaving it out."`
 	Body           *string           `json:"body,omitempty" example:"a line of text" doc:"The body of the call as text, instead of payload; sent as it is, with Content-Type: text/plain; charset=utf-8 unless headers has one."`
 	TimeoutSeconds *float64          `json:"timeout_seconds,omitempty" minimum:"0.1" maximum:"1800" example:"10" doc:"Bounds a whole attempt, from dialling to the end of the response's body."`
 	Retry          *RetryRequest     `json:"retry,omitempty" doc:"When a failed attempt is tried again."`
 	Labels         map[string]string `json:"labels,omitempty" maxProperties:"16" example:"{\"kind\":\"play\"}" doc:"For finding the task again; not sent to the target. At most 16, names up to 64 and values up to 256 bytes."`
-	ExpiresAt      *time.Time        `json:"expires_at,omitempty" example:"2030-12-31T23:59:59Z" doc:"No attempt starts after this moment: the task then fails with reason expired."`
+	ExpiresAt      *string           `json:"expires_at,omitempty" format:"date-time" example:"2030-12-31T23:59:59Z" doc:"No attempt starts after this moment: the task then fails with reason expired."`
 }
 
 // RetryRequest is the retry policy of a TaskRequest; what it leaves out is the
@@ -52,15 +53,15 @@ type Task struct {
 	Method         string            `json:"method" example:"POST" doc:"The request method."`
 	Headers        map[string]string `json:"headers" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of the call. Values of secret ones (Authorization, Cookie, X-Api-Key and their like) read [redacted]."`
 	Labels         map[string]string `json:"labels" example:"{\"kind\":\"play\"}" doc:"Labels."`
-	RunAt          *Timestamp        `json:"run_at" example:"2026-12-25T00:00:00.000000Z" doc:"When it is due next, or was due last."`
-	CreatedAt      *Timestamp        `json:"created_at" example:"2026-11-24T12:00:00.000000Z" doc:"When it was stored."`
-	ExpiresAt      *Timestamp        `json:"expires_at" example:"2026-12-31T23:59:59.000000Z" doc:"No attempt starts after it. Null: never."`
+	RunAt          Timestamp         `json:"run_at" example:"2026-12-25T00:00:00.000000Z" doc:"When it is due next, or was due last."`
+	CreatedAt      Timestamp         `json:"created_at" example:"2026-11-24T12:00:00.000000Z" doc:"When it was stored."`
+	ExpiresAt      Timestamp         `json:"expires_at" nullable:"true" example:"2026-12-31T23:59:59.000000Z" doc:"No attempt starts after it. Null: never."`
 	TimeoutSeconds float64           `json:"timeout_seconds" example:"10" doc:"Bounds a whole attempt."`
 	Retry          Retry             `json:"retry" doc:"The retry policy in force."`
 	AttemptCount   int               `json:"attempt_count" example:"0" doc:"Ended attempts that count towards max_attempts: all but the interrupted ones."`
-	FinishedAt     *Timestamp        `json:"finished_at" example:"2026-12-25T00:00:01.000000Z" doc:"When it ended. Null until then."`
+	FinishedAt     Timestamp         `json:"finished_at" nullable:"true" example:"2026-12-25T00:00:01.000000Z" doc:"When it ended. Null until then."`
 	Reason         *task.Reason      `json:"reason" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" example:"attempts_exhausted" doc:"Why it failed. Null unless it did. client_error is a 4xx that is not retried, or a redirect."`
-	Attempts       []Attempt         `json:"attempts" doc:"What was tried, oldest first."`
+	Attempts       []Attempt         `json:"attempts" nullable:"false" doc:"What was tried, oldest first."`
 }
 
 // Retry is a retry policy in force.
@@ -75,14 +76,14 @@ type Retry struct {
 
 // Attempt is one ended attempt.
 type Attempt struct {
-	Number            int        `json:"number" example:"1" doc:"1 for the first. An interrupted attempt does not count: the next one has the same number."`
-	StartedAt         *Timestamp `json:"started_at" example:"2026-12-25T00:00:00.001200Z" doc:"When it began."`
-	DurationSeconds   float64    `json:"duration_seconds" example:"0.084" doc:"How long it took."`
-	Outcome           task.Kind  `json:"outcome" enum:"succeeded,retryable,permanent,interrupted,lost" example:"retryable" doc:"What it came to. interrupted: this service was shut down meanwhile. lost: the instance that made it vanished."`
-	StatusCode        *int       `json:"status_code" example:"503" doc:"The target's answer. Null when none came."`
-	Error             *string    `json:"error" example:"the target answered 503 Service Unavailable" doc:"What went wrong. Null after a success."`
-	ResponseExcerpt   *string    `json:"response_excerpt" example:"try again later" doc:"The first 4 KiB of the response's body. Null when it was empty."`
-	RetryAfterSeconds *float64   `json:"retry_after_seconds" example:"30" doc:"The wait that the target asked for with Retry-After. Null when it did not."`
+	Number            int       `json:"number" example:"1" doc:"1 for the first. An interrupted attempt does not count: the next one has the same number."`
+	StartedAt         Timestamp `json:"started_at" example:"2026-12-25T00:00:00.001200Z" doc:"When it began."`
+	DurationSeconds   float64   `json:"duration_seconds" example:"0.084" doc:"How long it took."`
+	Outcome           task.Kind `json:"outcome" enum:"succeeded,retryable,permanent,interrupted,lost" example:"retryable" doc:"What it came to. interrupted: this service was shut down meanwhile. lost: the instance that made it vanished."`
+	StatusCode        *int      `json:"status_code" example:"503" doc:"The target's answer. Null when none came."`
+	Error             *string   `json:"error" example:"the target answered 503 Service Unavailable" doc:"What went wrong. Null after a success."`
+	ResponseExcerpt   *string   `json:"response_excerpt" example:"try again later" doc:"The first 4 KiB of the response's body. Null when it was empty."`
+	RetryAfterSeconds *float64  `json:"retry_after_seconds" example:"30" doc:"The wait that the target asked for with Retry-After. Null when it did not."`
 }
 
 type enqueueInput struct {
@@ -109,7 +110,7 @@ func (a *API) enqueueOperation() huma.Operation {
 		OperationID: "enqueue-task", Method: http.MethodPost, Path: "/enqueue", Tags: []string{"tasks"},
 		Summary:       "Carry out a call now",
 		Description:   "Stores a task that is due at once. 202 is answered after the commit, never before; the call follows within milliseconds.",
-		DefaultStatus: http.StatusAccepted, Errors: submitErrors, MaxBodyBytes: maxBody + 1, BodyReadTimeout: -1,
+		DefaultStatus: http.StatusAccepted, Errors: submitErrors, MaxBodyBytes: -1, BodyReadTimeout: -1,
 		RequestBody: jsonBody(map[string]*huma.Example{
 			"play": example("Register a play", `{"url":"`+a.ExampleURL+`","payload":{"song_id":42,"user_id":7},"labels":{"kind":"play"}}`),
 			"retries": example("With a retry policy of its own",
@@ -127,7 +128,7 @@ func (a *API) scheduleOperation() huma.Operation {
 		OperationID: "schedule-task", Method: http.MethodPost, Path: "/schedule", Tags: []string{"tasks"},
 		Summary:       "Carry out a call later",
 		Description:   "Stores a task that is due at a given moment: exactly one of run_at and delay_seconds. 202 is answered after the commit, never before.",
-		DefaultStatus: http.StatusAccepted, Errors: submitErrors, MaxBodyBytes: maxBody + 1, BodyReadTimeout: -1,
+		DefaultStatus: http.StatusAccepted, Errors: submitErrors, MaxBodyBytes: -1, BodyReadTimeout: -1,
 		RequestBody: jsonBody(map[string]*huma.Example{
 			"delay": example("In five seconds", `{"url":"`+a.ExampleURL+`","delay_seconds":5,"payload":{"user_id":7,"text":"Your mix is ready"}}`),
 			"local": example("At 21:00 in Buenos Aires", `{"url":"`+a.ExampleURL+`","run_at":"2030-12-24T21:00:00","time_zone":"America/Argentina/Buenos_Aires","payload":{"user_id":7}}`),
@@ -193,7 +194,10 @@ func (r *TaskRequest) spec(defaults task.Spec) (s task.Spec, errs task.Errors) {
 	}
 	setDuration(&s.Timeout, r.TimeoutSeconds)
 	if r.ExpiresAt != nil {
-		s.ExpiresAt = *r.ExpiresAt
+		var err error // the schema's format lets some pass that RFC 3339 does not
+		if s.ExpiresAt, err = task.ParseRunAt(*r.ExpiresAt, nil); err != nil {
+			errs = append(errs, task.FieldError{Path: []string{"expires_at"}, Message: wantTime, Kind: "datetime_parsing"})
+		}
 	}
 	if p := r.Retry; p != nil {
 		set(&s.Retry.MaxAttempts, p.MaxAttempts)
@@ -214,7 +218,7 @@ func set[T any](field *T, value *T) {
 
 func setDuration(field *time.Duration, seconds *float64) {
 	if seconds != nil {
-		*field = time.Duration(*seconds * float64(time.Second))
+		*field = time.Duration(math.Round(*seconds * float64(time.Second)))
 	}
 }
 
@@ -288,20 +292,20 @@ func taskView(t *task.Task) Task {
 		Method:         t.Method,
 		Headers:        redact(t.Headers),
 		Labels:         t.Labels,
-		RunAt:          timestamp(t.RunAt),
-		CreatedAt:      timestamp(t.CreatedAt),
-		ExpiresAt:      timestamp(t.ExpiresAt),
+		RunAt:          Timestamp(t.RunAt),
+		CreatedAt:      Timestamp(t.CreatedAt),
+		ExpiresAt:      Timestamp(t.ExpiresAt),
 		TimeoutSeconds: t.Timeout.Seconds(),
 		Retry:          retryView(t.Retry),
 		AttemptCount:   t.AttemptCount,
-		FinishedAt:     timestamp(t.FinishedAt),
+		FinishedAt:     Timestamp(t.FinishedAt),
 		Reason:         present(t.Reason),
 		Attempts:       make([]Attempt, len(t.Attempts)),
 	}
 	for i, at := range t.Attempts {
 		v.Attempts[i] = Attempt{
 			Number:            at.Number,
-			StartedAt:         timestamp(at.StartedAt),
+			StartedAt:         Timestamp(at.StartedAt),
 			DurationSeconds:   at.Duration.Seconds(),
 			Outcome:           at.Outcome,
 			StatusCode:        present(at.StatusCode),

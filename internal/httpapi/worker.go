@@ -29,7 +29,7 @@ type workInput struct {
 	// Via marks calls that a request to /worker-endpoint caused. Tasks cannot
 	// set it: Orchestrator-* is reserved.
 	Via     string `header:"Orchestrator-Via" hidden:"true"`
-	RawBody []byte `contentType:"application/json"`
+	RawBody []byte
 }
 
 type workOutput struct {
@@ -50,8 +50,8 @@ func (a *API) workerOperation() huma.Operation {
 		Summary: "Carry out one task in this request",
 		Description: "For an external engine (Cloud Tasks, Cloud Scheduler, Pub/Sub push) or an operator. " +
 			"The body is a task request, which is carried out at once, with one attempt, and not stored; or the id of a stored task, " +
-			"which is carried out now, whatever its run_at. 200 means that the target answered 2xx; every other answer makes an engine try again.",
-		RequestBody: body, SkipValidateBody: true, MaxBodyBytes: maxBody + 1, BodyReadTimeout: -1,
+			"which is carried out now, whatever its run_at. The content type is not looked at. 200 means that the target answered 2xx; every other answer makes an engine try again.",
+		RequestBody: body, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
 		Errors: []int{
 			http.StatusBadRequest, http.StatusNotFound, http.StatusRequestTimeout, http.StatusConflict,
 			http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity, http.StatusBadGateway,
@@ -84,13 +84,13 @@ func (a *API) work(ctx context.Context, in *workInput) (*workOutput, error) {
 func (a *API) callOnce(ctx context.Context, r *TaskRequest) (task.Outcome, error) {
 	spec, errs := r.spec(a.Defaults)
 	spec.Retry.MaxAttempts = 1
-	now := time.Now()
-	if r.ExpiresAt != nil && r.ExpiresAt.Before(now) {
-		errs = append(errs, task.FieldError{Path: []string{"expires_at"}, Message: "has passed", Kind: "expired"})
-	}
-	t, err := a.newTask(spec, task.When{At: now}, errs)
+	t, err := a.newTask(spec, task.When{}, errs)
 	if err != nil {
 		return task.Outcome{}, err
+	}
+	t.RunAt = time.Now()
+	if !t.ExpiresAt.IsZero() && t.ExpiresAt.Before(t.RunAt) {
+		return task.Outcome{}, task.Errors{{Path: []string{"expires_at"}, Message: "has passed", Kind: "expired"}}
 	}
 	return a.Deliverer.Deliver(ctx, task.Call{Task: t, Attempt: 1, ViaWorkerEndpoint: true}), nil
 }
@@ -149,7 +149,7 @@ func (a *API) validate(parsed any, body []byte, into any) error {
 		return invalid(humaFields(found.Errors))
 	}
 	if err := decode(body, into); err != nil {
-		return invalid([]FieldProblem{{Loc: []any{"body"}, Msg: err.Error(), Type: "invalid"}})
+		return invalid([]FieldProblem{{Loc: []string{"body"}, Msg: err.Error(), Type: "invalid"}})
 	}
 	return nil
 }

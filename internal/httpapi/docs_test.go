@@ -1,0 +1,144 @@
+package httpapi
+
+import (
+	"bufio"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"path"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+func TestDocsRedirect(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	for _, path := range []string{"/docs", "/docs/", "/docs?x=y"} {
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			a := s.do(method, path, "")
+			if got := a.header.Get("Location"); a.status != http.StatusMovedPermanently || got != "/docs/index.html" {
+				t.Errorf("%s %s: got %d to %q, want 301 to /docs/index.html", method, path, a.status, got)
+			}
+		}
+	}
+}
+
+var (
+	references = regexp.MustCompile(`(?i)(?:src|href|action|data|poster)\s*=\s*["']?([^"'\s>]+)`)
+	styleURLs  = regexp.MustCompile(`(?i)(?:url\(|@import)\s*["']?([^"')\s]+)`)
+)
+
+// The page and all it refers to come from the binary.
+func TestDocsPage(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	page := s.get("/docs/index.html")
+	if page.status != http.StatusOK || page.header.Get("Content-Type") != "text/html; charset=utf-8" {
+		t.Fatalf("got %d %s, want 200 text/html", page.status, page.header.Get("Content-Type"))
+	}
+	for _, want := range []string{`openapi.json"`, "validatorUrl: null", "tryItOutEnabled: true", `layout: "BaseLayout"`} {
+		if !strings.Contains(page.text, want) {
+			t.Errorf("the page does not contain %q", want)
+		}
+	}
+	types := map[string]string{".css": "text/css", ".js": "javascript", ".png": "image/png"}
+	found := map[string]bool{}
+	for _, match := range references.FindAllStringSubmatch(page.text, -1) {
+		name := match[1]
+		if strings.Contains(name, ":") || strings.HasPrefix(name, "//") {
+			t.Errorf("the page refers to %s", name)
+			continue
+		}
+		asset := s.get("/docs/" + strings.TrimPrefix(name, "./"))
+		mediaType, _, _ := mime.ParseMediaType(asset.header.Get("Content-Type"))
+		if asset.status != http.StatusOK || len(asset.text) < 100 || !strings.Contains(mediaType, types[path.Ext(name)]) {
+			t.Errorf("%s: got %d, %d bytes of %q", name, asset.status, len(asset.text), mediaType)
+		}
+		if got := asset.header.Get("Cache-Control"); got != "no-cache" {
+			t.Errorf("%s: got Cache-Control %q, want no-cache", name, got)
+		}
+		found[path.Ext(name)] = true
+		if path.Ext(name) != ".css" {
+			continue
+		}
+		for _, match := range styleURLs.FindAllStringSubmatch(asset.text, -1) {
+			if !strings.HasPrefix(match[1], "data:") {
+				t.Errorf("%s refers to %s", name, match[1])
+			}
+		}
+	}
+	for extension := range types {
+		if !found[extension] {
+			t.Errorf("the page refers to no %s", extension)
+		}
+	}
+}
+
+// However a name is written, it leads to the same asset, and to nothing else.
+func TestDocsNames(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	page, style := s.get("/docs/index.html").text, s.get("/docs/swagger-ui.css").text
+	for request, want := range map[string]string{
+		"/docs/index.html?x=/y":                     page,
+		"/docs/index.html?a=swagger-ui.css":         page,
+		"/docs/index.html?/swagger-ui.css":          page,
+		"/docs/index.html?":                         page,
+		"/docs/%69ndex.html":                        page,
+		"/docs/swagger-ui.css?/index.html":          style,
+		"/docs/swagger%2Dui.css":                    style,
+		"http://elsewhere.example/docs/index.html":  page,
+		"http://elsewhere.example/docs/index.html?": page,
+	} {
+		if a := s.request(http.MethodGet, request); a.status != http.StatusOK || a.text != want {
+			t.Errorf("GET %s: got %d and %d bytes, want 200 and %d", request, a.status, len(a.text), len(want))
+		}
+		if a := s.request(http.MethodHead, request); a.status != http.StatusOK || a.text != "" {
+			t.Errorf("HEAD %s: got %d and %d bytes, want 200 and none", request, a.status, len(a.text))
+		}
+	}
+	for _, request := range []string{
+		"/docs/" + marker, "/docs/doc.json", "/docs/index.html/", "/docs/index.htm", "/docs/.", "/docs/..", "/docs/../docs", "/docs/../index.html",
+		"/docs/%2e%2e/index.html", "/docs/..%2findex.html", "/docs/%2findex.html", "/docs//index.html", "/docs/./index.html", "/docs/dist/index.html",
+		"/docs/%00", "/docs/%0a", "/docs/index.html%0a", "/docs/%ff", "/docs/?", "/docs/%3f", "/docs/index.html%3f", "/docs/swagger-ui.css/x",
+		"/docs/C:%5cindex.html", "/docs/a?b/index.html", "http://elsewhere.example/docs/nothing", "http://elsewhere.example", "http://elsewhere.example?docs/index.html",
+		"/docs/" + strings.Repeat("../", 100) + "etc/passwd", "/docs/" + strings.Repeat("a", 5000),
+	} {
+		a := s.request(http.MethodGet, request)
+		if request == "/docs/?" {
+			if a.status != http.StatusMovedPermanently {
+				t.Errorf("GET %s: got %d, want 301", request, a.status)
+			}
+			continue
+		}
+		s.refused(a, http.StatusNotFound)
+	}
+	if strings.Contains(s.log.String(), "panic") {
+		t.Errorf("something panicked: %s", clipped(s.log.String()))
+	}
+}
+
+// request sends a request line as it is.
+func (s *service) request(method, uri string) *answer {
+	s.t.Helper()
+	conn, err := net.Dial("tcp", s.server().Listener.Addr().String())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, method+" "+uri+" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"); err != nil {
+		s.t.Fatal(err)
+	}
+	r, err := http.NewRequestWithContext(s.t.Context(), method, "/nowhere", nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	return s.read(r, resp)
+}

@@ -1,0 +1,362 @@
+package httpapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"gopkg.in/yaml.v2"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// The limits that the schemas state are those that the domain enforces.
+func TestLimitsAreTheDomains(t *testing.T) {
+	t.Parallel()
+	d := newService(t).schema
+	limits := []struct {
+		schema, property, keyword string
+		want                      float64
+	}{
+		{"TaskRequest", "url", "maxLength", task.MaxURLBytes},
+		{"TaskRequest", "url", "minLength", 1},
+		{"TaskRequest", "headers", "maxProperties", task.MaxHeaders},
+		{"TaskRequest", "labels", "maxProperties", task.MaxLabels},
+		{"TaskRequest", "timeout_seconds", "minimum", task.MinTimeout.Seconds()},
+		{"TaskRequest", "timeout_seconds", "maximum", task.MaxTimeout.Seconds()},
+		{"RetryRequest", "max_attempts", "minimum", 1},
+		{"RetryRequest", "max_attempts", "maximum", task.MaxAttemptsLimit},
+		{"RetryRequest", "max_retry_duration_seconds", "minimum", 0},
+		{"RetryRequest", "max_retry_duration_seconds", "maximum", task.MaxRetryDurationLimit.Seconds()},
+		{"RetryRequest", "min_backoff_seconds", "minimum", task.MinBackoffLimit.Seconds()},
+		{"RetryRequest", "min_backoff_seconds", "maximum", task.MaxBackoffLimit.Seconds()},
+		{"RetryRequest", "max_backoff_seconds", "minimum", task.MinBackoffLimit.Seconds()},
+		{"RetryRequest", "max_backoff_seconds", "maximum", task.MaxBackoffLimit.Seconds()},
+		{"RetryRequest", "max_doublings", "minimum", 0},
+		{"RetryRequest", "max_doublings", "maximum", task.MaxDoublingsLimit},
+		{"ScheduleRequest", "delay_seconds", "minimum", 0},
+		{"ScheduleRequest", "delay_seconds", "maximum", task.Horizon.Seconds()},
+	}
+	stated := 0
+	for _, schema := range []string{"TaskRequest", "RetryRequest", "ScheduleRequest"} {
+		for name, property := range member(d.root, "components", "schemas", schema, "properties") {
+			for _, keyword := range []string{"minimum", "maximum", "minLength", "maxLength", "maxProperties", "minProperties", "pattern", "exclusiveMinimum", "exclusiveMaximum"} {
+				got, ok := member(property)[keyword]
+				if !ok {
+					continue
+				}
+				stated++
+				at := slices.IndexFunc(limits, func(l struct {
+					schema, property, keyword string
+					want                      float64
+				}) bool {
+					// A ScheduleRequest has every property of a TaskRequest.
+					return l.property == name && l.keyword == keyword && (l.schema == schema || schema == "ScheduleRequest")
+				})
+				if at < 0 {
+					t.Errorf("%s.%s has a %s that this test does not know", schema, name, keyword)
+				} else if got != limits[at].want {
+					t.Errorf("%s.%s has %s %v, want the domain's %v", schema, name, keyword, got, limits[at].want)
+				}
+			}
+		}
+	}
+	if want := 2*6 + 10 + 2; stated != want {
+		t.Errorf("the schemas state %d limits, want %d", stated, want)
+	}
+}
+
+// The words that the document lists are those that the domain knows.
+func TestWordsAreTheDomains(t *testing.T) {
+	t.Parallel()
+	d := newService(t).schema
+	enum := func(schema, property string) []any {
+		return allOf(member(d.root, "components", "schemas", schema, "properties", property)["enum"])
+	}
+	kinds := []any{"succeeded", "retryable", "permanent", "interrupted", "lost"}
+	for _, tt := range []struct {
+		schema, property string
+		want             []any
+	}{
+		{"Task", "state", []any{string(task.Pending), string(task.Running), string(task.Succeeded), string(task.Failed), string(task.Cancelled)}},
+		{"Task", "reason", []any{string(task.AttemptsExhausted), string(task.RetryDurationExhausted), string(task.ClientError), string(task.Expired), string(task.TargetRefused), nil}},
+		{"Attempt", "outcome", kinds},
+		{"WorkResult", "outcome", kinds[:4]}, // only reaping finds a call lost
+	} {
+		if diff := cmp.Diff(tt.want, enum(tt.schema, tt.property)); diff != "" {
+			t.Errorf("%s.%s (-want +got):\n%s", tt.schema, tt.property, diff)
+		}
+	}
+	for _, kind := range []task.Kind{task.OutcomeSucceeded, task.OutcomeRetryable, task.OutcomePermanent, task.OutcomeInterrupted, task.OutcomeLost} {
+		if !slices.Contains(kinds, any(string(kind))) {
+			t.Errorf("the kind %q is not in the document", kind)
+		}
+	}
+	// Each listed method is legal, and the one that is not listed is not.
+	for _, method := range append(enum("TaskRequest", "method"), "TRACE") {
+		_, err := task.New(task.ID{1}, task.Spec{URL: target, Method: method.(string), Timeout: task.MinTimeout, Retry: task.DefaultRetryPolicy()}, task.When{}, storedAt)
+		if (err != nil) != (method == "TRACE") {
+			t.Errorf("the domain says of the method %v: %v", method, err)
+		}
+	}
+}
+
+// everything calls f with each object of the document and the way to it.
+func everything(v any, way string, f func(way string, object map[string]any)) {
+	switch v := v.(type) {
+	case map[string]any:
+		f(way, v)
+		for name, value := range v {
+			everything(value, way+"/"+name, f)
+		}
+	case []any:
+		for i, value := range v {
+			everything(value, way+"/"+strconv.Itoa(i), f)
+		}
+	}
+}
+
+func TestDocumentIsComplete(t *testing.T) {
+	t.Parallel()
+	d := newService(t).schema
+	for name, want := range map[string]any{"openapi": "3.1.0"} {
+		if d.root[name] != want {
+			t.Errorf("%s is %v, want %v", name, d.root[name], want)
+		}
+	}
+	for _, name := range []string{"title", "version", "description"} {
+		if s, _ := member(d.root, "info")[name].(string); s == "" {
+			t.Errorf("info has no %s", name)
+		}
+	}
+	tags := map[any]bool{}
+	for _, tag := range allOf(d.root["tags"]) {
+		if s, _ := member(tag)["description"].(string); s == "" {
+			t.Errorf("the tag %v has no description", member(tag)["name"])
+		}
+		tags[member(tag)["name"]] = true
+	}
+	everything(d.root, "#", func(way string, object map[string]any) {
+		if ref, ok := object["$ref"].(string); ok && member(d.root, strings.Split(strings.TrimPrefix(ref, "#/"), "/")...) == nil {
+			t.Errorf("%s: %s leads nowhere", way, ref)
+		}
+		if types := allOf(object["type"]); slices.Contains(types, any("null")) && object["enum"] != nil && !slices.Contains(allOf(object["enum"]), nil) {
+			t.Errorf("%s may be null, but its enum says otherwise", way)
+		}
+	})
+
+	ids := map[any]string{}
+	for path, item := range member(d.root, "paths") {
+		for method, operation := range item.(map[string]any) {
+			operation := operation.(map[string]any)
+			at := strings.ToUpper(method) + " " + path
+			for _, name := range []string{"operationId", "summary", "description"} {
+				if s, _ := operation[name].(string); s == "" {
+					t.Errorf("%s has no %s", at, name)
+				}
+			}
+			if other, ok := ids[operation["operationId"]]; ok {
+				t.Errorf("%s and %s have the same operationId", at, other)
+			}
+			ids[operation["operationId"]] = at
+			if list := allOf(operation["tags"]); len(list) == 0 || !tags[list[0]] {
+				t.Errorf("%s has the tags %v, want described ones", at, list)
+			}
+			for _, parameter := range allOf(operation["parameters"]) {
+				checkValueSchema(t, d, at+" "+fmt.Sprint(member(parameter)["name"]), member(parameter, "schema"))
+				if s, _ := member(parameter)["description"].(string); s == "" {
+					t.Errorf("%s: the parameter %v has no description", at, member(parameter)["name"])
+				}
+			}
+			for status, response := range member(operation, "responses") {
+				if s, _ := member(response)["description"].(string); s == "" || s == http.StatusText(http.StatusUnprocessableEntity) {
+					t.Errorf("%s: %s has no description of its own", at, status)
+				}
+				if len(member(response, "content")) != 1 {
+					t.Errorf("%s: %s has %d content types, want 1", at, status, len(member(response, "content")))
+				}
+				for name, header := range member(response, "headers") {
+					if s, _ := member(header)["description"].(string); s == "" {
+						t.Errorf("%s: the header %s has no description", at, name)
+					}
+					checkValueSchema(t, d, at+" "+name, member(header, "schema"))
+				}
+			}
+			if operation["requestBody"] != nil {
+				content := member(operation, "requestBody", "content", "application/json")
+				if len(member(operation, "requestBody", "content")) != 1 || content == nil {
+					t.Errorf("%s: the body is not declared as JSON, and as it alone", at)
+				}
+				if len(member(content, "examples")) == 0 || member(content, "schema") == nil {
+					t.Errorf("%s: the body has no schema, or no example", at)
+				}
+			}
+		}
+	}
+	if len(ids) != 6 {
+		t.Errorf("the document has %d operations, want 6", len(ids))
+	}
+
+	for name, schema := range member(d.root, "components", "schemas") {
+		for property, value := range member(schema, "properties") {
+			at := name + "." + property
+			if s, _ := member(value)["description"].(string); s == "" {
+				t.Errorf("%s has no description", at)
+			}
+			checkValueSchema(t, d, at, member(value))
+		}
+		for _, required := range allOf(member(schema)["required"]) {
+			if member(schema, "properties", required.(string)) == nil {
+				t.Errorf("%s requires %v, which it does not have", name, required)
+			}
+		}
+		if member(schema)["additionalProperties"] != false {
+			t.Errorf("%s allows members that it does not list", name)
+		}
+	}
+}
+
+// checkValueSchema fails unless a schema has an example that it admits. What
+// is made of other schemas has the examples of those.
+func checkValueSchema(t *testing.T, d *document, at string, schema map[string]any) {
+	t.Helper()
+	if schema["$ref"] != nil || member(schema, "items")["$ref"] != nil {
+		return
+	}
+	examples := allOf(schema["examples"])
+	if len(examples) == 0 {
+		t.Errorf("%s has no example", at)
+	}
+	for _, example := range append(examples, schema["default"]) {
+		if example == nil {
+			continue
+		}
+		if mistakes := d.validate(schema, example, ""); len(mistakes) > 0 {
+			t.Errorf("%s: its example or default breaks its schema: %v", at, mistakes)
+		}
+	}
+}
+
+// Examples can be pasted as they are.
+func TestExamplesWork(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	posted := 0
+	for path, item := range member(s.schema.root, "paths") {
+		content := member(item, "post", "requestBody", "content", "application/json")
+		for name, example := range member(content, "examples") {
+			if summary, _ := member(example)["summary"].(string); summary == "" {
+				t.Errorf("%s: the example %s has no summary", path, name)
+			}
+			value := member(example)["value"]
+			if mistakes := s.schema.validate(member(content, "schema"), value, ""); len(mistakes) > 0 {
+				t.Errorf("%s: the example %s breaks the schema: %v", path, name, mistakes)
+			}
+			b, err := json.Marshal(value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := http.StatusAccepted
+			if path == "/worker-endpoint" {
+				want = http.StatusOK
+			}
+			if a := s.post(path, string(b)); a.status != want {
+				t.Errorf("%s: the example %s is answered %d, want %d: %s", path, name, a.status, want, a.text)
+			}
+			posted++
+		}
+	}
+	if posted < 7 {
+		t.Errorf("%d examples were posted, want at least 7", posted)
+	}
+	// The fields' own examples make a right request too.
+	for schema, path := range map[string]string{"TaskRequest": "/enqueue", "ScheduleRequest": "/schedule"} {
+		request := map[string]any{}
+		for name, property := range member(s.schema.root, "components", "schemas", schema, "properties") {
+			if examples := allOf(member(property)["examples"]); len(examples) > 0 {
+				request[name] = examples[0]
+			}
+		}
+		delete(request, "body")          // payload is there
+		delete(request, "delay_seconds") // run_at is there
+		b, err := json.Marshal(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a := s.post(path, string(b)); a.status != http.StatusAccepted {
+			t.Errorf("%s: %s is answered %d: %s", path, b, a.status, a.text)
+		}
+	}
+}
+
+// The target of the examples is the one that was asked for.
+func TestExampleURL(t *testing.T) {
+	t.Parallel()
+	s := newService(t, func(o *Options) { o.ExampleURL = "http://127.0.0.1:9/echo" })
+	everything(s.schema.root["paths"], "#/paths", func(way string, object map[string]any) {
+		if url, ok := object["url"].(string); ok && regexp.MustCompile(`/examples/\w+/value$`).MatchString(way) && url != "http://127.0.0.1:9/echo" {
+			t.Errorf("%s calls %s", way, url)
+		}
+	})
+}
+
+func TestDocumentIsServed(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	asJSON, asYAML := s.get("/openapi.json"), s.get("/openapi.yaml")
+	if asJSON.status != http.StatusOK || asJSON.header.Get("Content-Type") != "application/json" {
+		t.Errorf("got %d %s, want 200 application/json", asJSON.status, asJSON.header.Get("Content-Type"))
+	}
+	if asYAML.status != http.StatusOK || asYAML.header.Get("Content-Type") != "application/yaml" {
+		t.Errorf("got %d %s, want 200 application/yaml", asYAML.status, asYAML.header.Get("Content-Type"))
+	}
+	if diff := cmp.Diff(s.schema.root, asJSON.json); diff != "" {
+		t.Errorf("served (-want +got):\n%s", diff)
+	}
+	var parsed any
+	if err := yaml.Unmarshal([]byte(asYAML.text), &parsed); err != nil {
+		t.Fatalf("the YAML does not parse: %v", err)
+	}
+	if diff := cmp.Diff(asJSON.json, plainYAML(parsed)); diff != "" {
+		t.Errorf("JSON and YAML differ (-json +yaml):\n%s", diff)
+	}
+	var written bytes.Buffer
+	if err := s.WriteDocument(&written); err != nil || written.String() != asYAML.text {
+		t.Errorf("WriteDocument wrote %d bytes (%v), want the %d that are served", written.Len(), err, len(asYAML.text))
+	}
+	// What `orchestrator openapi` has is enough.
+	bare := New(Options{Defaults: s.Defaults, Version: s.Version, ExampleURL: s.ExampleURL})
+	written.Reset()
+	if err := bare.WriteDocument(&written); err != nil || written.String() != asYAML.text {
+		t.Errorf("without a store WriteDocument wrote %d bytes (%v), want the same %d", written.Len(), err, len(asYAML.text))
+	}
+}
+
+// plainYAML gives a YAML value the types that encoding/json uses.
+func plainYAML(v any) any {
+	switch v := v.(type) {
+	case map[any]any:
+		object := make(map[string]any, len(v))
+		for name, value := range v {
+			object[fmt.Sprint(name)] = plainYAML(value)
+		}
+		return object
+	case []any:
+		list := make([]any, len(v))
+		for i, value := range v {
+			list[i] = plainYAML(value)
+		}
+		return list
+	case int:
+		return float64(v)
+	default:
+		return v
+	}
+}

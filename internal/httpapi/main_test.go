@@ -1,0 +1,434 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// marker is planted in whatever bad requests send. No problem and no log line
+// may contain it.
+const marker = "s3cr3t-m4rk3r"
+
+// target is a URL that every rule admits.
+const target = "https://example.com/plays"
+
+// storedAt is the fake database's clock.
+var storedAt = time.Date(2026, 11, 24, 12, 0, 0, 123456000, time.UTC)
+
+// fakeStore keeps what is inserted. Its functions, where they are set, answer
+// instead of it.
+type fakeStore struct {
+	insert  func(context.Context, *task.Task) error
+	get     func(context.Context, task.ID) (*task.Task, error)
+	nextDue func(context.Context) (time.Duration, bool, error)
+
+	mu    sync.Mutex
+	tasks []*task.Task
+	calls int
+}
+
+func (s *fakeStore) called() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls++
+}
+
+func (s *fakeStore) Insert(ctx context.Context, t *task.Task) error {
+	s.called()
+	if s.insert != nil {
+		if err := s.insert(ctx, t); err != nil {
+			return err
+		}
+	}
+	t.CreatedAt = storedAt
+	if t.RunAt.IsZero() {
+		t.RunAt = storedAt.Add(t.Delay)
+	}
+	if t.RunAt.Before(storedAt) {
+		t.RunAt = storedAt
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tasks = append(s.tasks, t)
+	return nil
+}
+
+func (s *fakeStore) Get(ctx context.Context, id task.ID) (*task.Task, error) {
+	s.called()
+	if s.get == nil {
+		return nil, task.ErrNotFound
+	}
+	return s.get(ctx, id)
+}
+
+func (s *fakeStore) NextDue(ctx context.Context) (time.Duration, bool, error) {
+	s.called()
+	if s.nextDue == nil {
+		return 0, false, nil
+	}
+	return s.nextDue(ctx)
+}
+
+// taken returns what was inserted since it was last asked.
+func (s *fakeStore) taken() []*task.Task {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	tasks := s.tasks
+	s.tasks = nil
+	return tasks
+}
+
+func (s *fakeStore) callCount() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.calls
+}
+
+type fakeDispatcher struct {
+	runNow func(context.Context, task.ID) (task.Outcome, task.Decision, error)
+	health func() (string, int)
+
+	mu       sync.Mutex
+	notified []time.Duration
+	ran      []task.ID
+}
+
+func (d *fakeDispatcher) Notify(wait time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.notified = append(d.notified, wait)
+}
+
+func (d *fakeDispatcher) RunNow(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error) {
+	d.mu.Lock()
+	d.ran = append(d.ran, id)
+	d.mu.Unlock()
+	if d.runNow == nil {
+		return task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200}, task.Decision{State: task.Succeeded}, nil
+	}
+	return d.runNow(ctx, id)
+}
+
+func (d *fakeDispatcher) Health() (string, int) {
+	if d.health == nil {
+		return "ok", 0
+	}
+	return d.health()
+}
+
+func (d *fakeDispatcher) taken() (notified []time.Duration, ran []task.ID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	notified, ran = d.notified, d.ran
+	d.notified, d.ran = nil, nil
+	return notified, ran
+}
+
+type fakeDeliverer struct {
+	deliver func(context.Context, task.Call) task.Outcome
+
+	mu    sync.Mutex
+	calls []task.Call
+}
+
+func (d *fakeDeliverer) Deliver(ctx context.Context, c task.Call) task.Outcome {
+	d.mu.Lock()
+	d.calls = append(d.calls, c)
+	d.mu.Unlock()
+	if d.deliver == nil {
+		return task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200}
+	}
+	return d.deliver(ctx, c)
+}
+
+func (d *fakeDeliverer) taken() []task.Call {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	calls := d.calls
+	d.calls = nil
+	return calls
+}
+
+type fakePolicy func(string) error
+
+func (p fakePolicy) CheckURL(rawURL string) error {
+	if p == nil {
+		return nil
+	}
+	return p(rawURL)
+}
+
+// logBuffer is a log that can be read while it is written.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// service is an API on fakes. Every answer that goes through it is held
+// against the OpenAPI document.
+type service struct {
+	*API
+	t          testing.TB
+	store      *fakeStore
+	dispatcher *fakeDispatcher
+	deliverer  *fakeDeliverer
+	log        *logBuffer
+	schema     *document
+	// server is started when it is first asked for.
+	server func() *httptest.Server
+}
+
+// newService returns a service after change, if any, has set its fakes' functions.
+func newService(t testing.TB, change ...func(*Options)) *service {
+	t.Helper()
+	s := &service{
+		t: t, store: &fakeStore{}, dispatcher: &fakeDispatcher{}, deliverer: &fakeDeliverer{}, log: &logBuffer{},
+	}
+	o := Options{
+		Store: s.store, Dispatcher: s.dispatcher, Deliverer: s.deliverer, Policy: fakePolicy(nil),
+		Defaults:   task.Spec{Timeout: 30 * time.Second, Retry: task.DefaultRetryPolicy()},
+		NewID:      countingIDs(),
+		Version:    "1.2.3",
+		ExampleURL: target,
+		Log:        slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
+	for _, f := range change {
+		f(&o)
+	}
+	s.API = New(o)
+	s.schema = parseDocument(t, s.API)
+	s.server = sync.OnceValue(func() *httptest.Server {
+		server := httptest.NewServer(s.API)
+		t.Cleanup(server.Close)
+		return server
+	})
+	return s
+}
+
+// on returns the same service, which reports to a subtest.
+func (s *service) on(t testing.TB) *service {
+	same := *s
+	same.t = t
+	return &same
+}
+
+// countingIDs makes UUIDs of version 7 that count from 1.
+func countingIDs() func() task.ID {
+	var n atomic.Uint64
+	return func() task.ID {
+		var id task.ID
+		binary.BigEndian.PutUint64(id[8:], n.Add(1))
+		id[0], id[6], id[8] = 1, 0x70, 0x80
+		return id
+	}
+}
+
+func (s *service) post(path, body string, header ...string) *answer {
+	s.t.Helper()
+	return s.do(http.MethodPost, path, body, header...)
+}
+
+func (s *service) get(path string) *answer {
+	s.t.Helper()
+	return s.do(http.MethodGet, path, "")
+}
+
+// do makes a request over the network; header is names and values in turn.
+func (s *service) do(method, path, body string, header ...string) *answer {
+	s.t.Helper()
+	var reader io.Reader
+	if body != "" {
+		reader = strings.NewReader(body)
+	}
+	r, err := http.NewRequestWithContext(s.t.Context(), method, s.server().URL+path, reader)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if body != "" {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	return s.send(r)
+}
+
+func (s *service) send(r *http.Request) *answer {
+	s.t.Helper()
+	client := s.server().Client()
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	resp, err := client.Do(r)
+	if err != nil {
+		s.t.Fatalf("%s %s: %v", r.Method, r.URL.Path, err)
+	}
+	defer resp.Body.Close()
+	return s.read(r, resp)
+}
+
+// read reads an answer and holds it against the document.
+func (s *service) read(r *http.Request, resp *http.Response) *answer {
+	s.t.Helper()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatalf("read the answer to %s %s: %v", r.Method, r.URL.Path, err)
+	}
+	a := &answer{status: resp.StatusCode, header: resp.Header, text: string(b)}
+	if strings.Contains(resp.Header.Get("Content-Type"), "json") && r.Method != http.MethodHead {
+		if err := json.Unmarshal(b, &a.json); err != nil {
+			s.t.Errorf("%s %s: the answer is not JSON: %v\n%s", r.Method, r.URL.Path, err, clipped(a.text))
+		}
+	}
+	for _, mistake := range s.schema.check(r.Method, r.URL.Path, a) {
+		s.t.Errorf("%s %s: the answer breaks the document: %s\n%d %s", r.Method, r.URL.Path, mistake, a.status, clipped(a.text))
+	}
+	return a
+}
+
+// serve is do without a network.
+func (s *service) serve(r *http.Request) *answer {
+	s.t.Helper()
+	w := httptest.NewRecorder()
+	s.ServeHTTP(w, r)
+	return s.read(r, w.Result())
+}
+
+// nothingHappened fails where a refused request had an effect or left a value.
+func (s *service) nothingHappened(a *answer) {
+	s.t.Helper()
+	if tasks := s.store.taken(); len(tasks) > 0 {
+		s.t.Errorf("a request answered %d stored %d tasks, want none", a.status, len(tasks))
+	}
+	if calls := s.deliverer.taken(); len(calls) > 0 {
+		s.t.Errorf("a request answered %d made %d calls, want none", a.status, len(calls))
+	}
+	if notified, ran := s.dispatcher.taken(); len(notified)+len(ran) > 0 {
+		s.t.Errorf("a request answered %d woke the dispatcher %d times and ran %d tasks, want none", a.status, len(notified), len(ran))
+	}
+	if strings.Contains(a.text, marker) || strings.Contains(fmt.Sprint(a.header), marker) {
+		s.t.Errorf("a value that was sent comes back: %s\n%v", clipped(a.text), a.header)
+	}
+	if strings.Contains(s.log.String(), marker) {
+		s.t.Errorf("a value that was sent is in the log: %s", clipped(s.log.String()))
+	}
+}
+
+// refused checks the whole answer to a bad request: its status, and on 422
+// its errors as `["body","url"] missing`, in any order.
+func (s *service) refused(a *answer, status int, errors ...string) {
+	s.t.Helper()
+	if a.status != status {
+		s.t.Errorf("got status %d, want %d: %s", a.status, status, clipped(a.text))
+	}
+	if got := a.errors(); !sameStrings(got, errors) {
+		s.t.Errorf("got errors %q, want %q", got, errors)
+	}
+	s.nothingHappened(a)
+}
+
+func sameStrings(a, b []string) bool {
+	a, b = slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b))
+	return slices.Equal(a, b)
+}
+
+// answer is a response that was read.
+type answer struct {
+	status int
+	header http.Header
+	text   string
+	json   any
+}
+
+// at returns the member at the end of the path, or nil.
+func (a *answer) at(path ...any) any {
+	v := a.json
+	for _, step := range path {
+		switch step := step.(type) {
+		case string:
+			object, _ := v.(map[string]any)
+			v = object[step]
+		case int:
+			list, _ := v.([]any)
+			if step >= len(list) {
+				return nil
+			}
+			v = list[step]
+		}
+	}
+	return v
+}
+
+func (a *answer) detail() string {
+	s, _ := a.at("detail").(string)
+	return s
+}
+
+// errors is the problem's errors, each as its loc in JSON and its type.
+func (a *answer) errors() (out []string) {
+	list, _ := a.at("errors").([]any)
+	for _, e := range list {
+		object, _ := e.(map[string]any)
+		loc, _ := json.Marshal(object["loc"])
+		out = append(out, fmt.Sprintf("%s %v", loc, object["type"]))
+	}
+	return out
+}
+
+// message is the text of the error at loc.
+func (a *answer) message(loc string) string {
+	list, _ := a.at("errors").([]any)
+	for _, e := range list {
+		object, _ := e.(map[string]any)
+		if b, _ := json.Marshal(object["loc"]); string(b) == loc {
+			s, _ := object["msg"].(string)
+			return s
+		}
+	}
+	return ""
+}
+
+func clipped(s string) string {
+	if len(s) > 1000 {
+		return s[:1000] + "…"
+	}
+	return s
+}
+
+// object writes n members name0, name1, … with the same value.
+func object(n int, name, value string) string {
+	members := make([]string, n)
+	for i := range members {
+		members[i] = fmt.Sprintf("%q:%s", fmt.Sprint(name, i), value)
+	}
+	return "{" + strings.Join(members, ",") + "}"
+}
