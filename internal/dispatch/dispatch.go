@@ -71,7 +71,7 @@ const (
 var (
 	errShutdown  = errors.New("the instance is shutting down")
 	errLeaseLost = errors.New("the instance was silent for too long and lost its lease")
-	// ErrStopping: no task is taken any more.
+	// ErrStopping says that no task is taken any more.
 	ErrStopping = fmt.Errorf("%w: %w", task.ErrUnavailable, errShutdown)
 
 	errNotRegistered = fmt.Errorf("%w: the instance has not registered yet", task.ErrUnavailable)

@@ -63,7 +63,7 @@ func TestBackoffOfAbsurdRetry(t *testing.T) {
 	p := task.RetryPolicy{MinBackoff: time.Second, MaxBackoff: time.Hour, MaxDoublings: 3}
 	for n, want := range map[int]time.Duration{
 		math.MinInt: time.Second, -1: time.Second, 0: time.Second, 1: time.Second,
-		1 << 40: time.Hour, math.MaxInt: time.Hour,
+		1 << 30: time.Hour, math.MaxInt: time.Hour,
 	} {
 		if got := p.Backoff(n); got != want {
 			t.Errorf("Backoff(%d) = %v, want %v", n, got, want)
