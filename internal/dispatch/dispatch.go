@@ -163,9 +163,7 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	defer stopKeeping()
 	keeping.Go(func() { d.keepAlive(keep, root) })
 	keeping.Go(func() { d.keepHouse(keep) })
-	if d.options.Concurrency > 0 {
-		claiming.Go(func() { d.claimDue(ctx) })
-	}
+	claiming.Go(func() { d.claimDue(ctx) })
 
 	<-ctx.Done()
 	d.mu.Lock() // no attempt begins between here and Wait

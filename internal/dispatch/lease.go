@@ -12,22 +12,10 @@ import (
 // it claims is its own until the session ends.
 type session struct {
 	worker task.ID
-	// calls ends when calls are to be cut off, writes when nothing more can be
-	// written about them: a moment later in a shutdown, at once when the lease
-	// is lost.
+	// calls ends when calls are to be cut off: with the session, or in a
+	// shutdown. writes ends a moment after the latter.
 	calls, writes context.Context //nolint:containedctx // the session's lifetime, not a call's
-	lose          func()
-}
-
-// newSession begins a session that ends with s at the latest.
-func (s *session) newSession(worker task.ID) *session {
-	calls, cutOff := context.WithCancelCause(s.calls)
-	writes, stopWriting := context.WithCancelCause(s.writes)
-	lose := func() {
-		cutOff(errLeaseLost)
-		stopWriting(errLeaseLost)
-	}
-	return &session{worker: worker, calls: calls, writes: writes, lose: lose}
+	lose          context.CancelCauseFunc
 }
 
 // heartbeatInterval leaves room for several lost heartbeats in one lease.
@@ -49,8 +37,9 @@ func (d *Dispatcher) register(ctx context.Context, root *session) bool {
 			return false
 		}
 	}
+	calls, lose := context.WithCancelCause(root.calls)
 	d.mu.Lock()
-	d.session = root.newSession(worker)
+	d.session = &session{worker: worker, calls: calls, writes: root.writes, lose: lose}
 	d.mu.Unlock()
 	d.log.Info("registered", "worker_id", worker.String())
 	return true
@@ -102,7 +91,7 @@ func (d *Dispatcher) heartbeat(ctx context.Context, root *session) bool {
 		return false
 	case !known:
 		d.log.Warn("lease lost, running calls are cut off", "worker_id", s.worker.String(), "count", len(d.held()))
-		s.lose()
+		s.lose(errLeaseLost)
 		d.register(ctx, root)
 		return false
 	}

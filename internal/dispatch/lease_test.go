@@ -14,6 +14,14 @@ import (
 
 const heartbeatEvery = 3 * time.Second // a fifth of the lease
 
+// last returns the last of calls, or an empty one.
+func last(calls []asked) asked {
+	if len(calls) == 0 {
+		return asked{}
+	}
+	return calls[len(calls)-1]
+}
+
 // gaps returns the times between calls.
 func gaps(calls []asked) []time.Duration {
 	var found []time.Duration
@@ -124,7 +132,7 @@ func TestLeaseLost(t *testing.T) {
 				t.Errorf("attempts %v, want lost, then succeeded", got)
 			}
 		}
-		if last := m.calls("Heartbeat"); last[len(last)-1].worker != newID('w', 2) {
+		if beat := last(m.calls("Heartbeat")); beat.worker != newID('w', 2) {
 			t.Error("the last heartbeat is not the new worker's")
 		}
 	})
@@ -154,8 +162,7 @@ func TestHoldsTheSameTaskTwice(t *testing.T) {
 		if _, running := r.Health(); running != 1 {
 			t.Errorf("%d calls are under way, want 1", running)
 		}
-		reaps := m.calls("Reap")
-		if got := reaps[len(reaps)-1].held; !slices.Equal(got, []task.ID{id}) {
+		if got := last(m.calls("Reap")).held; !slices.Equal(got, []task.ID{id}) {
 			t.Errorf("the last reap was told that %v is held, want %s", got, id)
 		}
 		time.Sleep(time.Minute)
@@ -408,7 +415,7 @@ func TestKeepsTheHistory(t *testing.T) {
 		if got := len(kept); got < 20*5/6 || got > 20*5/4+1 {
 			t.Errorf("looked after the history %d times in 20 hours", got)
 		}
-		if got, want := kept[len(kept)-1].bound, 720*time.Hour; got != want {
+		if got, want := last(kept).bound, 720*time.Hour; got != want {
 			t.Errorf("retention %v, want %v", got, want)
 		}
 		if got := len(r.log.lines(t, "keeping the history failed")); got != len(kept)-1 {

@@ -109,9 +109,8 @@ func TestGraceForRunningCalls(t *testing.T) {
 		}
 		r.wantLine("attempt interrupted", "INFO")
 		// The lease held to the end.
-		beats := m.calls("Heartbeat")
-		if last := beats[len(beats)-1].at.Sub(r.began); last != 9*time.Second {
-			t.Errorf("the last heartbeat was sent after %v, want 9s", last)
+		if got := last(m.calls("Heartbeat")).at.Sub(r.began); got != 9*time.Second {
+			t.Errorf("the last heartbeat was sent after %v, want 9s", got)
 		}
 		r.wantSignedOff()
 	})

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -451,34 +452,50 @@ func TestDrippingBody(t *testing.T) {
 // answered before the store has said so.
 func TestSlowStore(t *testing.T) {
 	t.Parallel()
-	onPipes(t, func(t *testing.T, s *service, dial func() net.Conn) {
-		s = s.on(t)
-		committed := make(chan struct{})
-		s.store.insert = func(ctx context.Context, _ *task.Task) error {
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-committed:
-				return nil
+	body := with("payload", "1")
+	for text, want := range map[string]int{
+		head("/enqueue", len(body)) + body: http.StatusAccepted,
+		"GET /tasks/" + storedID + " HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n.": http.StatusNotFound,
+	} {
+		onPipes(t, func(t *testing.T, s *service, dial func() net.Conn) {
+			committed := make(chan struct{})
+			wait := func(ctx context.Context) error {
+				select {
+				case <-ctx.Done():
+					return ctx.Err()
+				case <-committed:
+					return nil
+				}
 			}
-		}
-		conn := dial()
-		body := with("payload", "1")
-		if _, err := io.WriteString(conn, head("/enqueue", len(body))+body); err != nil {
-			t.Fatal(err)
-		}
-		answers := make(chan *answer)
-		go func() { answers <- s.response(conn, "/enqueue") }()
-		select {
-		case a := <-answers:
-			t.Fatalf("got %d before the commit: %s", a.status, a.text)
-		case <-time.After(6 * bodyTimeout):
-		}
-		close(committed)
-		if a := <-answers; a.status != http.StatusAccepted {
-			t.Errorf("got %d %s, want 202", a.status, a.text)
-		}
-	})
+			s.store.insert = func(ctx context.Context, _ *task.Task) error { return wait(ctx) }
+			s.store.get = func(ctx context.Context, _ task.ID) (*task.Task, error) {
+				return nil, cmp.Or(wait(ctx), task.ErrNotFound)
+			}
+			conn := dial()
+			if _, err := io.WriteString(conn, text); err != nil {
+				t.Fatal(err)
+			}
+			statuses := make(chan int, 1)
+			go func() {
+				resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+				if err != nil {
+					t.Error(err)
+					close(statuses)
+					return
+				}
+				statuses <- resp.StatusCode
+			}()
+			select {
+			case status := <-statuses:
+				t.Fatalf("got %d before the store was done", status)
+			case <-time.After(6 * bodyTimeout):
+			}
+			close(committed)
+			if status := <-statuses; status != want {
+				t.Errorf("got status %d, want %d", status, want)
+			}
+		})
+	}
 }
 
 // A connection serves the next request after each kind of answer that leaves
