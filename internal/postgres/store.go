@@ -97,6 +97,9 @@ func parse(o Options) (*pgxpool.Config, error) {
 	}
 	config.MaxConns = int32(max(o.MaxConns, 4)) //nolint:gosec // a pool's size is far below 2^31
 	config.ConnConfig.ConnectTimeout = callTimeout
+	// A connection that was idle is tried before it is used. One that is dead
+	// without a word must not cost the whole call.
+	config.PingTimeout = callTimeout / 5
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "orchestrator"
 	}
@@ -143,15 +146,21 @@ func open(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
 // isRowError reports whether err may be the fault of one row of a statement:
 // data exceptions (class 22), broken constraints (23) and exceeded limits (54).
 func isRowError(err error) bool {
-	var pgErr *pgconn.PgError
-	if !errors.As(err, &pgErr) {
-		return false
-	}
-	switch pgErr.Code[:2] {
+	switch errorClass(err) {
 	case "22", "23", "54":
 		return true
 	}
 	return false
+}
+
+// errorClass returns the class of the SQLSTATE that the server answered with,
+// its first two characters, or "" where err is not the server's.
+func errorClass(err error) string {
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) {
+		return ""
+	}
+	return pgErr.Code[:min(2, len(pgErr.Code))]
 }
 
 // classify wraps err in [task.ErrUnavailable] unless the database itself found
@@ -160,21 +169,18 @@ func classify(err error) error {
 	if err == nil || errors.Is(err, task.ErrUnavailable) {
 		return err
 	}
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) {
-		switch pgErr.Code[:2] {
-		case "08", // connection exception
-			"25", // read-only transaction, among others
-			"40", // serialization failure, deadlock
-			"53", // out of disk, memory or connections
-			"55", // lock not available
-			"57", // shutting down, starting up, statement timeout
-			"58": // I/O error
-		default:
-			return err
-		}
+	switch errorClass(err) {
+	case "", // no answer
+		"08", // connection exception
+		"25", // read-only transaction, among others
+		"40", // serialization failure, deadlock
+		"53", // out of disk, memory or connections
+		"55", // lock not available
+		"57", // shutting down, starting up, statement timeout
+		"58": // I/O error
+		return fmt.Errorf("%w: %w", task.ErrUnavailable, err)
 	}
-	return fmt.Errorf("%w: %w", task.ErrUnavailable, err)
+	return err
 }
 
 // seconds is how durations are written.
