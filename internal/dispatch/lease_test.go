@@ -398,7 +398,7 @@ func TestKeepsTheHistory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
 		o := options()
-		o.Concurrency = 0 // polling takes the test's time
+		o.Concurrency, o.Lease = 0, 24*time.Hour // polls and heartbeats take the test's time
 		r := start(t, o, m, takes(0, succeeded))
 		synctest.Wait()
 		m.breaks(failing("KeepHistory")) // it goes on all the same
