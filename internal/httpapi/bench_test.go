@@ -35,6 +35,8 @@ func (w *quickWriter) Header() http.Header         { return w.header }
 func (w *quickWriter) WriteHeader(status int)      { w.status = status }
 func (w *quickWriter) Write(b []byte) (int, error) { return len(b), nil }
 
+func (w *quickWriter) SetReadDeadline(time.Time) error { return nil }
+
 type body struct{ strings.Reader }
 
 func (*body) Close() error { return nil }

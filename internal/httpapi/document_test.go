@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"gopkg.in/yaml.v2"
@@ -66,6 +67,18 @@ func TestLimitsAreTheDomains(t *testing.T) {
 					t.Errorf("%s.%s has %s %v, want the domain's %v", schema, name, keyword, got, limits[at].want)
 				}
 			}
+		}
+	}
+	// What a schema cannot state is in the description.
+	for property, words := range map[string]string{
+		"url":     fmt.Sprintf("at most %d bytes", task.MaxURLBytes),
+		"headers": fmt.Sprintf("at most %d and %d KiB in all", task.MaxHeaders, task.MaxHeaderBytes>>10),
+		"labels":  fmt.Sprintf("At most %d, names up to %d and values up to %d bytes", task.MaxLabels, task.MaxLabelName, task.MaxLabelValue),
+		"run_at":  fmt.Sprintf("At most %d years ahead", task.Horizon/(365*24*time.Hour)),
+	} {
+		text, _ := member(d.root, "components", "schemas", "ScheduleRequest", "properties", property)["description"].(string)
+		if !strings.Contains(text, words) {
+			t.Errorf("the description of %s is %q, want it to say %q", property, text, words)
 		}
 	}
 	if want := 2*6 + 10 + 2; stated != want {

@@ -454,7 +454,7 @@ func TestSlowStore(t *testing.T) {
 	t.Parallel()
 	body := with("payload", "1")
 	for text, want := range map[string]int{
-		head("/enqueue", len(body)) + body: http.StatusAccepted,
+		head("/enqueue", len(body)) + body:                                              http.StatusAccepted,
 		"GET /tasks/" + storedID + " HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n.": http.StatusNotFound,
 	} {
 		onPipes(t, func(t *testing.T, s *service, dial func() net.Conn) {

@@ -47,10 +47,9 @@ func setHeaders(next http.Handler) http.Handler {
 }
 
 // readBody reads a request's body before its handler runs, within a bound on
-// its size and on the time that takes. The bound on time is lifted when the
-// body is there: a deadline that is still set when it passes cancels the
-// request's context, and handlers may work for longer. Otherwise it stays:
-// net/http reads what is left of a body before it answers.
+// its size and on the time that takes. Handlers may work for longer: net/http
+// lifts the bound at the body's end. Where that does not come the bound stays,
+// since net/http looks for it once more before it answers.
 func (a *API) readBody(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Body == nil || r.Body == http.NoBody {
@@ -63,7 +62,6 @@ func (a *API) readBody(next http.Handler) http.Handler {
 			a.write(w, r, bodyProblem(err))
 			return
 		}
-		_ = huma.SetReadDeadline(w, time.Time{})
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		next.ServeHTTP(w, r)
 	})

@@ -96,7 +96,7 @@ type scheduleInput struct {
 
 type acceptedOutput struct {
 	Location string `header:"Location" doc:"Where the task can be looked at: /tasks/{id}." example:"/tasks/01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b"`
-	Body     Task
+	Body     *Task
 }
 
 // submitErrors are the statuses that a submission can be answered with, besides 422 and 500.
@@ -153,7 +153,8 @@ func (a *API) submit(ctx context.Context, r *TaskRequest, when task.When, errs t
 		return nil, a.fail(ctx, err)
 	}
 	a.Dispatcher.Notify(t.RunAt.Sub(t.CreatedAt)) // both by the database's clock
-	return &acceptedOutput{Location: "/tasks/" + t.ID.String(), Body: taskView(t)}, nil
+	view := taskView(t)
+	return &acceptedOutput{Location: "/tasks/" + view.ID, Body: view}, nil
 }
 
 // newTask checks a spec by the domain's rules and the target policy.
@@ -195,7 +196,7 @@ func (r *TaskRequest) spec(defaults task.Spec) (s task.Spec, errs task.Errors) {
 	setDuration(&s.Timeout, r.TimeoutSeconds)
 	if r.ExpiresAt != nil {
 		var err error // the schema's format lets some pass that RFC 3339 does not
-		if s.ExpiresAt, err = task.ParseRunAt(*r.ExpiresAt, nil); err != nil {
+		if s.ExpiresAt, err = task.ParseRunAt(*r.ExpiresAt, nil); err != nil || s.ExpiresAt.IsZero() {
 			errs = append(errs, task.FieldError{Path: []string{"expires_at"}, Message: wantTime, Kind: "datetime_parsing"})
 		}
 	}
@@ -259,7 +260,7 @@ type getTaskInput struct {
 }
 
 type taskOutput struct {
-	Body Task
+	Body *Task
 }
 
 func (a *API) getTaskOperation() huma.Operation {
@@ -284,8 +285,8 @@ func (a *API) getTask(ctx context.Context, in *getTaskInput) (*taskOutput, error
 }
 
 // taskView is a task as callers see it.
-func taskView(t *task.Task) Task {
-	v := Task{
+func taskView(t *task.Task) *Task {
+	v := &Task{
 		ID:             t.ID.String(),
 		State:          t.State,
 		URL:            t.URL,

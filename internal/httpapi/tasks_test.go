@@ -200,7 +200,7 @@ func TestEnqueueAccepts(t *testing.T) {
 		{"no headers", with("headers", `{}`), func(t *task.Task) any { return len(t.Headers) }, 0},
 		{"shortest timeout", with("timeout_seconds", "0.1"), func(t *task.Task) any { return t.Timeout }, task.MinTimeout},
 		{"longest timeout", with("timeout_seconds", "1800"), func(t *task.Task) any { return t.Timeout }, task.MaxTimeout},
-		{"timeout is rounded", with("timeout_seconds", "4.35"), func(t *task.Task) any { return t.Timeout }, 4350 * time.Millisecond},
+		{"timeout is rounded", with("timeout_seconds", "1.001"), func(t *task.Task) any { return t.Timeout }, 1001 * time.Millisecond},
 		{"timeout with an exponent", with("timeout_seconds", "1.5e1"), func(t *task.Task) any { return t.Timeout }, 15 * time.Second},
 		{"fewest attempts", withRetry("max_attempts", "1"), func(t *task.Task) any { return t.Retry.MaxAttempts }, 1},
 		{"most attempts", withRetry("max_attempts", "100"), func(t *task.Task) any { return t.Retry.MaxAttempts }, task.MaxAttemptsLimit},
@@ -374,6 +374,7 @@ var mistakes = []struct {
 	{"expires at a leap second", with("expires_at", `"2030-12-31T23:59:60Z"`), []string{`["body","expires_at"] datetime_parsing`}},
 	{"expires at a number", with("expires_at", `1893456000`), []string{`["body","expires_at"] string_type`}},
 	{"empty expires_at", with("expires_at", `""`), []string{`["body","expires_at"] datetime_parsing`}},
+	{"expires at Go's zero time", with("expires_at", `"0001-01-01T00:00:00Z"`), []string{`["body","expires_at"] datetime_parsing`}},
 	{"expires before 1970", with("expires_at", `"1969-12-31T23:59:59Z"`), []string{`["body","expires_at"] out_of_range`}},
 	{"expires after 9998", with("expires_at", `"9999-01-01T00:00:00Z"`), []string{`["body","expires_at"] out_of_range`}},
 	{"payload and body", `{"url":"` + target + `","payload":"` + marker + `","body":"` + marker + `"}`, []string{`["body","body"] conflict`}},
@@ -747,7 +748,11 @@ func TestGetTaskRefuses(t *testing.T) {
 		marker, "1", "01939e0c5c1e7cc1b1a69d8a4d6c1a2b", "{01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b}", "01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2g",
 		"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b%0a", "%00", "..%2fhealth", "%ff", strings.Repeat("a", 5000),
 	} {
-		s.refused(s.get("/tasks/"+id), http.StatusUnprocessableEntity, `["path","id"] string_pattern_mismatch`)
+		a := s.get("/tasks/" + id)
+		s.refused(a, http.StatusUnprocessableEntity, `["path","id"] string_pattern_mismatch`)
+		if got, want := a.message(`["path","id"]`), "must be a UUID"; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
 	}
 	for _, path := range []string{"/tasks", "/tasks/", "/tasks/a/b"} {
 		s.refused(s.get(path), http.StatusNotFound)
