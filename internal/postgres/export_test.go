@@ -6,3 +6,6 @@ const (
 	FinishSQL   = finishSQL
 	NextDueSQL  = nextDueSQL
 )
+
+// SessionSettings are those of a direct connection.
+var SessionSettings = sessionSettings

@@ -31,26 +31,29 @@ func (s *Store) Finish(ctx context.Context, claim *task.Claim, d task.Decision) 
 }
 
 // Rows are locked in the order of their ids, so that two batches cannot wait
-// for each other. The fence is tested where the lock is taken.
+// for each other; the fence is tested where the lock is taken. A lateral join
+// looks the rows up one by one, whatever the planner believes of their number.
+// The state is not compared with 'running', which would tempt the planner to
+// search the index of all running tasks.
 const finishSQL = `-- name: finish tasks
 WITH result AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::float8[], $6::text[], $7::int[])
         AS r (id, claim, state, reason, wait_seconds, attempts, counted)
+    ORDER BY id
 ), held AS MATERIALIZED (
-    SELECT r.* FROM tasks t JOIN result r ON r.id = t.id
-    WHERE t.id = ANY ($1::uuid[]) AND t.claim = r.claim AND t.state = 'running'
-    ORDER BY t.id
-    FOR UPDATE OF t
+    SELECT r.* FROM result r CROSS JOIN LATERAL (
+        SELECT FROM tasks t
+        WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending'
+        FOR UPDATE) t
 ), again AS (
     UPDATE tasks t SET state = 'pending', run_at = now() + make_interval(secs => r.wait_seconds),
         worker_id = NULL, claimed_at = NULL,
         attempts = t.attempts || r.attempts::jsonb, attempt_count = t.attempt_count + r.counted
-    FROM held r
-    WHERE r.id = t.id AND t.id = ANY (ARRAY(SELECT id FROM held WHERE state = 'pending'))
+    FROM held r WHERE t.id = r.id AND r.state = 'pending'
     RETURNING t.id
 ), ended AS (
     DELETE FROM tasks t USING held r
-    WHERE r.id = t.id AND t.id = ANY (ARRAY(SELECT id FROM held WHERE state <> 'pending'))
+    WHERE t.id = r.id AND r.state <> 'pending'
     RETURNING t.id, t.run_at, t.created_at, t.expires_at, t.claim, t.timeout_seconds,
         t.max_retry_duration_seconds, t.min_backoff_seconds, t.max_backoff_seconds, t.max_attempts,
         t.max_doublings, t.attempt_count + r.counted AS attempt_count, t.retry_client_errors, r.state, r.reason,

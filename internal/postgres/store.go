@@ -106,22 +106,25 @@ func parse(o Options) (*pgxpool.Config, error) {
 	return config, nil
 }
 
-// guards are the server's own deadlines, in case ours cannot reach it.
-var guards = map[string]string{
+// sessionSettings are the server's own deadlines, in case ours cannot reach it;
+// and no statement reads a whole table: a plan that was made while tasks was
+// empty, when that looked cheap, would be kept for the whole backlog.
+var sessionSettings = map[string]string{
 	"statement_timeout":                   "30s",
 	"idle_in_transaction_session_timeout": "30s",
+	"enable_seqscan":                      "off",
 }
 
 // connect opens the pool and checks that the database answers. A pooler that
-// does not know a startup parameter says so at once; then the guards are left
+// does not know a startup parameter says so at once; then the settings are left
 // out, and statements are not prepared, since it may give the next one to
-// another connection.
+// another connection. (They are planned anew each time, so no plan gets old.)
 func connect(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
-	guarded := config.Copy()
-	for name, value := range guards {
-		guarded.ConnConfig.RuntimeParams[name] = value
+	direct := config.Copy()
+	for name, value := range sessionSettings {
+		direct.ConnConfig.RuntimeParams[name] = value
 	}
-	pool, err := open(ctx, guarded)
+	pool, err := open(ctx, direct)
 	if err != nil && strings.Contains(err.Error(), "unsupported startup parameter") {
 		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 		pool, err = open(ctx, config)
