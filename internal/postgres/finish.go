@@ -3,10 +3,12 @@ package postgres
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -71,7 +73,23 @@ SELECT id FROM again UNION ALL SELECT id FROM ended`
 func (s *Store) finish(ctx context.Context, results []Result) ([]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	matched, err := s.write(ctx, results)
+	if isMisrouted(err) {
+		matched, err = s.write(ctx, results)
+	}
+	return matched, err
+}
 
+// isMisrouted reports that a row on its way into the default partition of the
+// history found that a partition of its own had been attached meanwhile. No
+// constraint is named then, as it is where a CHECK is broken. The same
+// statement finds its way the next time.
+func isMisrouted(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == "23514" && pgErr.ConstraintName == ""
+}
+
+func (s *Store) write(ctx context.Context, results []Result) ([]bool, error) {
 	n := len(results)
 	var (
 		ids      = make([][16]byte, n)

@@ -1,6 +1,7 @@
 package postgres_test
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"sync"
@@ -102,6 +103,52 @@ func TestDefaultPartition(t *testing.T) {
 	keepHistory(t, s, retention)
 	if got := query[int](t, pool, "SELECT count(*) FROM task_history"); got != 0 {
 		t.Errorf("%d tasks left after their retention, want none", got)
+	}
+}
+
+// A task that ends while the partition of its day is being attached is on its
+// way into the default one, and must find into the new one instead.
+func TestFinishWhileAPartitionIsAttached(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	worker := register(t, s)
+	insert(t, s, newTask())
+	c := claimOne(t, s, worker)
+	attaching, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sql := range []string{
+		"CREATE TABLE task_history_now (LIKE task_history INCLUDING DEFAULTS INCLUDING CONSTRAINTS)",
+		"ALTER TABLE task_history ATTACH PARTITION task_history_now FOR VALUES FROM (now() - interval '1 day') TO (now() + interval '1 day')",
+	} {
+		if _, err := attaching.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	finished := make(chan error, 1)
+	go func() {
+		matched, err := s.Finish(t.Context(), c, succeeded(c))
+		if err == nil && !matched {
+			err = errors.New("the result did not match")
+		}
+		finished <- err
+	}()
+	for !query[bool](t, pool, "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '-- name: finish%'") {
+		select {
+		case err := <-finished:
+			t.Fatalf("Finish did not wait for the attaching: %v", err)
+		default:
+		}
+	}
+	if err := attaching.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-finished; err != nil {
+		t.Errorf("Finish: %v", err)
+	}
+	if got := partitionOf(t, pool, c.Task.ID); got != "task_history_now" {
+		t.Errorf("the ended task is in %s, want the partition that was attached", got)
 	}
 }
 
