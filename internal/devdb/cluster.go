@@ -124,7 +124,8 @@ func (c *cluster) takeOver(ctx context.Context, log *slog.Logger) error {
 	if !free {
 		log.WarnContext(ctx, "stopping a postgresql that an earlier run left behind", "folder", c.folder)
 		err := shutDown(ctx, func(s syscall.Signal) {
-			// While the log is locked a number in the file is its writer's still.
+			// While the log is locked the number in the file is its writer's, or that
+			// of a writer who has just died and whose children are about to notice.
 			if pid, _ := c.postmaster(); pid > 1 {
 				if p, err := os.FindProcess(pid); err == nil {
 					_ = p.Signal(s)

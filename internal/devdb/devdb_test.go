@@ -238,6 +238,7 @@ func TestKilledServer(t *testing.T) {
 	}
 	<-p.exited
 	abandon(t, c)
+	awaitUnlocked(t, c.log.Name())
 	// The number in the stale file may be anybody's by now: here that of a
 	// process which the server's user could signal, and PostgreSQL respects.
 	bystander := startBystander(t, c)
@@ -258,6 +259,29 @@ func TestKilledServer(t *testing.T) {
 	case <-bystander.exited:
 		t.Errorf("a process that is none of ours was ended: %s", bystander.cmd.ProcessState)
 	default:
+	}
+}
+
+// awaitUnlocked waits for the children of a killed server: they hold the lock
+// on its log until they notice.
+func awaitUnlocked(t *testing.T, name string) {
+	t.Helper()
+	log, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	for {
+		if free, err := tryLock(log); err != nil || free {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-t.Context().Done():
+			t.Fatal("the children of a killed server hold its log")
+		}
 	}
 }
 
