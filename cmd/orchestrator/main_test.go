@@ -258,6 +258,50 @@ func TestShutdownLetsQuickCallsEnd(t *testing.T) {
 	}
 }
 
+// A call that /worker-endpoint makes without storing it has the same grace; what
+// is cut off is answered all the same.
+func TestShutdownWithCallsOfTheWorkerEndpoint(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		grace  string
+		ends   bool // the target answers in time
+		status int
+	}{
+		"ends within the grace": {"1m", true, http.StatusOK},
+		"is cut off":            {"100ms", false, http.StatusServiceUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			arrived, release := make(chan struct{}), make(chan struct{})
+			target := newTarget(t, func(_ http.ResponseWriter, r *http.Request, _ int) {
+				close(arrived)
+				select {
+				case <-release:
+				case <-r.Context().Done():
+				}
+			})
+			p := start(t, "serve", "DATABASE_URL="+pgtest.URL(t), "SHUTDOWN_GRACE="+tt.grace)
+			var calling sync.WaitGroup
+			calling.Go(func() {
+				if a := p.do(http.MethodPost, "/worker-endpoint", `{"url":"`+target.url+`/adhoc"}`); a.status != tt.status {
+					t.Errorf("answer = %d %s, want %d", a.status, a.raw, tt.status)
+				}
+			})
+			<-arrived
+			calling.Go(func() { p.stop(syscall.SIGTERM) })
+			if tt.ends {
+				eventually(t, func() bool { return strings.Contains(strings.Join(p.lines(), "\n"), `"msg":"stopping"`) },
+					func() string { return "the process does not stop" })
+				close(release)
+			}
+			calling.Wait()
+			if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+				t.Errorf("exit code %d, want 0", code)
+			}
+		})
+	}
+}
+
 func TestTwoInstancesShareTheWork(t *testing.T) {
 	t.Parallel()
 	const n = 200

@@ -26,10 +26,10 @@ const (
 	defaultTimeout = 30 * time.Second
 	// databaseWait is how long the database may be away at the start.
 	databaseWait = 30 * time.Second
-	// drainTime is what the HTTP server and the pool each get at the end. With
-	// SHUTDOWN_GRACE and the dispatcher's last writes it stays below the 10 s
-	// after which Cloud Run kills.
-	drainTime = 300 * time.Millisecond
+	// drainTime is what requests that were cut off, and the pool, each get at the
+	// end. With SHUTDOWN_GRACE and the dispatcher's last writes it stays below
+	// the 10 s after which Cloud Run kills.
+	drainTime = 200 * time.Millisecond
 )
 
 // serve runs the service until ctx ends, then stops it in order. exampleURL is
@@ -81,10 +81,14 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 		failure = fmt.Errorf("serve HTTP: %w", failure)
 	}
 	log.Info("stopping")
+	graceEnds := time.Now().Add(c.ShutdownGrace)
 	stopDispatching()
 	<-dispatched
-	within(drainTime, func(ctx context.Context) { _ = server.Shutdown(ctx) })
+	// What /worker-endpoint carries out without storing it has the same grace;
+	// when that is over it is cut off and answered with 503.
+	within(max(time.Until(graceEnds), drainTime), func(ctx context.Context) { _ = server.Shutdown(ctx) })
 	cutRequests()
+	within(drainTime, func(ctx context.Context) { _ = server.Shutdown(ctx) })
 	_ = server.Close()
 	within(drainTime, func(context.Context) { store.Close() })
 	deliverer.Close()

@@ -103,7 +103,7 @@ func (c *Config) check(unread map[string]bool) (errs []error) {
 	}
 	within("PORT", c.Port >= 0 && c.Port <= 65535, "between 0 and 65535; 0 takes any free port")
 	within("DATABASE_MAX_CONNS", c.DatabaseMaxConns >= 4 && c.DatabaseMaxConns <= 1000, "between 4 and 1000")
-	within("DISPATCH_CONCURRENCY", c.DispatchConcurrency >= 1 && c.DispatchConcurrency <= 10000, "between 1 and 10000; to take no tasks, set DISPATCH=false")
+	within("DISPATCH_CONCURRENCY", c.DispatchConcurrency >= 1 && c.DispatchConcurrency <= 10000, "between 1 and 10000; to carry out none, set DISPATCH=false")
 	within("POLL_INTERVAL", c.PollInterval >= 10*time.Millisecond && c.PollInterval <= time.Hour, "between 10ms and 1h")
 	within("LEASE_DURATION", c.LeaseDuration >= time.Second && c.LeaseDuration <= time.Hour, "between 1s and 1h")
 	within("SHUTDOWN_GRACE", c.ShutdownGrace >= 0 && c.ShutdownGrace <= time.Hour, "between 0s and 1h")

@@ -111,7 +111,7 @@ func TestRanges(t *testing.T) {
 			unreadable: []string{marker, ""}, unreadRule: "must be a whole number, like 10"},
 		{name: "MIGRATE_ON_START", right: []string{"true", "false", "1", "0", "T", "F"}, unreadable: []string{marker, "", "yes", "2"}, unreadRule: "must be true or false"},
 		{name: "DISPATCH", right: []string{"true", "false"}, unreadable: []string{marker, "on"}, unreadRule: "must be true or false"},
-		{name: "DISPATCH_CONCURRENCY", right: []string{"1", "10000"}, wrong: []string{"0", "10001"}, rule: "must be between 1 and 10000; to take no tasks, set DISPATCH=false",
+		{name: "DISPATCH_CONCURRENCY", right: []string{"1", "10000"}, wrong: []string{"0", "10001"}, rule: "must be between 1 and 10000; to carry out none, set DISPATCH=false",
 			unreadable: []string{marker, "1e3"}, unreadRule: "must be a whole number, like 200"},
 		{name: "POLL_INTERVAL", right: []string{"10ms", "1h"}, wrong: []string{"9.999ms", "1h1ns", "-1s", "0"}, rule: "must be between 10ms and 1h",
 			unreadable: []string{marker, "5", "", "1d", "1 s"}, unreadRule: "must be a duration with its unit, like 1s or 1m30s"},

@@ -152,8 +152,9 @@ func (d *Dispatcher) report(ctx context.Context, c *task.Claim, o task.Outcome, 
 	}
 	attrs := []slog.Attr{
 		slog.String("task_id", c.Task.ID.String()),
-		slog.Int("attempt", c.AttemptNumber()),
-		slog.Float64("duration_seconds", o.Duration.Seconds()),
+	}
+	if a := decision.Attempt; a != nil { // none where the task could not start any more
+		attrs = append(attrs, slog.Int("attempt", a.Number), slog.Float64("duration_seconds", o.Duration.Seconds()))
 	}
 	if o.StatusCode != 0 {
 		attrs = append(attrs, slog.Int("status_code", o.StatusCode))

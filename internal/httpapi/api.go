@@ -89,7 +89,7 @@ func New(o Options) *API {
 	a.registry = config.Components.Schemas
 	a.router.NotFound(a.notFound)
 	a.router.MethodNotAllowed(a.methodNotAllowed)
-	a.router.Use(a.recoverPanics, setHeaders, middleware.GetHead, a.readBody)
+	a.router.Use(a.recoverPanics, setHeaders, a.refuseOtherSites, middleware.GetHead, a.readBody)
 	api := jsonAPI{humachi.New(a.router, config)}
 	a.document = api.OpenAPI()
 	a.routes(api)
@@ -178,6 +178,7 @@ func (a *API) documentDefaults() {
 // meanings say what a problem's status means here.
 var meanings = map[string]string{
 	"400": "The body is missing, malformed, or not what its headers announce.",
+	"403": "The request comes from a web page of another site.",
 	"404": "No task has this id, or its retention is over.",
 	"408": "The body did not arrive within 10 seconds.",
 	"409": "The task is running or has ended.",

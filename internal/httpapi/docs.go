@@ -19,7 +19,7 @@ func (a *API) docs() http.HandlerFunc {
 	ui := httpswagger.Handler(
 		httpswagger.URL("/openapi.json"),
 		httpswagger.Layout(httpswagger.BaseLayout),
-		httpswagger.UIConfig(map[string]string{"tryItOutEnabled": "true", "displayRequestDuration": "true"}),
+		httpswagger.UIConfig(map[string]string{"displayRequestDuration": "true"}),
 	)
 	return func(w http.ResponseWriter, r *http.Request) {
 		name := strings.TrimPrefix(r.URL.Path, "/docs/")

@@ -38,7 +38,7 @@ func TestDocsPage(t *testing.T) {
 	if page.status != http.StatusOK || page.header.Get("Content-Type") != "text/html; charset=utf-8" {
 		t.Fatalf("got %d %s, want 200 text/html", page.status, page.header.Get("Content-Type"))
 	}
-	for _, want := range []string{`openapi.json"`, "validatorUrl: null", "tryItOutEnabled: true", `layout: "BaseLayout"`} {
+	for _, want := range []string{`openapi.json"`, "validatorUrl: null", `layout: "BaseLayout"`} {
 		if !strings.Contains(page.text, want) {
 			t.Errorf("the page does not contain %q", want)
 		}

@@ -46,6 +46,17 @@ func setHeaders(next http.Handler) http.Handler {
 	})
 }
 
+// refuseOtherSites keeps web pages of other origins from using the browser of
+// somebody who can reach the service to have calls made. Services and engines
+// send none of the headers by which a browser says where a request comes from.
+func (a *API) refuseOtherSites(next http.Handler) http.Handler {
+	protection := http.NewCrossOriginProtection()
+	protection.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.write(w, r, newProblem(http.StatusForbidden, "A web page of another site may not use this service."))
+	}))
+	return protection.Handler(next)
+}
+
 // readBody reads a request's body before its handler runs, within a bound on
 // its size and on the time that takes. Handlers may work for longer: net/http
 // lifts the bound at the body's end. Where that does not come the bound stays,

@@ -101,7 +101,7 @@ type acceptedOutput struct {
 
 // submitErrors are the statuses that a submission can be answered with, besides 422 and 500.
 var submitErrors = []int{
-	http.StatusBadRequest, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge,
+	http.StatusBadRequest, http.StatusForbidden, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge,
 	http.StatusUnsupportedMediaType, http.StatusServiceUnavailable,
 }
 

@@ -53,7 +53,7 @@ func (a *API) workerOperation() huma.Operation {
 			"which is carried out now, whatever its run_at. The content type is not looked at. 200 means that the target answered 2xx; every other answer makes an engine try again.",
 		RequestBody: body, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
 		Errors: []int{
-			http.StatusBadRequest, http.StatusNotFound, http.StatusRequestTimeout, http.StatusConflict,
+			http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusRequestTimeout, http.StatusConflict,
 			http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity, http.StatusBadGateway,
 			http.StatusServiceUnavailable, http.StatusGatewayTimeout, http.StatusLoopDetected,
 		},

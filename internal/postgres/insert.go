@@ -21,9 +21,11 @@ type inserted struct {
 // the task is committed. After [task.ErrUnavailable], or when ctx ended, it may
 // or may not be.
 func (s *Store) Insert(ctx context.Context, t *task.Task) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for a batch included
+	defer cancel()
 	in, err := s.inserts.Do(ctx, t)
 	if err != nil {
-		return fmt.Errorf("insert task %s: %w", t.ID, err)
+		return fmt.Errorf("insert task %s: %w", t.ID, classify(err))
 	}
 	t.RunAt, t.CreatedAt = in.runAt, in.createdAt
 	return nil

@@ -87,6 +87,31 @@ func TestReadOnlyDatabaseIsUnavailable(t *testing.T) {
 	if !errors.Is(err, task.ErrUnavailable) || !strings.Contains(err.Error(), "read-only") {
 		t.Errorf("Insert = %v, want ErrUnavailable for a read-only database", err)
 	}
+	// Its connections stay read-only when it takes writes again; the heartbeat
+	// that every instance sends finds that out.
+	exec(t, pool, "SET default_transaction_read_only = off; ALTER DATABASE "+
+		query[string](t, pool, "SELECT current_database()")+" RESET default_transaction_read_only")
+	if _, err := s.Heartbeat(t.Context(), newID()); !errors.Is(err, task.ErrUnavailable) {
+		t.Errorf("Heartbeat over a read-only connection: %v, want ErrUnavailable", err)
+	}
+	if err := s.Insert(t.Context(), newTask()); err != nil {
+		t.Errorf("Insert after the database takes writes again: %v", err)
+	}
+}
+
+// Whoever rotates a password must not make tasks fail.
+func TestRefusedLoginIsUnavailable(t *testing.T) {
+	t.Parallel()
+	_, pool := newStore(t)
+	url := pgtest.URL(t)
+	role := "test_" + strings.ReplaceAll(newID().String(), "-", "")
+	exec(t, pool, "CREATE ROLE "+role+" NOLOGIN")
+	t.Cleanup(func() { _, _ = pool.Exec(context.WithoutCancel(t.Context()), "DROP ROLE "+role) })
+	at := strings.Index(url, "//")
+	_, err := postgres.Open(t.Context(), postgres.Options{URL: url[:at+2] + role + url[strings.Index(url, "@"):]})
+	if !errors.Is(err, task.ErrUnavailable) {
+		t.Errorf("Open as a role that may not log in: %v, want ErrUnavailable", err)
+	}
 }
 
 // insertRetrying inserts until the answer comes over a connection that was

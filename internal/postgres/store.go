@@ -100,6 +100,9 @@ func parse(o Options) (*pgxpool.Config, error) {
 	// A connection that was idle is tried before it is used. One that is dead
 	// without a word must not cost the whole call.
 	config.PingTimeout = callTimeout / 5
+	// After a failover some may still lead to the old server.
+	config.MaxConnLifetime = 10 * time.Minute
+	config.MaxConnLifetimeJitter = time.Minute
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = "orchestrator"
 	}
@@ -172,6 +175,12 @@ func classify(err error) error {
 	if err == nil || errors.Is(err, task.ErrUnavailable) {
 		return err
 	}
+	// A server that refuses to let us in says why in many classes: a password
+	// that is being rotated, a database that is being renamed.
+	var connecting *pgconn.ConnectError
+	if errors.As(err, &connecting) {
+		return fmt.Errorf("%w: %w", task.ErrUnavailable, err)
+	}
 	switch errorClass(err) {
 	case "", // no answer
 		"08", // connection exception
@@ -180,7 +189,8 @@ func classify(err error) error {
 		"53", // out of disk, memory or connections
 		"55", // lock not available
 		"57", // shutting down, starting up, statement timeout
-		"58": // I/O error
+		"58", // I/O error
+		"XX": // internal error
 		return fmt.Errorf("%w: %w", task.ErrUnavailable, err)
 	}
 	return err

@@ -2,8 +2,11 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -32,10 +35,20 @@ func (s *Store) Heartbeat(ctx context.Context, worker task.ID) (known bool, err 
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	tag, err := s.pool.Exec(ctx, heartbeatSQL, [16]byte(worker))
+	if isReadOnly(err) {
+		// Connections to a server that was demoted, or made while the database
+		// took no writes, stay read-only; new ones may not be.
+		s.pool.Reset()
+	}
 	if err != nil {
 		return false, fmt.Errorf("heartbeat of worker %s: %w", worker, classify(err))
 	}
 	return tag.RowsAffected() == 1, nil
+}
+
+func isReadOnly(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == "25006"
 }
 
 const unregisterSQL = `-- name: unregister worker
