@@ -89,6 +89,11 @@ func (b *Batcher[In, Out]) Do(ctx context.Context, in In) (Out, error) {
 	case <-c.done:
 		return c.out, c.err
 	case <-ctx.Done():
+		select {
+		case <-c.done: // both at once: what was done counts
+			return c.out, c.err
+		default:
+		}
 		b.drop(c)
 		return none, context.Cause(ctx)
 	}

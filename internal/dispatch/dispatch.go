@@ -117,7 +117,7 @@ func New(o Options, s store, d deliverer) *Dispatcher {
 	}
 }
 
-// Health returns "ok", "off" when the Dispatcher takes no tasks by itself, or
+// Health returns "starting" until it has registered, then "ok", "off" when the Dispatcher takes no tasks by itself, or
 // "stopped" from the moment it was told to stop, and the number of calls under
 // way.
 func (d *Dispatcher) Health() (status string, running int) {
@@ -126,6 +126,8 @@ func (d *Dispatcher) Health() (status string, running int) {
 	switch state := d.state.Load(); {
 	case state == stopping || state == stopped:
 		status = "stopped"
+	case state == starting:
+		status = "starting"
 	case d.options.Concurrency == 0:
 		status = "off"
 	default:

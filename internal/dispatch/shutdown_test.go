@@ -34,7 +34,7 @@ func TestStopsAtOnceWhenIdle(t *testing.T) {
 		m := newMemory()
 		m.store(1, 5*time.Second)
 		r := newRig(t, options(), m, takes(0, succeeded))
-		r.wantHealth("ok")
+		r.wantHealth("starting")
 		r.run()
 		time.Sleep(4900 * time.Millisecond)
 		r.wantHealth("ok")

@@ -37,7 +37,7 @@ type dispatcher interface {
 	// Notify says that a task is due in wait.
 	Notify(wait time.Duration)
 	RunNow(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error)
-	// Health returns "ok", "off" (takes no tasks by itself) or "stopped".
+	// Health returns "starting", "ok", "off" (takes no tasks by itself) or "stopped".
 	Health() (status string, running int)
 }
 

@@ -32,7 +32,7 @@ type DatabaseCheck struct {
 
 // DispatcherCheck is whether tasks are being carried out.
 type DispatcherCheck struct {
-	Status           string   `json:"status" enum:"ok,off,stopped" example:"ok" doc:"off: this instance only takes tasks (DISPATCH=false). stopped: it is shutting down."`
+	Status           string   `json:"status" enum:"ok,off,starting,stopped" example:"ok" doc:"off: this instance only takes tasks (DISPATCH=false). starting: it has not registered yet. stopped: it is shutting down."`
 	Running          int      `json:"running" example:"3" doc:"Calls under way in this instance."`
 	OldestDueSeconds *float64 `json:"oldest_due_seconds" example:"0" doc:"For how long the longest waiting task has been due, over all instances. Null when the database did not answer."`
 }
@@ -78,7 +78,7 @@ func (a *API) health(ctx context.Context, _ *struct{}) (*healthOutput, error) {
 		checks.Database.Status = "unavailable"
 		a.Log.WarnContext(ctx, "health check failed", "error", err)
 	}
-	if err != nil || checks.Dispatcher.Status == "stopped" {
+	if err != nil || checks.Dispatcher.Status == "starting" || checks.Dispatcher.Status == "stopped" {
 		out.Status, out.Body.Status = http.StatusServiceUnavailable, "unavailable"
 	}
 	return out, nil

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"math"
 	"net/http"
+	"regexp"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -223,6 +224,10 @@ func setDuration(field *time.Duration, seconds *float64) {
 	}
 }
 
+// notZone matches what LoadLocation takes but no zone of the IANA database:
+// UTC by no name, this machine's own zone, and zones that count leap seconds.
+var notZone = regexp.MustCompile(`^(|Local|localtime|posixrules|Factory|(right|posix)/.*)$`)
+
 // when returns the moment that the request names.
 func (r *ScheduleRequest) when() (task.When, task.Errors) {
 	mistake := func(field, message, kind string) (task.When, task.Errors) {
@@ -243,8 +248,7 @@ func (r *ScheduleRequest) when() (task.When, task.Errors) {
 	var zone *time.Location
 	if r.TimeZone != nil {
 		var err error
-		// "" and "Local" would be UTC and this machine's own zone.
-		if zone, err = time.LoadLocation(*r.TimeZone); err != nil || *r.TimeZone == "" || *r.TimeZone == "Local" {
+		if zone, err = time.LoadLocation(*r.TimeZone); err != nil || notZone.MatchString(*r.TimeZone) {
 			return mistake("time_zone", "must be a name of the IANA time zone database, like America/Argentina/Buenos_Aires", "invalid")
 		}
 	}

@@ -52,7 +52,7 @@ WITH result AS MATERIALIZED (
         worker_id = NULL, claimed_at = NULL,
         attempts = t.attempts || r.attempts::jsonb, attempt_count = t.attempt_count + r.counted
     FROM held r WHERE t.id = r.id AND r.state = 'pending'
-    RETURNING t.id
+    RETURNING t.id, t.claim
 ), ended AS (
     DELETE FROM tasks t USING held r
     WHERE t.id = r.id AND r.state <> 'pending'
@@ -67,7 +67,7 @@ WITH result AS MATERIALIZED (
         method, url, content_type, headers, labels, attempts, body)
     SELECT now(), * FROM ended
 )
-SELECT id FROM again UNION ALL SELECT id FROM ended`
+SELECT id, claim FROM again UNION ALL SELECT id, claim FROM ended`
 
 // finish is the flush of Finish.
 func (s *Store) finish(ctx context.Context, results []Result) ([]bool, error) {
@@ -115,14 +115,19 @@ func (s *Store) write(ctx context.Context, results []Result) ([]bool, error) {
 	if err != nil {
 		return nil, classify(err)
 	}
-	written := make(map[[16]byte]bool, n)
-	var id [16]byte
-	if _, err := pgx.ForEachRow(rows, []any{&id}, func() error { written[id] = true; return nil }); err != nil {
+	// A stale claim on a task may ride in the same batch as the current one.
+	type key struct {
+		id    [16]byte
+		claim int64
+	}
+	written := make(map[key]bool, n)
+	var k key
+	if _, err := pgx.ForEachRow(rows, []any{&k.id, &k.claim}, func() error { written[k] = true; return nil }); err != nil {
 		return nil, classify(err)
 	}
 	matched := make([]bool, n)
 	for i := range ids {
-		matched[i] = written[ids[i]]
+		matched[i] = written[key{ids[i], claims[i]}]
 	}
 	return matched, nil
 }

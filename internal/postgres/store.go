@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -32,7 +33,7 @@ const (
 	// maxBatch is the most rows that one statement inserts, claims or finishes.
 	maxBatch = 256
 	// insertFlushes and finishFlushes leave connections of the default pool of
-	// ten for claims, heartbeats and health, however many callers there are.
+	// ten for claims, heartbeats and health, however many tasks come in.
 	insertFlushes = 2
 	finishFlushes = 2
 )
@@ -111,11 +112,14 @@ func parse(o Options) (*pgxpool.Config, error) {
 
 // sessionSettings are the server's own deadlines, in case ours cannot reach it;
 // and no statement reads a whole table: a plan that was made while tasks was
-// empty, when that looked cheap, would be kept for the whole backlog.
+// empty, when that looked cheap, would be kept for the whole backlog. The cost
+// that forbids it would set off the compiler for statements that have no index
+// to go by (reap), which costs 100 ms and more each time.
 var sessionSettings = map[string]string{
 	"statement_timeout":                   "30s",
 	"idle_in_transaction_session_timeout": "30s",
 	"enable_seqscan":                      "off",
+	"jit":                                 "off",
 }
 
 // connect opens the pool and checks that the database answers. A pooler that
@@ -201,5 +205,5 @@ func seconds(d time.Duration) float64 { return d.Seconds() }
 
 // duration is how durations are read.
 func duration(seconds float64) time.Duration {
-	return time.Duration(seconds * float64(time.Second))
+	return time.Duration(math.Round(seconds * float64(time.Second)))
 }

@@ -65,17 +65,17 @@ func (s *Store) Unregister(ctx context.Context, worker task.ID) error {
 	return nil
 }
 
-// A task is taken because its worker has no fresh heartbeat, not because its
-// worker was just deleted: a claim that commits while the row goes would
-// otherwise stay running for ever.
+// Whether a worker is silent is decided once, where its row is deleted: a
+// heartbeat that comes at that moment keeps the row and the tasks. A claim that
+// commits while the row goes is found by the next reap, as one without a row.
 const reapSQL = `-- name: reap
 WITH gone AS (
-    DELETE FROM workers WHERE heartbeat_at < now() - make_interval(secs => $1)
+    DELETE FROM workers WHERE heartbeat_at < now() - make_interval(secs => $1) RETURNING id
 ), lost AS MATERIALIZED (
     SELECT t.id FROM tasks t
     WHERE t.state = 'running' AND (
-        NOT EXISTS (SELECT FROM workers w
-            WHERE w.id = t.worker_id AND w.heartbeat_at >= now() - make_interval(secs => $1))
+        t.worker_id IN (SELECT id FROM gone)
+        OR NOT EXISTS (SELECT FROM workers w WHERE w.id = t.worker_id)
         OR t.worker_id = $2 AND t.id <> ALL ($3::uuid[]) AND t.claimed_at < now() - make_interval(secs => $4))
     ORDER BY t.id
     FOR UPDATE SKIP LOCKED
