@@ -13,6 +13,9 @@ import (
 	"github.com/melodia/orchestrator/internal/devdb"
 )
 
+// echoPort is where the echo target of dev listens.
+const echoPort = 8081
+
 // devCommand runs the whole service with nothing set up: a private PostgreSQL
 // that keeps its data, loopback targets allowed, and an echo target to call.
 func devCommand(ctx context.Context, stdout, stderr io.Writer) error {
@@ -45,7 +48,11 @@ func devCommand(ctx context.Context, stdout, stderr io.Writer) error {
 	c.TargetAllowNetworks = append(c.TargetAllowNetworks,
 		netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
 
-	target, err := listenLoopback(ctx, 0)
+	// The same port each time where it can be: tasks of the last run may wait for it.
+	target, err := listenLoopback(ctx, echoPort)
+	if err != nil {
+		target, err = listenLoopback(ctx, 0)
+	}
 	if err != nil {
 		return err
 	}
@@ -84,17 +91,18 @@ func firstCalls(serviceURL, targetURL string) string {
 The Orchestrator is starting. Paste into another terminal:
 
   a call now:
-    curl -i SERVICE/enqueue -H 'Content-Type: application/json' \
+    curl -i -w '\n' SERVICE/enqueue -H 'Content-Type: application/json' \
       -d '{"url":"TARGET","payload":{"song_id":42,"user_id":7}}'
 
   a call in five seconds:
-    curl -i SERVICE/schedule -H 'Content-Type: application/json' \
+    curl -i -w '\n' SERVICE/schedule -H 'Content-Type: application/json' \
       -d '{"url":"TARGET","delay_seconds":5,"payload":{"text":"Your mix is ready"}}'
 
-  what became of it: curl SERVICE/tasks/<id from the answer>
+  what became of it: GET SERVICE followed by the answer's Location
   all there is:      SERVICE/docs
 
-The echo target answers 200 and its calls appear below. End with Ctrl-C.
+The echo target answers 200, or what its path asks for (/status/503: watch the
+retries); its calls appear below. End with Ctrl-C.
 
 `)
 }

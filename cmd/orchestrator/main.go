@@ -1,4 +1,4 @@
-// Orchestrator takes HTTP calls from other services and carries them out, now
+// Orchestrator takes HTTP tasks from other services and carries them out, now
 // or later, with retries and timeouts.
 package main
 
@@ -70,6 +70,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			_, err := fmt.Fprint(stdout, usage)
 			return err
 		},
+	}
+	if command == "-h" || command == "--help" {
+		command = "help"
 	}
 	carryOut, ok := commands[command]
 	if !ok || len(args) > 1 {

@@ -305,7 +305,16 @@ func TestShutdownWithCallsOfTheWorkerEndpoint(t *testing.T) {
 func TestTwoInstancesShareTheWork(t *testing.T) {
 	t.Parallel()
 	const n = 200
-	target := newTarget(t, statusOf)
+	// Held until more calls are under way than one instance has slots for.
+	var arrived sync.WaitGroup
+	arrived.Add(3)
+	target := newTarget(t, func(w http.ResponseWriter, r *http.Request, nth int) {
+		if nth <= 3 {
+			arrived.Done()
+			arrived.Wait()
+		}
+		statusOf(w, r, nth)
+	})
 	database := "DATABASE_URL=" + pgtest.URL(t)
 	// Few slots, so that no single instance can take everything at once.
 	instances := []*process{
@@ -327,11 +336,6 @@ func TestTwoInstancesShareTheWork(t *testing.T) {
 	}
 	if calls := len(target.got("/200/shared")); calls != n {
 		t.Errorf("the target was called %d times, want %d: each task once", calls, n)
-	}
-	for i, instance := range instances {
-		if carriedOut := strings.Count(strings.Join(instance.lines(), "\n"), "task succeeded"); carriedOut == 0 {
-			t.Errorf("instance %d carried out none of %d tasks", i, n)
-		}
 	}
 }
 
@@ -377,6 +381,7 @@ func TestCommands(t *testing.T) {
 	}{
 		"version":            {[]string{"version"}, 0, "dev\n", ""},
 		"help":               {[]string{"help"}, 0, usage, ""},
+		"help as a flag":     {[]string{"--help"}, 0, usage, ""},
 		"an unknown command": {[]string{"srve"}, 2, "", usage},
 		"too many arguments": {[]string{"version", "now"}, 2, "", usage},
 	} {
@@ -417,7 +422,7 @@ func TestDev(t *testing.T) {
 	t.Parallel()
 	p := start(t, "dev", "DATABASE_URL="+pgtest.URL(t), "TARGET_ALLOW_NETWORKS=")
 	printed := strings.Join(p.lines(), "\n")
-	commands := regexp.MustCompile(`curl -i (\S+) -H 'Content-Type: application/json' \\\n\s+-d '([^']*)'`).FindAllStringSubmatch(printed, -1)
+	commands := regexp.MustCompile(`curl -i -w '\\n' (\S+) -H 'Content-Type: application/json' \\\n\s+-d '([^']*)'`).FindAllStringSubmatch(printed, -1)
 	if len(commands) != 2 {
 		t.Fatalf("dev prints %d commands, want 2:\n%s", len(commands), printed)
 	}

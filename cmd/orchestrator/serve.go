@@ -134,8 +134,8 @@ func dispatchOptions(c *config.Config, log *slog.Logger) dispatch.Options {
 // openStore migrates the database if it is to, and connects. It waits for a
 // database that is just starting.
 func openStore(ctx context.Context, c *config.Config, log *slog.Logger) (*postgres.Store, error) {
-	ctx, cancel := context.WithTimeout(ctx, databaseWait)
-	defer cancel()
+	patience := time.NewTimer(databaseWait) // a migration may take longer
+	defer patience.Stop()
 	for {
 		store, err := tryOpen(ctx, c, log)
 		if !errors.Is(err, task.ErrUnavailable) {
@@ -144,6 +144,8 @@ func openStore(ctx context.Context, c *config.Config, log *slog.Logger) (*postgr
 		log.Warn("the database is not there yet, trying again", "error", err)
 		select {
 		case <-ctx.Done():
+			return nil, fmt.Errorf("stopped while waiting for the database: %w", err)
+		case <-patience.C:
 			return nil, fmt.Errorf("gave up after %s: %w", databaseWait, err)
 		case <-time.After(time.Second):
 		}
