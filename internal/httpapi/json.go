@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -65,11 +66,14 @@ var wholeNumbers = json.WithUnmarshalers(json.UnmarshalFunc(func(b []byte, n *in
 // Its errors are shown to the caller: they say where the mistake is, and
 // quote nothing that was sent but member names.
 func decode(data []byte, v any) error {
-	err := json.Unmarshal(data, v, wholeNumbers)
+	var err error
+	if tree, ok := v.(*any); ok { // for huma to validate
+		*tree, err = decodeTree(data)
+		escapeNames(*tree)
+	} else {
+		err = json.Unmarshal(data, v, wholeNumbers, json.RejectUnknownMembers(true))
+	}
 	if err == nil {
-		if tree, ok := v.(*any); ok { // for huma to validate
-			escapeNames(*tree)
-		}
 		return nil
 	}
 	var syntax *jsontext.SyntacticError
@@ -92,6 +96,77 @@ func decode(data []byte, v any) error {
 		return fmt.Errorf("The body has a value of the wrong kind or out of range%s.", at(semantic.JSONPointer)) //nolint:staticcheck // a sentence for the caller
 	}
 	return errors.New("The body cannot be read.") //nolint:staticcheck // a sentence for the caller
+}
+
+// maxTree is the longest text of a member that is decoded into a tree. No legal
+// one but the payload is longer; what is wrong with such a member is found when
+// it is decoded into its own type, and by the domain's rules.
+const maxTree = 64 << 10
+
+// decodeTree decodes a body into maps, slices and scalars, but for a payload:
+// as a tree it would take sixty times the memory of its text, and any JSON is
+// legal there. Of its numbers, as of all others, each must fit a float64.
+func decodeTree(data []byte) (any, error) {
+	if jsontext.Value(data).Kind() != '{' {
+		var tree any
+		return tree, json.Unmarshal(data, &tree)
+	}
+	var members map[string]jsontext.Value
+	if err := json.Unmarshal(data, &members); err != nil {
+		return nil, err
+	}
+	tree := make(map[string]any, len(members))
+	for name, value := range members {
+		var member any
+		var err error
+		switch kind := value.Kind(); {
+		case name == "payload" && kind != 'n':
+			member, err = true, checkNumbers(value)
+		case kind == '{' && len(value) > maxTree:
+			member = map[string]any{}
+		case kind == '[' && len(value) > maxTree:
+			member = []any{}
+		default:
+			err = json.Unmarshal(value, &member)
+		}
+		if err != nil {
+			return nil, within(err, name)
+		}
+		tree[name] = member
+	}
+	return tree, nil
+}
+
+// checkNumbers returns an error where a number does not fit a float64: what
+// cannot be read everywhere is refused here, and not by the target.
+func checkNumbers(v jsontext.Value) error {
+	decoder := jsontext.NewDecoder(bytes.NewReader(v))
+	for {
+		token, err := decoder.ReadToken()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if token.Kind() != '0' {
+			continue
+		}
+		if _, err := strconv.ParseFloat(token.String(), 64); err != nil {
+			return &json.SemanticError{JSONPointer: decoder.StackPointer(), Err: err}
+		}
+	}
+}
+
+// within puts a member's name before the place that err names in its value.
+func within(err error, name string) error {
+	var semantic *json.SemanticError
+	if errors.As(err, &semantic) {
+		outer := *semantic
+		outer.JSONPointer = jsontext.Pointer("").AppendToken(name) + semantic.JSONPointer
+		return &outer
+	}
+	return err
 }
 
 // at writes " at /way/to/the/value", cut where a caller made it very long.
