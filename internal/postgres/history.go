@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -91,24 +90,17 @@ func createPartition(name string, start time.Time) []string {
 
 // alterHistory runs statements in one transaction, unless another instance is
 // altering the history, and gives up rather than keep others waiting for a lock.
+// It is one message to the server: an instance that stalls in its midst must
+// not hold locks which everybody waits for.
 func (s *Store) alterHistory(ctx context.Context, statements ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		var alone bool
-		if err := tx.QueryRow(ctx, "SELECT pg_try_advisory_xact_lock($1)", historyLockKey).Scan(&alone); err != nil || !alone {
-			return err
-		}
-		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '2s'"); err != nil {
-			return err
-		}
-		for _, statement := range statements {
-			if _, err := tx.Exec(ctx, statement); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	_, err := s.pool.Exec(ctx, fmt.Sprintf(`DO $$ BEGIN
+    IF pg_try_advisory_xact_lock(%d) THEN
+        SET LOCAL lock_timeout = '2s';
+        %s;
+    END IF;
+END $$`, historyLockKey, strings.Join(statements, "; ")))
 	var pgErr *pgconn.PgError
 	if errors.As(err, &pgErr) {
 		switch pgErr.Code {
