@@ -118,6 +118,16 @@ func (p *process) lines() []string {
 	return append([]string(nil), p.output...)
 }
 
+// count is how many lines of the output hold text.
+func (p *process) count(text string) (n int) {
+	for _, line := range p.lines() {
+		if strings.Contains(line, text) {
+			n++
+		}
+	}
+	return n
+}
+
 // stop sends a signal, waits for the end, and returns how long that took.
 func (p *process) stop(signal syscall.Signal) time.Duration {
 	p.t.Helper()

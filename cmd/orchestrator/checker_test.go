@@ -1,0 +1,569 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// journal is what the clients and the target of one fault test saw. Its check
+// compares that with what the tables say, after the total-queue checker of
+// Jepsen (https://github.com/jepsen-io/jepsen, checker.clj).
+type journal struct {
+	t      *testing.T
+	url    string // of the target
+	client *http.Client
+	// answer is how the target answers the nth call (from 1) of a task: with
+	// 200 where it is nil. It is set before the first submission.
+	answer func(w http.ResponseWriter, r *http.Request, nth int)
+
+	mu          sync.Mutex
+	submissions []submission
+	arrivals    map[string][]*arrival // by task id
+}
+
+// submission is one request for a task, which bears a mark of its own.
+type submission struct {
+	mark   string
+	status int    // 0: no answer came
+	id     string // with 202
+	task   taskJSON
+}
+
+// arrival is one call that reached the target.
+type arrival struct {
+	mark    string
+	attempt int
+	runAt   time.Time
+	at      time.Time
+	status  int  // what was answered
+	whole   bool // nobody cut the connection before the answer was written
+}
+
+func newJournal(t *testing.T) *journal {
+	t.Helper()
+	j := &journal{
+		t:        t,
+		arrivals: map[string][]*arrival{},
+		client:   &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 256}, Timeout: patience},
+	}
+	server := httptest.NewServer(http.HandlerFunc(j.serve))
+	t.Cleanup(server.Close)
+	t.Cleanup(j.client.CloseIdleConnections)
+	j.url = server.URL
+	return j
+}
+
+// serve is the target.
+func (j *journal) serve(w http.ResponseWriter, r *http.Request) {
+	var payload struct{ Mark string }
+	if err := json.NewDecoder(r.Body).Decode(&payload); err != nil {
+		return // cut in the middle of the request: the target did nothing
+	}
+	attempt, _ := strconv.Atoi(r.Header.Get("Orchestrator-Attempt"))
+	runAt, _ := time.Parse(time.RFC3339Nano, r.Header.Get("Orchestrator-Run-At"))
+	a := &arrival{mark: payload.Mark, attempt: attempt, runAt: runAt, at: time.Now(), status: http.StatusOK}
+	id := r.Header.Get("Orchestrator-Task-Id")
+	j.mu.Lock()
+	j.arrivals[id] = append(j.arrivals[id], a)
+	nth := len(j.arrivals[id])
+	j.mu.Unlock()
+	if j.answer != nil {
+		j.answer(&answerRecorder{w, j, a}, r, nth)
+	}
+	j.mu.Lock()
+	a.whole = r.Context().Err() == nil
+	j.mu.Unlock()
+}
+
+// answerRecorder notes the status of an answer.
+type answerRecorder struct {
+	http.ResponseWriter
+	journal *journal
+	arrival *arrival
+}
+
+func (w *answerRecorder) WriteHeader(status int) {
+	w.journal.mu.Lock()
+	w.arrival.status = status
+	w.journal.mu.Unlock()
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *answerRecorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// submit hands in a task and returns the status of the answer, 0 where none
+// came. extra holds further members of the request, like `"retry":{…}`; with a
+// run_at or a delay_seconds among them it goes to /schedule.
+func (j *journal) submit(ctx context.Context, serviceURL, extra string) (status int) {
+	j.mu.Lock()
+	n := len(j.submissions)
+	mark := fmt.Sprintf("task %d", n)
+	j.submissions = append(j.submissions, submission{mark: mark})
+	j.mu.Unlock()
+
+	path := "/enqueue"
+	if strings.Contains(extra, `"run_at"`) || strings.Contains(extra, `"delay_seconds"`) {
+		path = "/schedule"
+	}
+	if extra != "" {
+		extra = "," + extra
+	}
+	body := fmt.Sprintf(`{"url":"%s/journal","payload":{"mark":%q}%s}`, j.url, mark, extra)
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, serviceURL+path, strings.NewReader(body))
+	if err != nil {
+		j.t.Error(err)
+		return 0
+	}
+	request.Header.Set("Content-Type", "application/json")
+	response, err := j.client.Do(request)
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = response.Body.Close() }()
+	raw, err := io.ReadAll(response.Body)
+	if err != nil {
+		return 0
+	}
+	var task taskJSON
+	switch response.StatusCode {
+	case http.StatusAccepted:
+		if err := json.Unmarshal(raw, &task); err != nil || task.ID == "" {
+			j.t.Errorf("an answer of 202 without a task: %s", raw)
+		}
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		if response.Header.Get("Retry-After") == "" {
+			j.t.Errorf("an answer of %d without Retry-After: %s", response.StatusCode, raw)
+		}
+	default:
+		j.t.Errorf("a legal task was answered with %d: %s", response.StatusCode, raw)
+	}
+	j.mu.Lock()
+	j.submissions[n].status, j.submissions[n].id, j.submissions[n].task = response.StatusCode, task.ID, task
+	j.mu.Unlock()
+	return response.StatusCode
+}
+
+// load submits n tasks from callers at a time, perSecond of them or, where that
+// is 0, as fast as it goes. serviceURL is asked anew for each.
+func (j *journal) load(ctx context.Context, n, callers, perSecond int, serviceURL func() string, extra string) {
+	turns := make(chan struct{})
+	var submitting sync.WaitGroup
+	for range callers {
+		submitting.Go(func() {
+			for range turns {
+				j.submit(ctx, serviceURL(), extra)
+			}
+		})
+	}
+	var pace <-chan time.Time
+	if perSecond > 0 {
+		ticker := time.NewTicker(time.Second / time.Duration(perSecond))
+		defer ticker.Stop()
+		pace = ticker.C
+	}
+	for range n {
+		if pace != nil {
+			<-pace
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		turns <- struct{}{}
+	}
+	close(turns)
+	submitting.Wait()
+}
+
+// submitted is the number of submissions that were begun.
+func (j *journal) submitted() int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.submissions)
+}
+
+// called is the number of tasks that reached the target.
+func (j *journal) called() int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.arrivals)
+}
+
+const auditSQL = `
+CREATE TABLE audit (
+    seq bigserial PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    id uuid NOT NULL, was text, became text, old_claim bigint, claim bigint, worker_id uuid, lost boolean);
+CREATE FUNCTION audit_task() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO audit (id, was, became, old_claim, claim, worker_id, lost) VALUES (
+        COALESCE(NEW.id, OLD.id), OLD.state, NEW.state, OLD.claim, NEW.claim, COALESCE(NEW.worker_id, OLD.worker_id),
+        TG_OP = 'UPDATE' AND NEW.attempts->-1->>'outcome' = 'lost' AND NEW.attempts <> OLD.attempts);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER audit_task AFTER INSERT OR UPDATE OR DELETE ON tasks FOR EACH ROW EXECUTE FUNCTION audit_task();
+
+CREATE TABLE audit_workers (id uuid NOT NULL, last_seen timestamptz NOT NULL);
+CREATE FUNCTION audit_worker() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO audit_workers VALUES (OLD.id, OLD.heartbeat_at);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER audit_worker AFTER DELETE ON workers FOR EACH ROW EXECUTE FUNCTION audit_worker()`
+
+// audit has a migrated database write down every transition of every task.
+func (j *journal) audit(databaseURL string) {
+	j.t.Helper()
+	conn, err := pgx.Connect(j.t.Context(), databaseURL)
+	if err != nil {
+		j.t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(j.t.Context()) }()
+	if _, err := conn.Exec(j.t.Context(), auditSQL, pgx.QueryExecModeSimpleProtocol); err != nil {
+		j.t.Fatal(err)
+	}
+}
+
+// figures are what a check found.
+type figures struct {
+	submitted, accepted, refused, unanswered int
+	stored, calls                            int
+	// The words of Jepsen: lost tasks were acknowledged and are not there;
+	// unexpected calls belong to no submission; duplicated tasks were called
+	// more often than their attempts explain; recovered ones were stored and
+	// carried out although their client did not get to know of it.
+	lost, unexpected, duplicated, recovered int
+	// repeated tasks have an attempt that was lost or interrupted.
+	repeated int
+	// takeovers are the times from the last sign of life of an instance to the
+	// next claim of a task that it held, sorted.
+	takeovers []time.Duration
+}
+
+func (f figures) String() string {
+	median, worst := time.Duration(0), time.Duration(0)
+	if n := len(f.takeovers); n > 0 {
+		median, worst = f.takeovers[n/2], f.takeovers[n-1]
+	}
+	return fmt.Sprintf("submitted %d, accepted %d, refused %d, unanswered %d, stored %d, calls %d; lost %d, unexpected %d, duplicated %d, recovered %d; repeated %d, taken over after %.2f s (median), %.2f s (worst)",
+		f.submitted, f.accepted, f.refused, f.unanswered, f.stored, f.calls,
+		f.lost, f.unexpected, f.duplicated, f.recovered, f.repeated, median.Seconds(), worst.Seconds())
+}
+
+// story is what the tables say of a task that has ended.
+type story struct {
+	ID            string
+	Mark          *string
+	State, Reason string
+	Counted, Most int
+	Expires       bool
+	RetryDuration float64
+	CreatedAt     time.Time
+	FinishedAt    time.Time
+	Attempts      []attemptStory
+}
+
+type attemptStory struct {
+	Number     int
+	Outcome    string
+	StatusCode int       `json:"status_code"`
+	StartedAt  time.Time `json:"started_at"`
+}
+
+const storiesSQL = `SELECT id::text, convert_from(body, 'UTF8')::json->>'mark' AS mark, state, reason,
+    attempt_count AS counted, max_attempts AS most, expires_at IS NOT NULL AS expires,
+    max_retry_duration_seconds AS retry_duration, created_at, finished_at, attempts FROM task_history`
+
+// check waits until every task has ended and then looks for violations of the
+// invariants: nothing acknowledged is lost, nothing unknown is carried out,
+// every repeat is explained, nothing starts early, attempts stay within their
+// limit, every transition is legal, claims only grow, and an unanswered
+// submission is stored once at most.
+func (j *journal) check(databaseURL string) figures {
+	j.t.Helper()
+	awaitEmpty(j.t, databaseURL)
+	conn, err := pgx.Connect(j.t.Context(), databaseURL)
+	if err != nil {
+		j.t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(j.t.Context()) }()
+	rows, err := conn.Query(j.t.Context(), storiesSQL)
+	if err != nil {
+		j.t.Fatal(err)
+	}
+	stories, err := pgx.CollectRows(rows, pgx.RowToStructByName[story])
+	if err != nil {
+		j.t.Fatal(err)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var f figures
+	byID := make(map[string]*story, len(stories))
+	byMark := make(map[string][]*story, len(stories))
+	for i := range stories {
+		s := &stories[i]
+		byID[s.ID] = s
+		if s.Mark != nil {
+			byMark[*s.Mark] = append(byMark[*s.Mark], s)
+		}
+	}
+	f.stored = len(stories)
+	j.checkSubmissions(&f, byID, byMark)
+	j.checkArrivals(&f, byID)
+	for _, s := range byID {
+		j.checkStory(&f, s)
+	}
+	j.checkTransitions(&f, conn)
+	j.t.Log(f)
+	return f
+}
+
+func (j *journal) checkSubmissions(f *figures, byID map[string]*story, byMark map[string][]*story) {
+	f.submitted = len(j.submissions)
+	marks := make(map[string]bool, f.submitted)
+	for _, s := range j.submissions {
+		marks[s.mark] = true
+		stored := byMark[s.mark]
+		if len(stored) > 1 {
+			j.t.Errorf("%s was submitted once and is stored %d times", s.mark, len(stored))
+		}
+		switch s.status {
+		case http.StatusAccepted:
+			f.accepted++
+			if byID[s.id] == nil || len(stored) != 1 || stored[0].ID != s.id {
+				f.lost++
+				j.t.Errorf("%s was acknowledged as %s and is lost", s.mark, s.id)
+			}
+			continue
+		case 0, http.StatusServiceUnavailable:
+			f.unanswered++
+			if len(stored) == 1 && len(j.arrivals[stored[0].ID]) > 0 {
+				f.recovered++
+			}
+		default:
+			f.refused++
+			if len(stored) > 0 {
+				j.t.Errorf("%s was refused with %d and is stored", s.mark, s.status)
+			}
+		}
+	}
+	for mark := range byMark {
+		if !marks[mark] {
+			f.unexpected++
+			j.t.Errorf("%s is stored, and nobody submitted it", mark)
+		}
+	}
+}
+
+func (j *journal) checkArrivals(f *figures, byID map[string]*story) {
+	for id, arrivals := range j.arrivals {
+		f.calls += len(arrivals)
+		s := byID[id]
+		for _, a := range arrivals {
+			switch {
+			case s == nil || s.Mark == nil || a.mark != *s.Mark:
+				f.unexpected++
+				j.t.Errorf("the target got %s as task %s, which is not in the tables", a.mark, id)
+			case a.at.Before(a.runAt):
+				j.t.Errorf("%s was called %v before it was due", a.mark, a.runAt.Sub(a.at))
+			}
+		}
+	}
+}
+
+func (j *journal) checkStory(f *figures, s *story) {
+	arrivals := j.arrivals[s.ID]
+	complain := func(format string, args ...any) {
+		j.t.Errorf("%s: %s\n  %+v\n  target: %s", s.ID, fmt.Sprintf(format, args...), *s, describeArrivals(arrivals))
+	}
+	counted, repeated := 0, false
+	recorded, answered := map[int]int{}, map[int][]int{}
+	for i, a := range s.Attempts {
+		recorded[a.Number]++
+		if a.StatusCode != 0 {
+			answered[a.Number] = append(answered[a.Number], a.StatusCode)
+		}
+		if a.Outcome != "interrupted" {
+			counted++
+		}
+		repeated = repeated || a.Outcome == "lost" || a.Outcome == "interrupted"
+		last := i == len(s.Attempts)-1
+		if !last && (a.Outcome == "succeeded" || a.Outcome == "permanent") {
+			complain("attempt %d was final and others followed", a.Number)
+		}
+		if last && (a.Outcome == "succeeded") != (s.State == "succeeded") {
+			complain("the last attempt does not fit the state")
+		}
+	}
+	if repeated {
+		f.repeated++
+	}
+	got := map[int]int{}
+	for _, a := range arrivals {
+		got[a.attempt]++
+		if i := slices.Index(answered[a.attempt], a.status); i >= 0 {
+			answered[a.attempt] = slices.Delete(answered[a.attempt], i, i+1)
+		}
+	}
+	for number, calls := range got {
+		if calls > recorded[number] {
+			f.duplicated++
+			complain("attempt %d reached the target %d times and is recorded %d times", number, calls, recorded[number])
+		}
+	}
+	for number, statuses := range answered {
+		if len(statuses) > 0 {
+			complain("attempt %d claims answers of %v that the target never gave", number, statuses)
+		}
+	}
+	if counted != s.Counted || s.Counted > s.Most {
+		complain("%d attempts count, %d are written down, %d are allowed", counted, s.Counted, s.Most)
+	}
+	switch s.Reason {
+	case "attempts_exhausted":
+		if s.Counted != s.Most {
+			complain("exhausted after %d attempts of %d", s.Counted, s.Most)
+		}
+	case "expired":
+		if !s.Expires {
+			complain("expired without expires_at")
+		}
+	case "retry_duration_exhausted":
+		if s.RetryDuration == 0 {
+			complain("retry duration exhausted, and it has no limit")
+		}
+	}
+	if s.State == "succeeded" && len(arrivals) == 0 {
+		complain("succeeded without a call")
+	}
+}
+
+func describeArrivals(arrivals []*arrival) string {
+	var b strings.Builder
+	for _, a := range arrivals {
+		fmt.Fprintf(&b, "[attempt %d at %s: %d, whole: %t] ", a.attempt, a.at.UTC().Format(time.RFC3339Nano), a.status, a.whole)
+	}
+	return b.String()
+}
+
+const transitionsSQL = `SELECT a.id::text, a.was, a.became, a.old_claim, a.claim, a.at, CASE WHEN a.lost THEN w.last_seen END AS last_seen
+FROM audit a LEFT JOIN audit_workers w ON w.id = a.worker_id ORDER BY a.seq`
+
+func (j *journal) checkTransitions(f *figures, conn *pgx.Conn) {
+	var audited bool
+	if err := conn.QueryRow(j.t.Context(), "SELECT to_regclass('audit') IS NOT NULL").Scan(&audited); err != nil || !audited {
+		j.t.Fatalf("the database was not audited: %v", err)
+	}
+	type open struct {
+		state    string
+		claim    int64
+		lostFrom time.Time // the holder's last sign of life
+	}
+	tasks := map[string]*open{}
+	var id string
+	var was, became *string
+	var oldClaim, claim *int64
+	var at time.Time
+	var lastSeen *time.Time
+	rows, err := conn.Query(j.t.Context(), transitionsSQL)
+	if err != nil {
+		j.t.Fatal(err)
+	}
+	_, err = pgx.ForEachRow(rows, []any{&id, &was, &became, &oldClaim, &claim, &at, &lastSeen}, func() error {
+		illegal := func() {
+			j.t.Errorf("task %s went from %s (claim %d) to %s (claim %d)", id, or(was, "nothing"), or(oldClaim, 0), or(became, "its end"), or(claim, 0))
+		}
+		o := tasks[id]
+		switch {
+		case was == nil: // submitted
+			if o != nil || or(became, "") != "pending" || or(claim, -1) != 0 {
+				illegal()
+			}
+			tasks[id] = &open{state: "pending"}
+			return nil
+		case o == nil || o.state != *was || o.claim != *oldClaim:
+			illegal()
+			return nil
+		case became == nil: // ended
+			if o.state != "running" {
+				illegal()
+			}
+			o.state = "ended"
+			return nil
+		case *was == "pending" && *became == "running": // claimed
+			if *claim != o.claim+1 {
+				illegal()
+			}
+			if !o.lostFrom.IsZero() {
+				f.takeovers = append(f.takeovers, at.Sub(o.lostFrom))
+				o.lostFrom = time.Time{}
+			}
+		case *was == "running" && *became == "pending": // given back
+			if *claim != o.claim {
+				illegal()
+			}
+			if lastSeen != nil {
+				o.lostFrom = *lastSeen
+			}
+		default:
+			illegal()
+		}
+		o.state, o.claim = *became, *claim
+		return nil
+	})
+	if err != nil {
+		j.t.Fatal(err)
+	}
+	slices.SortFunc(f.takeovers, cmp.Compare[time.Duration])
+}
+
+// checkTakeovers fails the test when a task of a lost instance lay for longer
+// than its lease, one interval of reaping and one poll: far longer, since the
+// machine may be slow.
+func (j *journal) checkTakeovers(f figures, lease, poll time.Duration) {
+	j.t.Helper()
+	if len(f.takeovers) == 0 {
+		j.t.Error("no task was taken over: the faults hit nothing")
+		return
+	}
+	bound := lease + lease/3 + poll
+	j.t.Logf("taken over: %d tasks, median %.2f s, worst %.2f s, promised %.2f s", len(f.takeovers),
+		f.takeovers[len(f.takeovers)/2].Seconds(), f.takeovers[len(f.takeovers)-1].Seconds(), bound.Seconds())
+	if worst := f.takeovers[len(f.takeovers)-1]; worst > bound+patience/4 {
+		j.t.Errorf("a task lay for %v after its instance's last sign of life, promised are %v", worst, bound)
+	}
+}
+
+func or[T any](v *T, otherwise T) T {
+	if v == nil {
+		return otherwise
+	}
+	return *v
+}
+
+// awaitEmpty waits until every task has ended.
+func awaitEmpty(t *testing.T, databaseURL string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), databaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(t.Context()) }()
+	left := ""
+	eventually(t, func() bool {
+		var live int
+		if err := conn.QueryRow(t.Context(), "SELECT count(*), coalesce(left(string_agg(id || ' ' || state, ', '), 500), '') FROM tasks").Scan(&live, &left); err != nil {
+			t.Fatal(err)
+		}
+		return live == 0
+	}, func() string { return "tasks did not end: " + left })
+}

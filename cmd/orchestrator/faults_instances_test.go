@@ -1,0 +1,119 @@
+//go:build faults
+
+package main
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/melodia/orchestrator/internal/postgres/pgtest"
+)
+
+// As TestInstancesThatAreKilled, with some 10,000 tasks that are stored: those
+// that meet a dead instance are not.
+func TestManyTasksWhileInstancesAreKilled(t *testing.T) {
+	killInstances(t, 12_500, 20)
+}
+
+// Instances that are stopped for longer than their lease under load, one after
+// the other, again and again.
+func TestInstancesThatStallUnderLoad(t *testing.T) {
+	const lease, poll = time.Second, 100 * time.Millisecond
+	const tasks, stalls = 3000, 6
+	database := pgtest.URL(t)
+	j := newJournal(t)
+	j.answer = func(w http.ResponseWriter, r *http.Request, nth int) {
+		for range 10 { // so that each instance holds some calls at any moment
+			afterAMoment(w, r, nth)
+		}
+	}
+	j.audit(database)
+	conn, err := pgx.Connect(t.Context(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(t.Context())) }()
+	instances := startFleet(t, 3, "DATABASE_URL="+database, "LEASE_DURATION="+lease.String(), "POLL_INTERVAL="+poll.String(), "LOG_LEVEL=info")
+	// The clients use the instances that are not stopped.
+	var awake atomic.Pointer[process]
+	awake.Store(instances.instances[1])
+	var submitting sync.WaitGroup
+	submitting.Go(func() {
+		j.load(t.Context(), tasks, 8, 300, func() string { return awake.Load().url }, `"retry":{"max_attempts":100}`)
+	})
+	for stall := range stalls {
+		eventually(t, func() bool { return j.submitted() > tasks*(stall+1)/(stalls+2) }, func() string { return "submissions do not get on" })
+		victim := instances.instances[stall%3]
+		awake.Store(instances.instances[(stall+1)%3])
+		registrations := victim.count(`"msg":"registered"`)
+		if err := victim.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, func() bool {
+			var reaped int
+			if err := conn.QueryRow(t.Context(), "SELECT count(*) FROM audit_workers").Scan(&reaped); err != nil {
+				t.Fatal(err)
+			}
+			return reaped > stall
+		}, func() string { return "nobody took over from a stopped instance" })
+		if err := victim.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, func() bool { return victim.count(`"msg":"registered"`) > registrations }, func() string { return "a stopped instance did not register anew" })
+	}
+	submitting.Wait()
+	f := j.check(database)
+	j.checkTakeovers(f, lease, poll)
+}
+
+// A rolling restart of all instances under load, with calls that outlast the
+// grace: each ends with code 0 before Cloud Run would kill it, and what was cut
+// off is not counted as failed.
+func TestRollingRestart(t *testing.T) {
+	const limit = 10 * time.Second
+	database := pgtest.URL(t)
+	j := newJournal(t)
+	j.audit(database)
+	var stop atomic.Bool
+	j.answer = func(w http.ResponseWriter, r *http.Request, nth int) {
+		if nth == 1 && r.Header.Get("Orchestrator-Max-Attempts") == "7" {
+			<-r.Context().Done() // until it is cut off
+			return
+		}
+		afterAMoment(w, r, nth)
+	}
+	instances := startFleet(t, 3, "DATABASE_URL="+database, "POLL_INTERVAL=100ms", "LOG_LEVEL=info")
+	var submitting sync.WaitGroup
+	submitting.Go(func() {
+		for !stop.Load() {
+			j.load(t.Context(), 50, 8, 200, instances.url, `"timeout_seconds":1800`)
+			j.submit(t.Context(), instances.url(), `"timeout_seconds":1800,"retry":{"max_attempts":7}`)
+		}
+	})
+	for i := range 3 {
+		before := j.called()
+		eventually(t, func() bool { return j.called() > before+200 }, func() string { return "calls do not get on" })
+		old, took := instances.replace(i, syscall.SIGTERM)
+		if code := old.cmd.ProcessState.ExitCode(); code != 0 || took > limit {
+			t.Errorf("instance %d ended with code %d after %v, want 0 within %v", i, code, took, limit)
+		}
+		t.Logf("instance %d ended after %.2f s", i, took.Seconds())
+	}
+	stop.Store(true)
+	submitting.Wait()
+	// What hangs at the second instances would hang for half an hour.
+	for i := range 3 {
+		instances.replace(i, syscall.SIGTERM)
+	}
+	f := j.check(database)
+	if f.repeated == 0 {
+		t.Error("no call was cut off")
+	}
+}
