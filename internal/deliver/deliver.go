@@ -9,6 +9,10 @@
 // or GetBody is set. The target may have carried out the first one, and a
 // repeat must be an attempt of its own in the task's story. So GetBody stays
 // nil, and calls without a body are watched (see sendOnce).
+//
+// Only HTTP/1.1 is spoken, so that each call owns its connection. Over HTTP/2
+// calls share one, where they wait for each other's writes without regard to
+// their timeouts, and net/http repeats requests that the target reset.
 package deliver
 
 import (
@@ -77,28 +81,18 @@ func New(o Options) *Deliverer {
 		policy:    o.Policy,
 		userAgent: "orchestrator/" + o.Version,
 		excerpts:  sync.Pool{New: func() any { return new([excerptBytes]byte) }},
-		tlsConfig: &tls.Config{NextProtos: []string{"h2", "http/1.1"}},
+		tlsConfig: &tls.Config{NextProtos: []string{"http/1.1"}},
 	}
 	connections := max(o.Concurrency, 1)
 	d.transport = &http.Transport{
 		Proxy:                  nil, // not the environment's: a proxy would dial around the guard
 		DialContext:            d.dial,
 		DialTLSContext:         d.dialTLS,
-		ForceAttemptHTTP2:      true,
 		DisableCompression:     true, // a small answer must not unfold into a big one
 		MaxIdleConns:           connections,
 		MaxIdleConnsPerHost:    connections,
 		IdleConnTimeout:        idleTimeout,
 		MaxResponseHeaderBytes: maxHeaderBytes,
-		HTTP2: &http.HTTP2Config{
-			// No more is read of any answer.
-			MaxReceiveBufferPerStream: excerptBytes + drainBytes,
-			// All calls to a host may share one connection. Where it goes dead
-			// without a word, they would time out one by one for minutes.
-			SendPingTimeout:  10 * time.Second,
-			PingTimeout:      5 * time.Second,
-			WriteByteTimeout: 10 * time.Second,
-		},
 	}
 	return d
 }
@@ -153,6 +147,10 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) t
 		o.RetryAfter = retryAfter(resp.Header, time.Now())
 	}
 	o.ResponseExcerpt, err = d.read(resp.Body)
+	if err == nil {
+		// A target that is cut off may end its answer properly because of that.
+		err = callCtx.Err()
+	}
 	if err != nil {
 		broken := failed(ctx, c, start, err, "no complete answer")
 		o.Kind, o.Error, o.TimedOut = broken.Kind, broken.Error, broken.TimedOut
@@ -214,16 +212,14 @@ func (d *Deliverer) request(ctx context.Context, u *url.URL, c task.Call) *http.
 	return req.WithContext(ctx)
 }
 
-// sendOnce returns a context under which a request over HTTP/1 goes out once at
-// most: before a second try writes anything, its connection is closed and cancel
-// called. Over HTTP/2 net/http tries again only where the server turned the
-// request down unprocessed.
+// sendOnce returns a context under which a request goes out once at most:
+// before a second try writes anything, its connection is closed and cancel
+// called.
 func sendOnce(ctx context.Context, cancel context.CancelFunc) context.Context {
 	sent := false
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
-			tlsConn, isTLS := info.Conn.(*tls.Conn)
-			if sent && !(isTLS && tlsConn.ConnectionState().NegotiatedProtocol == "h2") {
+			if sent {
 				cancel()
 				info.Conn.Close()
 			}

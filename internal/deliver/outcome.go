@@ -66,10 +66,8 @@ func describe(err error) string {
 		return "the target's network cannot be reached"
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
 		return "the service has no file descriptors left for another connection"
-	case strings.Contains(text, "response headers exceeded"), strings.Contains(text, "header list"):
+	case strings.Contains(text, "response headers exceeded"):
 		return "response headers larger than 64 KiB"
-	case strings.Contains(text, "PROTOCOL_ERROR"):
-		return "the answer breaks the rules of HTTP/2, or its headers are larger than 64 KiB"
 	case strings.Contains(text, "malformed"):
 		return "the answer is not valid HTTP"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), strings.Contains(text, "server closed idle connection"):
