@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/melodia/orchestrator/internal/postgres/pgtest"
 )
 
@@ -47,7 +49,13 @@ func buildAndRun(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "build the program under test:", err)
 		return 1
 	}
-	return pgtest.Main(m)
+	code := pgtest.Main(m)
+	http.DefaultClient.CloseIdleConnections()
+	if err := goleak.Find(); code == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	return code
 }
 
 // process is a running orchestrator.

@@ -1,0 +1,377 @@
+//go:build faults
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/melodia/orchestrator/internal/postgres/pgtest"
+)
+
+// Targets that do everything wrong, all of them at once and several times, next
+// to a healthy one: each hostile task ends with the right reason and a readable
+// error, the healthy ones do not notice, and the process is as before when all
+// is over.
+func TestHostileTargetsAtOnce(t *testing.T) {
+	const (
+		times = 8 // each hostile target
+		// Some 60 MiB are usual. What a target sends, taken whole, would be gigabytes.
+		maxMemory = 256 << 20
+		// Connections come and go, and one to a target has two goroutines.
+		descriptorMargin, goroutineMargin = 20, 45
+
+		ok        = "HTTP/1.1 200 OK\r\n"
+		chunked   = ok + "Transfer-Encoding: chunked\r\n\r\n"
+		exhausted = "attempts_exhausted"
+		noAnswer  = "no answer within 0.5 s"
+		cutShort  = "no complete answer within 0.5 s"
+		brokenOff = "the connection failed before the answer was complete"
+		tooLarge  = "response headers larger than 64 KiB"
+		redirects = "the target answered 302 Found and points to http://127.0.0.1/again; redirects are not followed"
+	)
+	line := "X-A: " + strings.Repeat("x", 1000) + "\r\n"
+	block := strings.Repeat("x", 64<<10)
+	secure, expired := newTLSTarget(t), newExpiredTarget(t)
+	hostile := []struct {
+		name, url string
+		reason    string // "": the task succeeds
+		message   string // of each attempt
+	}{
+		{"hangs before the head", says(t, ""), exhausted, noAnswer},
+		{"hangs in the headers", says(t, ok+"X-A: b\r\nX-"), exhausted, noAnswer},
+		{"hangs in the body", says(t, ok+"Content-Length: 9\r\n\r\nhalf"), exhausted, cutShort},
+		{"reads nothing", newRawTarget(t, func(_ net.Conn, over <-chan struct{}) { <-over }), exhausted, noAnswer},
+		{"resets", newRawTarget(t, afterRequest(func(conn net.Conn) { _ = conn.(*net.TCPConn).SetLinger(0) })), exhausted, "the target reset the connection"},
+		{"endless body", saysAgain(t, ok+"\r\n", block), "", ""},
+		{"1 GB", saysAgain(t, ok+"Content-Length: 1000000000\r\n\r\n", block), "", ""},
+		{"gzip bomb", says(t, ok+"Content-Encoding: gzip\r\n\r\n"+gzipBomb(t, 128<<20)), "", ""},
+		{"10 MB of headers", says(t, ok+strings.Repeat(line, 10_000)+"\r\n"), exhausted, tooLarge},
+		{"endless headers", saysAgain(t, ok, line), exhausted, tooLarge},
+		{"one endless header", saysAgain(t, ok+"X-A: ", block), exhausted, tooLarge},
+		{"endless 1xx answers", saysAgain(t, "", "HTTP/1.1 103 Early Hints\r\n\r\n"), exhausted, tooLarge},
+		{"endless chunk extension", saysAgain(t, chunked+"1;", block), exhausted, brokenOff},
+		{"endless trailer", saysAgain(t, chunked+"0\r\n", line), exhausted, brokenOff},
+		{"redirect loop", says(t, "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1/again\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"), "client_error", redirects},
+		{"expired certificate", expired.URL, exhausted, "TLS certificate has expired or is not valid yet"},
+		{"hangs before the head over TLS", secure.URL + "/hang", exhausted, noAnswer},
+		{"hangs in the body over TLS", secure.URL + "/half", exhausted, cutShort},
+		{"endless body over TLS", secure.URL + "/body", "", ""},
+		{"large headers over TLS", secure.URL + "/headers", exhausted, tooLarge},
+		{"endless 1xx answers over TLS", secure.URL + "/hints", exhausted, tooLarge},
+	}
+
+	settings := []string{"DATABASE_URL=" + pgtest.URL(t), "SSL_CERT_FILE=" + certificates(t, secure, expired), "GOTRACEBACK=all", "LOG_LEVEL=info"}
+	goroutinesBefore := start(t, "serve", settings...).goroutines()
+	p := start(t, "serve", settings...)
+	descriptorsBefore := p.descriptors()
+
+	target := newTarget(t, func(http.ResponseWriter, *http.Request, int) {})
+	var healthy []string
+	submitHealthy := func() {
+		healthy = append(healthy, p.submit("/enqueue", `{"url":"`+target.url+`/healthy"}`).ID)
+	}
+	type submitted struct {
+		id   string
+		kind int
+	}
+	var waiting []submitted
+	for range times {
+		for kind, h := range hostile {
+			payload, timeout := "small", 50.0
+			if h.message == noAnswer || h.message == cutShort {
+				timeout = 0.5
+			}
+			if h.name == "reads nothing" {
+				payload = strings.Repeat("x", 900<<10)
+			}
+			id := p.submit("/enqueue", fmt.Sprintf(`{"url":%q,"payload":%q,"timeout_seconds":%g,
+				"retry":{"max_attempts":2,"min_backoff_seconds":0.01,"max_backoff_seconds":0.01}}`, h.url, payload, timeout)).ID
+			waiting = append(waiting, submitted{id, kind})
+			submitHealthy()
+		}
+	}
+	longest := 0.0
+	eventually(t, func() bool {
+		submitHealthy() // for as long as there are hostile ones
+		for len(waiting) > 0 {
+			h := hostile[waiting[0].kind]
+			got := p.do(http.MethodGet, "/tasks/"+waiting[0].id, "").task
+			if !ended(got) {
+				return false
+			}
+			attempts := map[string]int{"": 1, "client_error": 1, exhausted: 2}[h.reason]
+			if or(got.Reason, "") != h.reason || len(got.Attempts) != attempts {
+				t.Errorf("%s: %s, want reason %q after %d attempts", h.name, compact(t, got), h.reason, attempts)
+			}
+			for _, a := range got.Attempts {
+				if message := or(a.Error, ""); message != h.message {
+					t.Errorf("%s: error %q, want %q", h.name, message, h.message)
+				}
+				longest = max(longest, a.DurationSeconds)
+			}
+			waiting = waiting[1:]
+		}
+		return true
+	}, func() string { return hostile[waiting[0].kind].name + ": the task does not end" })
+	// Each hangs for 0.5 s, or is cut off for what it sends: nothing else takes time.
+	if longest > 10 {
+		t.Errorf("the longest attempt took %.1f s, want hardly more than 0.5 s", longest)
+	}
+
+	slowest := time.Duration(0)
+	for _, id := range healthy {
+		got := p.await(id, ended)
+		if got.State != "succeeded" || len(got.Attempts) != 1 {
+			t.Errorf("a healthy task ended as %s", compact(t, got))
+			continue
+		}
+		slowest = max(slowest, got.FinishedAt.Sub(got.CreatedAt))
+	}
+	if calls := len(target.got("/healthy")); calls != len(healthy) || calls == 0 {
+		t.Errorf("the healthy target got %d calls for %d tasks", calls, len(healthy))
+	}
+	if slowest > patience/4 {
+		t.Errorf("a healthy task took %v among hostile ones", slowest)
+	}
+
+	memory := p.memory("VmHWM")
+	if memory > maxMemory {
+		t.Errorf("the process took %d MiB at its worst, want at most %d", memory>>20, maxMemory>>20)
+	}
+	http.DefaultClient.CloseIdleConnections()
+	eventually(t, func() bool { return p.descriptors() <= descriptorsBefore+descriptorMargin },
+		func() string {
+			return fmt.Sprintf("descriptors: %d before, %d after", descriptorsBefore, p.descriptors())
+		})
+	descriptorsAfter, goroutinesAfter := p.descriptors(), p.goroutines()
+	if goroutinesAfter > goroutinesBefore+goroutineMargin {
+		t.Errorf("goroutines: %d before, %d after", goroutinesBefore, goroutinesAfter)
+	}
+	t.Logf("hostile tasks %d, longest attempt %.2f s; healthy tasks %d, slowest %.2f s; memory %d MiB at its worst; descriptors %d before, %d after; goroutines %d, %d",
+		len(hostile)*times, longest, len(healthy), slowest.Seconds(), memory>>20, descriptorsBefore, descriptorsAfter, goroutinesBefore, goroutinesAfter)
+}
+
+// newRawTarget hands each connection to serve and closes it when serve returns.
+// over is closed when the test ends.
+func newRawTarget(t *testing.T, serve func(conn net.Conn, over <-chan struct{})) (url string) {
+	t.Helper()
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	over := make(chan struct{})
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+			serving.Go(func() {
+				served := make(chan struct{})
+				go func() {
+					select {
+					case <-over:
+					case <-served:
+					}
+					_ = conn.Close()
+				}()
+				serve(conn, over)
+				close(served)
+			})
+		}
+	})
+	t.Cleanup(func() {
+		_ = listener.Close()
+		close(over)
+		serving.Wait()
+	})
+	return "http://" + listener.Addr().String() + "/hostile"
+}
+
+// afterRequest takes a request and goes on with serve.
+func afterRequest(serve func(net.Conn)) func(net.Conn, <-chan struct{}) {
+	return func(conn net.Conn, _ <-chan struct{}) {
+		request, err := http.ReadRequest(bufio.NewReader(conn))
+		if err != nil {
+			return
+		}
+		_, _ = io.Copy(io.Discard, request.Body)
+		serve(conn)
+	}
+}
+
+// says answers with text and keeps the connection open.
+func says(t *testing.T, text string) (url string) {
+	return newRawTarget(t, afterRequest(func(conn net.Conn) {
+		_, _ = io.WriteString(conn, text)
+		_, _ = io.Copy(io.Discard, conn)
+	}))
+}
+
+// saysAgain answers with head, and then with text for as long as it is taken.
+func saysAgain(t *testing.T, head, text string) (url string) {
+	return newRawTarget(t, afterRequest(func(conn net.Conn) {
+		for _, err := io.WriteString(conn, head); err == nil; {
+			_, err = io.WriteString(conn, text)
+		}
+	}))
+}
+
+// gzipBomb is size zeros in little space.
+func gzipBomb(t *testing.T, size int) string {
+	t.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	for block := make([]byte, 1<<20); size > 0; size -= len(block) {
+		if _, err := w.Write(block); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func newTLSTarget(t *testing.T) *httptest.Server {
+	t.Helper()
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // before that the end of the connection is not noticed
+		switch r.URL.Path {
+		case "/hang":
+			<-r.Context().Done()
+		case "/half":
+			_, _ = io.WriteString(w, "half")
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		case "/body":
+			for block := make([]byte, 64<<10); r.Context().Err() == nil; {
+				_, _ = w.Write(block)
+			}
+		case "/headers":
+			for i := range 65 {
+				w.Header().Set("X-"+strconv.Itoa(i), strings.Repeat("x", 1000))
+			}
+		case "/hints":
+			w.Header().Set("Link", "</a>")
+			for r.Context().Err() == nil {
+				w.WriteHeader(http.StatusEarlyHints)
+			}
+		}
+	}))
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	return s
+}
+
+func newExpiredTarget(t *testing.T) *httptest.Server {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber:          big.NewInt(1),
+		NotBefore:             time.Now().Add(-48 * time.Hour),
+		NotAfter:              time.Now().Add(-time.Hour),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a target with an expired certificate was called") }))
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	return s
+}
+
+// certificates is a file of the certificates that the process trusts.
+func certificates(t *testing.T, servers ...*httptest.Server) (path string) {
+	t.Helper()
+	var b bytes.Buffer
+	for _, s := range servers {
+		if err := pem.Encode(&b, &pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path = filepath.Join(t.TempDir(), "certificates.pem")
+	if err := os.WriteFile(path, b.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// descriptors is how many files and connections the process has open.
+func (p *process) descriptors() int {
+	p.t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// memory is a line of /proc/<pid>/status in bytes: VmRSS now, VmHWM at its worst.
+func (p *process) memory(name string) int {
+	p.t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), name+":")
+	fields := strings.Fields(rest)
+	kib, err := strconv.Atoi(fields[0])
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return kib << 10
+}
+
+// goroutines ends the process and counts them in what it writes then. It needs
+// GOTRACEBACK=all.
+func (p *process) goroutines() int {
+	p.t.Helper()
+	p.stop(syscall.SIGQUIT)
+	count := 0
+	for _, line := range p.lines() {
+		if strings.HasPrefix(line, "goroutine ") {
+			count++
+		}
+	}
+	if count == 0 {
+		p.t.Fatal("the process did not write its goroutines")
+	}
+	return count
+}
