@@ -26,9 +26,9 @@ const (
 	defaultTimeout = 30 * time.Second
 	// databaseWait is how long the database may be away at the start.
 	databaseWait = 30 * time.Second
-	// drainTime is what requests that were cut off, and the pool, each get at the
-	// end. With SHUTDOWN_GRACE and the dispatcher's last writes it stays below
-	// the 10 s after which Cloud Run kills.
+	// drainTime is what the last answers, and the pool, each get at the end.
+	// With SHUTDOWN_GRACE and the dispatcher's last writes it stays below the
+	// 10 s after which Cloud Run kills.
 	drainTime = 200 * time.Millisecond
 )
 
@@ -47,20 +47,18 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	}
 	deliverer := deliver.New(deliver.Options{Policy: policy, Version: version, Concurrency: c.DispatchConcurrency})
 	dispatcher := dispatch.New(dispatchOptions(c, log), store, deliverer)
-	// Requests outlive ctx: they are served until the dispatcher has stopped,
-	// since a call may come back to our own /worker-endpoint.
-	requests, cutRequests := context.WithCancel(context.WithoutCancel(ctx))
-	defer cutRequests()
 	server := &http.Server{
 		Handler: httpapi.New(httpapi.Options{
-			Store: store, Dispatcher: dispatcher, Deliverer: deliverer, Policy: policy,
+			Store: store, Dispatcher: dispatcher, Policy: policy,
 			Defaults: c.Defaults(), NewID: newID, Version: version, ExampleURL: exampleURL, Log: log,
 		}),
-		BaseContext:       func(net.Listener) context.Context { return requests },
 		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		// For answers that nobody reads. /worker-endpoint counts from its answer on.
+		WriteTimeout: 30 * time.Second,
+		IdleTimeout:  2 * time.Minute,
+		// Of header lines, however short, it leaves room for less than 10,000.
+		MaxHeaderBytes: 32 << 10,
+		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 
 	dispatching, stopDispatching := context.WithCancel(ctx)
@@ -83,12 +81,9 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	log.Info("stopping")
 	graceEnds := time.Now().Add(c.ShutdownGrace)
 	stopDispatching()
+	// Requests are served meanwhile: a call may come back to our own /worker-endpoint.
 	<-dispatched
-	// What /worker-endpoint carries out without storing it has the same grace;
-	// when that is over it is cut off and answered with 503.
 	within(max(time.Until(graceEnds), drainTime), func(ctx context.Context) { _ = server.Shutdown(ctx) })
-	cutRequests()
-	within(drainTime, func(ctx context.Context) { _ = server.Shutdown(ctx) })
 	_ = server.Close()
 	within(drainTime, func(context.Context) { store.Close() })
 	deliverer.Close()

@@ -18,12 +18,18 @@ import (
 // ErrClosed is returned by [Batcher.Do] after [Batcher.Close].
 var ErrClosed = errors.New("batch: closed")
 
+// ErrFull is returned by [Batcher.Do] when [Options.MaxWaiting] callers wait already.
+var ErrFull = errors.New("batch: full")
+
 // Options bound a Batcher.
 type Options struct {
 	// MaxSize is the most inputs that one flush gets.
 	MaxSize int
 	// MaxFlushes is the most flushes that run at the same time.
 	MaxFlushes int
+	// MaxWaiting is the most inputs that wait for a flush to begin. Zero sets
+	// no bound.
+	MaxWaiting int
 	// Isolate reports whether a flush's error may be the fault of one of its
 	// inputs. Such a batch is halved and flushed again until the guilty stand
 	// alone. A flush that failed must therefore have changed nothing. Nil
@@ -65,7 +71,8 @@ func New[In, Out any](options Options, flush Flush[In, Out]) *Batcher[In, Out] {
 
 // Do hands in to a flush and returns its result. When ctx ends first Do
 // returns its cause: an input whose flush has not begun is dropped, one whose
-// flush is under way is carried out all the same.
+// flush is under way is carried out all the same. Nothing is done with an input
+// for which Do returns [ErrFull] or [ErrClosed], and neither is waited for.
 func (b *Batcher[In, Out]) Do(ctx context.Context, in In) (Out, error) {
 	var none Out
 	if ctx.Err() != nil {
@@ -76,6 +83,10 @@ func (b *Batcher[In, Out]) Do(ctx context.Context, in In) (Out, error) {
 	if b.closed {
 		b.mu.Unlock()
 		return none, ErrClosed
+	}
+	if b.options.MaxWaiting > 0 && len(b.waiting) >= b.options.MaxWaiting {
+		b.mu.Unlock()
+		return none, ErrFull
 	}
 	b.waiting = append(b.waiting, c)
 	if b.flushes < b.options.MaxFlushes {

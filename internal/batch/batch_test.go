@@ -394,6 +394,35 @@ func TestAllGiveUp(t *testing.T) {
 	})
 }
 
+// So many wait, and no more: the next is turned away at once, until one who
+// waits has left or is being served.
+func TestFull(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{respond: after(time.Second)}
+		c := newCallers(batch.New(batch.Options{MaxSize: 2, MaxFlushes: 1, MaxWaiting: 3}, r.flush))
+		impatient, giveUp := context.WithCancel(t.Context())
+		c.call(t.Context(), 0, 1, 2)
+		c.call(impatient, 3)
+		c.call(t.Context(), 4) // while 0 is served and 1, 2, 3 wait
+		giveUp()
+		synctest.Wait()
+		c.call(t.Context(), 5, 6)
+		time.Sleep(time.Second)
+		synctest.Wait() // 5 alone waits
+		c.call(t.Context(), 7, 8, 9)
+		results := c.wait()
+
+		wantAnswers(t, results, 0, 1, 2, 5, 7, 8)
+		for in, at := range map[int]time.Duration{4: 0, 6: 0, 9: time.Second} {
+			if got := results[in]; !errors.Is(got.err, batch.ErrFull) || got.at != at {
+				t.Errorf("Do(%d) returned %v after %v, want %v after %v", in, got.err, got.at, batch.ErrFull, at)
+			}
+		}
+		wantBatches(t, r, []int{0}, []int{1, 2}, []int{5, 7}, []int{8})
+	})
+}
+
 func TestGivingUpDuringTheFlush(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -27,52 +27,6 @@ func (d *Dispatcher) begin(s *session, c *task.Claim) {
 	})
 }
 
-// RunNow claims the pending task with the given id, whenever it is due, carries
-// it out and returns what came of it. It blocks until the call has ended (the
-// task's timeout at the most) and its outcome is written. Once it has begun it
-// is not cut short by the end of ctx, since the attempt counts. It returns
-// [task.ErrNotFound], [task.ErrNotPending], the cause of a ctx that had ended
-// before, or an error that wraps [task.ErrUnavailable]: [ErrStopping] once Run
-// was told to stop.
-//
-// A task that may not start any more (expired, attempts exhausted) ends, with
-// a zero outcome and the reason in the decision.
-func (d *Dispatcher) RunNow(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error) {
-	if ctx.Err() != nil {
-		return task.Outcome{}, task.Decision{}, context.Cause(ctx)
-	}
-	d.mu.Lock()
-	s := d.session
-	state := d.state.Load()
-	if state == active {
-		d.attempts.Add(1)
-	}
-	d.mu.Unlock()
-	switch state {
-	case active:
-		defer d.attempts.Done()
-	case starting:
-		return task.Outcome{}, task.Decision{}, errNotRegistered
-	default:
-		return task.Outcome{}, task.Decision{}, ErrStopping
-	}
-
-	c, err := d.store.ClaimOne(s.writes, s.worker, id)
-	if err != nil {
-		return task.Outcome{}, task.Decision{}, err
-	}
-	d.mu.Lock()
-	d.running[c] = struct{}{}
-	d.mu.Unlock()
-	defer func() {
-		d.mu.Lock()
-		delete(d.running, c)
-		d.mu.Unlock()
-	}()
-	outcome, decision := d.carryOut(s, task.Call{Task: c.Task, Attempt: c.AttemptNumber(), ViaWorkerEndpoint: true}, c)
-	return outcome, decision, nil
-}
-
 // carryOut makes one attempt under a claim and writes what follows from it.
 func (d *Dispatcher) carryOut(s *session, call task.Call, c *task.Claim) (task.Outcome, task.Decision) {
 	// The database's clock, carried on from the claim by a monotonic one.

@@ -45,7 +45,8 @@ type Options struct {
 	// Name tells people which instance this is.
 	Name string
 	// Concurrency is the most calls under way at a time. Zero takes no tasks
-	// by itself; Run then only keeps the worker alive for RunNow.
+	// by itself; Run then only keeps the worker alive for RunNow. RunNow and
+	// RunOnce together make as many calls again at most: 200 where it is zero.
 	Concurrency int
 	// PollInterval is the longest time between two looks for due tasks.
 	PollInterval time.Duration
@@ -88,11 +89,14 @@ type Dispatcher struct {
 	due   *alarm        // when the next task is due, as far as is known here
 	freed chan struct{} // a slot became free; buffered
 	state atomic.Int32
+	begun chan struct{} // closed when root is set
+	root  *session      // what sessions begin in
 
 	mu       sync.Mutex
 	session  *session                 // nil until registered
 	running  map[*task.Claim]struct{} // by claim: a task may be claimed again before its last attempt has quite ended
 	slots    int                      // taken by the claim loop
+	direct   int                      // RunNow and RunOnce under way
 	attempts sync.WaitGroup           // guarded by mu where it grows from zero
 }
 
@@ -113,6 +117,7 @@ func New(o Options, s store, d deliverer) *Dispatcher {
 		log:       o.Log,
 		due:       newAlarm(),
 		freed:     make(chan struct{}, 1),
+		begun:     make(chan struct{}),
 		running:   make(map[*task.Claim]struct{}),
 	}
 }
@@ -133,7 +138,7 @@ func (d *Dispatcher) Health() (status string, running int) {
 	default:
 		status = "ok"
 	}
-	return status, len(d.running)
+	return status, d.slots + d.direct
 }
 
 // Notify says that a task was stored that is due in wait. It never blocks.
@@ -153,19 +158,19 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	writes, stopWriting := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stopWriting(errShutdown)
 	root := &session{calls: calls, writes: writes}
-
-	if !d.register(ctx, root) {
-		d.state.Store(stopped)
-		return
-	}
-	d.state.CompareAndSwap(starting, active)
+	d.root = root
+	close(d.begun)
 
 	var claiming, keeping sync.WaitGroup
 	keep, stopKeeping := context.WithCancel(calls)
 	defer stopKeeping()
-	keeping.Go(func() { d.keepAlive(keep, root) })
-	keeping.Go(func() { d.keepHouse(keep) })
-	claiming.Go(func() { d.claimDue(ctx) })
+	registered := d.register(ctx, root)
+	if registered {
+		d.state.CompareAndSwap(starting, active)
+		keeping.Go(func() { d.keepAlive(keep, root) })
+		keeping.Go(func() { d.keepHouse(keep) })
+		claiming.Go(func() { d.claimDue(ctx) })
+	}
 
 	<-ctx.Done()
 	d.mu.Lock() // no attempt begins between here and Wait
@@ -182,7 +187,8 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	select {
 	case <-done:
 	case <-grace.C:
-		d.log.Warn("running calls are cut off", "count", len(d.held()))
+		_, running := d.Health()
+		d.log.Warn("running calls are cut off", "count", running)
 		cutOff(errShutdown)
 		defer time.AfterFunc(flushTimeout, func() { stopWriting(errShutdown) }).Stop()
 		<-done
@@ -190,6 +196,8 @@ func (d *Dispatcher) Run(ctx context.Context) {
 
 	stopKeeping()
 	keeping.Wait()
-	d.signOff(ctx)
+	if registered {
+		d.signOff(ctx)
+	}
 	d.state.Store(stopped)
 }

@@ -14,6 +14,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -29,21 +30,19 @@ type store interface {
 	// Insert sets RunAt and CreatedAt, and returns nil after the commit only.
 	Insert(ctx context.Context, t *task.Task) error
 	Get(ctx context.Context, id task.ID) (*task.Task, error)
-	NextDue(ctx context.Context) (wait time.Duration, ok bool, err error)
+	// Health returns for how long the longest waiting task has been due.
+	Health(ctx context.Context) (overdue time.Duration, err error)
 }
 
-// dispatcher carries out stored tasks.
+// dispatcher carries out tasks.
 type dispatcher interface {
 	// Notify says that a task is due in wait.
 	Notify(wait time.Duration)
 	RunNow(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error)
+	// RunOnce makes one call for a task that is not stored.
+	RunOnce(ctx context.Context, t *task.Task) (task.Outcome, error)
 	// Health returns "starting", "ok", "off" (takes no tasks by itself) or "stopped".
 	Health() (status string, running int)
-}
-
-// deliverer makes one call.
-type deliverer interface {
-	Deliver(ctx context.Context, c task.Call) task.Outcome
 }
 
 // targetPolicy says which targets may be called. The error's text completes
@@ -57,7 +56,6 @@ type targetPolicy interface {
 type Options struct {
 	Store      store
 	Dispatcher dispatcher
-	Deliverer  deliverer
 	Policy     targetPolicy
 	// Defaults are the settings' values for what a request leaves out: Timeout and Retry.
 	Defaults task.Spec
@@ -76,6 +74,9 @@ type API struct {
 	router   *chi.Mux
 	registry huma.Registry
 	document *huma.OpenAPI
+
+	bodies   atomic.Int64 // bytes of request bodies in memory
+	refusals turnedAway
 }
 
 // New returns the API with all its routes.
@@ -185,6 +186,7 @@ var meanings = map[string]string{
 	"413": "The body is larger than 1 MiB.",
 	"415": "The body is not JSON by its Content-Type.",
 	"422": "The request breaks rules; errors says which.",
+	"429": "More is under way than the service can take on. Nothing was stored or carried out. Try again after Retry-After.",
 	"500": "Something went wrong inside the service. The log has the cause under the problem's instance.",
 	"502": "The target refused, failed, or answered anything but 2xx; or the task could not start any more.",
 	"503": "The database is out of reach, or the service is shutting down. Try again after Retry-After.",
@@ -210,7 +212,7 @@ func (a *API) completeDocument() {
 					continue
 				}
 				response.Description = meanings[status]
-				if status == "503" {
+				if status == "429" || status == "503" {
 					response.Headers = map[string]*huma.Param{"Retry-After": {
 						Description: "How many seconds to wait before another try.",
 						Schema:      &huma.Schema{Type: huma.TypeInteger, Examples: []any{1}},

@@ -42,8 +42,8 @@ func (s *service) submit(path string, body []byte) *answer {
 	r := httptest.NewRequestWithContext(s.t.Context(), http.MethodPost, path, bytes.NewReader(body))
 	r.Header.Set("Content-Type", "application/json")
 	a := s.serve(r) // holds the answer against the document
-	stored, calls := s.store.taken(), s.deliverer.taken()
-	notified, ran := s.dispatcher.taken()
+	stored := s.store.taken()
+	notified, ran, calls := s.dispatcher.taken()
 	if a.status >= 400 {
 		if a.status >= 500 {
 			s.t.Errorf("got status %d: %s", a.status, clipped(a.text))
@@ -67,7 +67,7 @@ func (s *service) submit(path string, body []byte) *answer {
 	case a.status == http.StatusAccepted && path != "/worker-endpoint" && len(stored) == 1 && len(notified) == 1 && len(calls)+len(ran) == 0:
 		got = stored[0]
 	case a.status == http.StatusOK && path == "/worker-endpoint" && len(calls) == 1 && len(stored)+len(notified)+len(ran) == 0:
-		got = calls[0].Task
+		got = calls[0]
 		if got.Retry.MaxAttempts != 1 {
 			s.t.Errorf("a task in the request has %d attempts, want 1", got.Retry.MaxAttempts)
 		}

@@ -26,8 +26,8 @@ type HealthChecks struct {
 
 // DatabaseCheck is whether the database answers.
 type DatabaseCheck struct {
-	Status         string   `json:"status" enum:"ok,unavailable" example:"ok" doc:"unavailable: no answer within 1 s."`
-	LatencySeconds *float64 `json:"latency_seconds" example:"0.0011" doc:"How long one small query took. Null without an answer."`
+	Status         string   `json:"status" enum:"ok,unavailable" example:"ok" doc:"unavailable: no answer within 1 s, or it takes no tasks (read-only, disk full)."`
+	LatencySeconds *float64 `json:"latency_seconds" example:"0.0011" doc:"How long the database took to answer. Null without an answer."`
 }
 
 // DispatcherCheck is whether tasks are being carried out.
@@ -46,7 +46,7 @@ func healthOperation() huma.Operation {
 	return huma.Operation{
 		OperationID: "get-health", Method: http.MethodGet, Path: "/health", Tags: []string{"health"},
 		Summary:     "Can it do its work?",
-		Description: "Readiness, for startup probes and monitoring: 200, or 503 when the database cannot be reached within 1 s, while shutting down, or when the dispatcher has stopped.",
+		Description: "Readiness, for startup probes and monitoring: 200, or 503 when the database cannot be reached within 1 s or takes no tasks, while shutting down, or when the dispatcher has stopped.",
 		Errors:      []int{http.StatusInternalServerError},
 		Responses: map[string]*huma.Response{
 			"503": {
@@ -65,15 +65,11 @@ func (a *API) health(ctx context.Context, _ *struct{}) (*healthOutput, error) {
 	checks.Dispatcher.Status, checks.Dispatcher.Running = a.Dispatcher.Health()
 
 	start := time.Now()
-	wait, pending, err := a.Store.NextDue(ctx)
+	overdue, err := a.Store.Health(ctx)
 	if err == nil {
-		latency := time.Since(start).Seconds()
-		overdue := 0.0
-		if pending && wait < 0 {
-			overdue = -wait.Seconds()
-		}
+		latency, seconds := time.Since(start).Seconds(), overdue.Seconds()
 		checks.Database = DatabaseCheck{Status: "ok", LatencySeconds: &latency}
-		checks.Dispatcher.OldestDueSeconds = &overdue
+		checks.Dispatcher.OldestDueSeconds = &seconds
 	} else {
 		checks.Database.Status = "unavailable"
 		a.Log.WarnContext(ctx, "health check failed", "error", err)

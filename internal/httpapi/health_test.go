@@ -18,32 +18,31 @@ import (
 
 func TestHealth(t *testing.T) {
 	t.Parallel()
-	due := func(wait time.Duration, pending bool, err error) func(context.Context) (time.Duration, bool, error) {
-		return func(context.Context) (time.Duration, bool, error) { return wait, pending, err }
+	due := func(overdue time.Duration, err error) func(context.Context) (time.Duration, error) {
+		return func(context.Context) (time.Duration, error) { return overdue, err }
 	}
 	away := fmt.Errorf("look for the next task: %w: "+marker, task.ErrUnavailable)
 	tests := []struct {
 		name       string
-		nextDue    func(context.Context) (time.Duration, bool, error)
+		health     func(context.Context) (time.Duration, error)
 		dispatcher string
 		running    int
 		status     int
 		want       string // latency is cut out
 	}{
-		{"idle", due(0, false, nil), "ok", 0, 200, `{"status":"ok","version":"1.2.3","checks":{"database":{"status":"ok","latency_seconds":N},"dispatcher":{"status":"ok","running":0,"oldest_due_seconds":0}}}`},
-		{"busy", due(-1500*time.Millisecond, true, nil), "ok", 3, 200, `{"status":"ok","version":"1.2.3","checks":{"database":{"status":"ok","latency_seconds":N},"dispatcher":{"status":"ok","running":3,"oldest_due_seconds":1.5}}}`},
-		{"next one later", due(time.Hour, true, nil), "ok", 0, 200, `{"status":"ok","version":"1.2.3","checks":{"database":{"status":"ok","latency_seconds":N},"dispatcher":{"status":"ok","running":0,"oldest_due_seconds":0}}}`},
-		{"takes tasks only", due(0, false, nil), "off", 0, 200, `{"status":"ok","version":"1.2.3","checks":{"database":{"status":"ok","latency_seconds":N},"dispatcher":{"status":"off","running":0,"oldest_due_seconds":0}}}`},
-		{"stopped", due(0, false, nil), "stopped", 2, 503, `{"status":"unavailable","version":"1.2.3","checks":{"database":{"status":"ok","latency_seconds":N},"dispatcher":{"status":"stopped","running":2,"oldest_due_seconds":0}}}`},
-		{"no database", due(0, false, away), "ok", 1, 503, `{"status":"unavailable","version":"1.2.3","checks":{"database":{"status":"unavailable","latency_seconds":null},"dispatcher":{"status":"ok","running":1,"oldest_due_seconds":null}}}`},
-		{"no database, takes tasks only", due(0, false, away), "off", 0, 503, `{"status":"unavailable","version":"1.2.3","checks":{"database":{"status":"unavailable","latency_seconds":null},"dispatcher":{"status":"off","running":0,"oldest_due_seconds":null}}}`},
-		{"another error", due(-time.Second, true, errors.New(marker)), "stopped", 0, 503, `{"status":"unavailable","version":"1.2.3","checks":{"database":{"status":"unavailable","latency_seconds":null},"dispatcher":{"status":"stopped","running":0,"oldest_due_seconds":null}}}`},
+		{"idle", due(0, nil), "ok", 0, 200, `{"status":"ok","version":"1.2.3","checks":{"database":{"status":"ok","latency_seconds":N},"dispatcher":{"status":"ok","running":0,"oldest_due_seconds":0}}}`},
+		{"busy", due(1500*time.Millisecond, nil), "ok", 3, 200, `{"status":"ok","version":"1.2.3","checks":{"database":{"status":"ok","latency_seconds":N},"dispatcher":{"status":"ok","running":3,"oldest_due_seconds":1.5}}}`},
+		{"takes tasks only", due(0, nil), "off", 0, 200, `{"status":"ok","version":"1.2.3","checks":{"database":{"status":"ok","latency_seconds":N},"dispatcher":{"status":"off","running":0,"oldest_due_seconds":0}}}`},
+		{"stopped", due(0, nil), "stopped", 2, 503, `{"status":"unavailable","version":"1.2.3","checks":{"database":{"status":"ok","latency_seconds":N},"dispatcher":{"status":"stopped","running":2,"oldest_due_seconds":0}}}`},
+		{"no database", due(0, away), "ok", 1, 503, `{"status":"unavailable","version":"1.2.3","checks":{"database":{"status":"unavailable","latency_seconds":null},"dispatcher":{"status":"ok","running":1,"oldest_due_seconds":null}}}`},
+		{"no database, takes tasks only", due(0, away), "off", 0, 503, `{"status":"unavailable","version":"1.2.3","checks":{"database":{"status":"unavailable","latency_seconds":null},"dispatcher":{"status":"off","running":0,"oldest_due_seconds":null}}}`},
+		{"another error", due(time.Second, errors.New(marker)), "stopped", 0, 503, `{"status":"unavailable","version":"1.2.3","checks":{"database":{"status":"unavailable","latency_seconds":null},"dispatcher":{"status":"stopped","running":0,"oldest_due_seconds":null}}}`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			s := newService(t)
-			s.store.nextDue = tt.nextDue
+			s.store.health = tt.health
 			s.dispatcher.health = func() (string, int) { return tt.dispatcher, tt.running }
 			a := s.get("/health")
 			if a.status != tt.status {
@@ -75,9 +74,9 @@ func TestHealthIsBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newService(t)
-		s.store.nextDue = func(ctx context.Context) (time.Duration, bool, error) {
+		s.store.health = func(ctx context.Context) (time.Duration, error) {
 			<-ctx.Done()
-			return 0, false, ctx.Err()
+			return 0, ctx.Err()
 		}
 		start := time.Now()
 		a := s.serve(httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/health", nil))
@@ -94,7 +93,7 @@ func TestHealthIsBounded(t *testing.T) {
 func TestLiveness(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
-	s.store.nextDue = func(context.Context) (time.Duration, bool, error) { return 0, false, task.ErrUnavailable }
+	s.store.health = func(context.Context) (time.Duration, error) { return 0, task.ErrUnavailable }
 	s.dispatcher.health = func() (string, int) { panic("asked") }
 	a := s.get("/health/live")
 	if a.status != http.StatusOK || a.text != `{"status":"ok"}` {

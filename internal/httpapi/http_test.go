@@ -280,16 +280,16 @@ func TestPanic(t *testing.T) {
 	s := newService(t)
 	s.store.insert = func(context.Context, *task.Task) error { panic("insert went wrong") }
 	s.store.get = func(context.Context, task.ID) (*task.Task, error) { panic("get went wrong") }
-	s.store.nextDue = func(context.Context) (time.Duration, bool, error) { panic("look went wrong") }
-	s.deliverer.deliver = func(context.Context, task.Call) task.Outcome { panic("deliver went wrong") }
+	s.store.health = func(context.Context) (time.Duration, error) { panic("look went wrong") }
+	s.dispatcher.runOnce = func(context.Context, *task.Task) (task.Outcome, error) { panic("call went wrong") }
 	s.dispatcher.runNow = func(context.Context, task.ID) (task.Outcome, task.Decision, error) { panic("run went wrong") }
 	for range 2 { // the server goes on
 		for cause, a := range map[string]*answer{
-			"insert went wrong":  s.post("/enqueue", with("payload", "1")),
-			"get went wrong":     s.get("/tasks/" + storedID),
-			"look went wrong":    s.get("/health"),
-			"deliver went wrong": s.post("/worker-endpoint", with("payload", "1")),
-			"run went wrong":     s.post("/worker-endpoint", `{"task_id":"`+storedID+`"}`),
+			"insert went wrong": s.post("/enqueue", with("payload", "1")),
+			"get went wrong":    s.get("/tasks/" + storedID),
+			"look went wrong":   s.get("/health"),
+			"call went wrong":   s.post("/worker-endpoint", with("payload", "1")),
+			"run went wrong":    s.post("/worker-endpoint", `{"task_id":"`+storedID+`"}`),
 		} {
 			if a.status != http.StatusInternalServerError || a.detail() != internalDetail {
 				t.Errorf("%s: got %d %q, want 500 with the fixed text", cause, a.status, a.detail())
@@ -335,12 +335,15 @@ func (l pipeListener) Close() error   { return nil }
 func (l pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
 
 // onPipes runs f in a bubble of synctest, with a function that dials a server.
-func onPipes(t *testing.T, f func(t *testing.T, s *service, dial func() net.Conn)) {
+func onPipes(t *testing.T, f func(t *testing.T, s *service, dial func() net.Conn), configure ...func(*http.Server)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := newService(t)
 		l := pipeListener{make(chan net.Conn)}
 		server := &http.Server{Handler: s, ReadHeaderTimeout: time.Minute}
+		for _, set := range configure {
+			set(server)
+		}
 		done := make(chan error)
 		go func() { done <- server.Serve(l) }()
 		var clients []net.Conn

@@ -37,9 +37,9 @@ var storedAt = time.Date(2026, 11, 24, 12, 0, 0, 123456000, time.UTC)
 // fakeStore keeps what is inserted. Its functions, where they are set, answer
 // instead of it.
 type fakeStore struct {
-	insert  func(context.Context, *task.Task) error
-	get     func(context.Context, task.ID) (*task.Task, error)
-	nextDue func(context.Context) (time.Duration, bool, error)
+	insert func(context.Context, *task.Task) error
+	get    func(context.Context, task.ID) (*task.Task, error)
+	health func(context.Context) (time.Duration, error)
 
 	mu    sync.Mutex
 	tasks []*task.Task
@@ -80,12 +80,12 @@ func (s *fakeStore) Get(ctx context.Context, id task.ID) (*task.Task, error) {
 	return s.get(ctx, id)
 }
 
-func (s *fakeStore) NextDue(ctx context.Context) (time.Duration, bool, error) {
+func (s *fakeStore) Health(ctx context.Context) (time.Duration, error) {
 	s.called()
-	if s.nextDue == nil {
-		return 0, false, nil
+	if s.health == nil {
+		return 0, nil
 	}
-	return s.nextDue(ctx)
+	return s.health(ctx)
 }
 
 // taken returns what was inserted since it was last asked.
@@ -104,12 +104,14 @@ func (s *fakeStore) callCount() int {
 }
 
 type fakeDispatcher struct {
-	runNow func(context.Context, task.ID) (task.Outcome, task.Decision, error)
-	health func() (string, int)
+	runNow  func(context.Context, task.ID) (task.Outcome, task.Decision, error)
+	runOnce func(context.Context, *task.Task) (task.Outcome, error)
+	health  func() (string, int)
 
 	mu       sync.Mutex
 	notified []time.Duration
 	ran      []task.ID
+	once     []*task.Task
 }
 
 func (d *fakeDispatcher) Notify(wait time.Duration) {
@@ -128,6 +130,16 @@ func (d *fakeDispatcher) RunNow(ctx context.Context, id task.ID) (task.Outcome, 
 	return d.runNow(ctx, id)
 }
 
+func (d *fakeDispatcher) RunOnce(ctx context.Context, t *task.Task) (task.Outcome, error) {
+	d.mu.Lock()
+	d.once = append(d.once, t)
+	d.mu.Unlock()
+	if d.runOnce == nil {
+		return task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200}, nil
+	}
+	return d.runOnce(ctx, t)
+}
+
 func (d *fakeDispatcher) Health() (string, int) {
 	if d.health == nil {
 		return "ok", 0
@@ -135,37 +147,13 @@ func (d *fakeDispatcher) Health() (string, int) {
 	return d.health()
 }
 
-func (d *fakeDispatcher) taken() (notified []time.Duration, ran []task.ID) {
+// taken returns what was asked since it was last asked itself.
+func (d *fakeDispatcher) taken() (notified []time.Duration, ran []task.ID, once []*task.Task) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	notified, ran = d.notified, d.ran
-	d.notified, d.ran = nil, nil
-	return notified, ran
-}
-
-type fakeDeliverer struct {
-	deliver func(context.Context, task.Call) task.Outcome
-
-	mu    sync.Mutex
-	calls []task.Call
-}
-
-func (d *fakeDeliverer) Deliver(ctx context.Context, c task.Call) task.Outcome {
-	d.mu.Lock()
-	d.calls = append(d.calls, c)
-	d.mu.Unlock()
-	if d.deliver == nil {
-		return task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200}
-	}
-	return d.deliver(ctx, c)
-}
-
-func (d *fakeDeliverer) taken() []task.Call {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	calls := d.calls
-	d.calls = nil
-	return calls
+	notified, ran, once = d.notified, d.ran, d.once
+	d.notified, d.ran, d.once = nil, nil, nil
+	return notified, ran, once
 }
 
 type fakePolicy func(string) error
@@ -202,7 +190,6 @@ type service struct {
 	t          testing.TB
 	store      *fakeStore
 	dispatcher *fakeDispatcher
-	deliverer  *fakeDeliverer
 	log        *logBuffer
 	schema     *document
 	// server is started when it is first asked for.
@@ -213,10 +200,10 @@ type service struct {
 func newService(t testing.TB, change ...func(*Options)) *service {
 	t.Helper()
 	s := &service{
-		t: t, store: &fakeStore{}, dispatcher: &fakeDispatcher{}, deliverer: &fakeDeliverer{}, log: &logBuffer{},
+		t: t, store: &fakeStore{}, dispatcher: &fakeDispatcher{}, log: &logBuffer{},
 	}
 	o := Options{
-		Store: s.store, Dispatcher: s.dispatcher, Deliverer: s.deliverer, Policy: fakePolicy(nil),
+		Store: s.store, Dispatcher: s.dispatcher, Policy: fakePolicy(nil),
 		Defaults:   task.Spec{Timeout: 30 * time.Second, Retry: task.DefaultRetryPolicy()},
 		NewID:      countingIDs(),
 		Version:    "1.2.3",
@@ -329,11 +316,8 @@ func (s *service) nothingHappened(a *answer) {
 	if tasks := s.store.taken(); len(tasks) > 0 {
 		s.t.Errorf("a request answered %d stored %d tasks, want none", a.status, len(tasks))
 	}
-	if calls := s.deliverer.taken(); len(calls) > 0 {
-		s.t.Errorf("a request answered %d made %d calls, want none", a.status, len(calls))
-	}
-	if notified, ran := s.dispatcher.taken(); len(notified)+len(ran) > 0 {
-		s.t.Errorf("a request answered %d woke the dispatcher %d times and ran %d tasks, want none", a.status, len(notified), len(ran))
+	if notified, ran, once := s.dispatcher.taken(); len(notified)+len(ran)+len(once) > 0 {
+		s.t.Errorf("a request answered %d woke the dispatcher %d times and ran %d tasks, want none", a.status, len(notified), len(ran)+len(once))
 	}
 	if strings.Contains(a.text, marker) || strings.Contains(fmt.Sprint(a.header), marker) {
 		s.t.Errorf("a value that was sent comes back: %s\n%v", clipped(a.text), a.header)

@@ -8,14 +8,21 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 	"github.com/go-chi/chi/v5"
+
+	"github.com/melodia/orchestrator/internal/task"
 )
 
 const (
 	maxBody = 1 << 20
+	// maxBodies bounds all bodies that are in memory. On its way into the
+	// database each takes some eight times its size.
+	maxBodies = 32 << 20
 	// bodyTimeout is how long a caller may take to send a body.
 	bodyTimeout = 10 * time.Second
 )
@@ -58,9 +65,10 @@ func (a *API) refuseOtherSites(next http.Handler) http.Handler {
 }
 
 // readBody reads a request's body before its handler runs, within a bound on
-// its size and on the time that takes. Handlers may work for longer: net/http
-// lifts the bound at the body's end. Where that does not come the bound stays,
-// since net/http looks for it once more before it answers.
+// its size, on the size of all that are in memory, and on the time that takes.
+// Handlers may work for longer: net/http lifts the last one at the body's end.
+// Where that does not come the bound stays, since net/http looks for it once
+// more before it answers.
 func (a *API) readBody(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Body == nil || r.Body == http.NoBody {
@@ -68,25 +76,81 @@ func (a *API) readBody(next http.Handler) http.Handler {
 			return
 		}
 		_ = huma.SetReadDeadline(w, time.Now().Add(bodyTimeout)) // a test's recorder has none
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		b := &requestBody{arriving: http.MaxBytesReader(w, r.Body, maxBody), all: &a.bodies}
+		defer func() { a.bodies.Add(-b.arrived) }()
+		whole, err := io.ReadAll((*arrival)(b))
 		if err != nil {
 			a.write(w, r, bodyProblem(err))
 			return
 		}
-		r.Body = io.NopCloser(bytes.NewReader(body))
+		b.Reset(whole)
+		r.Body = b
 		next.ServeHTTP(w, r)
 	})
 }
 
-func bodyProblem(err error) *Problem {
+// requestBody is an arrival at first, then read from memory.
+type requestBody struct {
+	bytes.Reader
+	arriving io.Reader
+	arrived  int64
+	all      *atomic.Int64 // what arrived of all bodies
+}
+
+// Close is part of io.ReadCloser.
+func (*requestBody) Close() error { return nil }
+
+// arrival counts bytes when they have arrived: who announces many and sends
+// none keeps nobody out.
+type arrival requestBody
+
+var errTooManyBodies = fmt.Errorf("%w: all request bodies together are larger than 32 MiB", task.ErrOverloaded)
+
+func (b *arrival) Read(p []byte) (int, error) {
+	n, err := b.arriving.Read(p)
+	b.arrived += int64(n)
+	if b.all.Add(int64(n)) > maxBodies {
+		err = errTooManyBodies
+	}
+	return n, err
+}
+
+func bodyProblem(err error) error {
 	var tooLarge *http.MaxBytesError
 	switch {
+	case errors.Is(err, task.ErrOverloaded):
+		return err
 	case errors.As(err, &tooLarge):
 		return newProblem(http.StatusRequestEntityTooLarge, "The body must be at most 1 MiB (1048576 bytes).")
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return newProblem(http.StatusRequestTimeout, "The body did not arrive within 10 seconds.")
 	default:
 		return newProblem(http.StatusBadRequest, "The body did not arrive as its headers announced it.")
+	}
+}
+
+// lateAnswer is for an operation that may take longer than the server's
+// WriteTimeout, which net/http counts from the request on. The bound is for
+// callers that do not read what they are answered.
+func lateAnswer(ctx huma.Context, next func(huma.Context)) {
+	next(answerInTime{ctx})
+}
+
+type answerInTime struct{ humaContext }
+
+type humaContext = huma.Context // its name as a field would hide its method Context
+
+// SetStatus is where the answer begins.
+func (c answerInTime) SetStatus(code int) {
+	r, w := humachi.Unwrap(c.humaContext)
+	renewWriteDeadline(w, r)
+	c.humaContext.SetStatus(code)
+}
+
+// renewWriteDeadline counts the server's WriteTimeout from now on.
+func renewWriteDeadline(w http.ResponseWriter, r *http.Request) {
+	if server, ok := r.Context().Value(http.ServerContextKey).(*http.Server); ok && server.WriteTimeout > 0 {
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(server.WriteTimeout))
 	}
 }
 

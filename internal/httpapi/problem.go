@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -23,7 +25,7 @@ type Problem struct {
 	Title    string         `json:"title" example:"Unprocessable Entity" doc:"The status in words."`
 	Status   int            `json:"status" example:"422" doc:"The HTTP status code."`
 	Detail   string         `json:"detail" example:"The request breaks 1 rule, see errors." doc:"What is wrong and what to do, in one sentence."`
-	Instance string         `json:"instance" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"The id of this answer. On 500 and 503 the log has the cause under it."`
+	Instance string         `json:"instance" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"The id of this answer. On 500 the log has the cause under it. Of the answers 429 and 503 the log has one a second, with their number."`
 	Errors   []FieldProblem `json:"errors,omitzero" nullable:"false" doc:"On 422: what is wrong, field by field; at most 50 of it."`
 	Result   *WorkResult    `json:"result,omitzero" doc:"On 502 and 504 of /worker-endpoint: what came of the call."`
 
@@ -54,9 +56,10 @@ func newProblem(status int, detail string) *Problem {
 	return &Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: detail}
 }
 
-// retryAfter asks the caller to come back in so many seconds.
-func (p *Problem) retryAfter(seconds int) *Problem {
-	p.header = http.Header{"Retry-After": {strconv.Itoa(seconds)}}
+// retryLater asks the caller to come back in one to three seconds, so that
+// those who were turned away together do not come back together.
+func (p *Problem) retryLater() *Problem {
+	p.header = http.Header{"Retry-After": {strconv.Itoa(1 + rand.IntN(3))}} //nolint:gosec // not a secret
 	return p
 }
 
@@ -81,6 +84,7 @@ func invalid(fields []FieldProblem) *Problem {
 const (
 	internalDetail    = "Something went wrong inside the service. The instance of this problem leads to the cause in its log."
 	unavailableDetail = "The service cannot reach its database at the moment, or is shutting down. If this was a submission, the task may or may not have been stored."
+	overloadedDetail  = "More is under way than the service can take on. Nothing was stored or carried out; try again after the time in Retry-After."
 )
 
 // fail turns any error of a handler into the problem to answer with, and logs
@@ -96,8 +100,10 @@ func (a *API) fail(ctx context.Context, err error) *Problem {
 		p = newProblem(http.StatusNotFound, "There is no task with this id, or its retention is over.")
 	case errors.Is(err, task.ErrNotPending):
 		p = newProblem(http.StatusConflict, "The task is running or has ended; only a pending task can be carried out.")
+	case errors.Is(err, task.ErrOverloaded):
+		p = newProblem(http.StatusTooManyRequests, overloadedDetail).retryLater()
 	case errors.Is(err, task.ErrUnavailable), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		p = newProblem(http.StatusServiceUnavailable, unavailableDetail).retryAfter(1)
+		p = newProblem(http.StatusServiceUnavailable, unavailableDetail).retryLater()
 	default:
 		p = newProblem(http.StatusInternalServerError, internalDetail)
 	}
@@ -105,15 +111,39 @@ func (a *API) fail(ctx context.Context, err error) *Problem {
 	switch {
 	case p.Status == http.StatusInternalServerError:
 		a.Log.ErrorContext(ctx, "request failed", "request_id", p.Instance, "error", err)
-	case p.Status == http.StatusServiceUnavailable && ctx.Err() == nil:
-		a.Log.WarnContext(ctx, "request turned away", "request_id", p.Instance, "error", err)
+	case (p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable) && ctx.Err() == nil:
+		if count := a.refusals.count(time.Now()); count > 0 {
+			a.Log.WarnContext(ctx, "requests turned away", "count", count, "status", p.Status, "request_id", p.Instance, "error", err)
+		}
 	}
 	return p
+}
+
+// turnedAway counts requests, so that an outage does not fill the log.
+type turnedAway struct {
+	mu     sync.Mutex
+	logged time.Time
+	since  int // how many since then
+}
+
+// count counts in a request. Once a second at most it returns how many there
+// were since it did so last, this one included; otherwise 0.
+func (t *turnedAway) count(now time.Time) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.since++
+	if now.Sub(t.logged) < time.Second {
+		return 0
+	}
+	count := t.since
+	t.logged, t.since = now, 0
+	return count
 }
 
 // write answers outside of huma's operations.
 func (a *API) write(w http.ResponseWriter, r *http.Request, err error) {
 	p := a.fail(r.Context(), err)
+	renewWriteDeadline(w, r)
 	for name, values := range p.header {
 		w.Header()[name] = values
 	}

@@ -103,7 +103,7 @@ type acceptedOutput struct {
 // submitErrors are the statuses that a submission can be answered with, besides 422 and 500.
 var submitErrors = []int{
 	http.StatusBadRequest, http.StatusForbidden, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge,
-	http.StatusUnsupportedMediaType, http.StatusServiceUnavailable,
+	http.StatusUnsupportedMediaType, http.StatusTooManyRequests, http.StatusServiceUnavailable,
 }
 
 func (a *API) enqueueOperation() huma.Operation {
@@ -272,7 +272,7 @@ func (a *API) getTaskOperation() huma.Operation {
 		OperationID: "get-task", Method: http.MethodGet, Path: "/tasks/{id}", Tags: []string{"tasks"},
 		Summary:     "See what became of a task",
 		Description: "Returns the task and every attempt, until its retention ends.",
-		Errors:      []int{http.StatusNotFound, http.StatusServiceUnavailable},
+		Errors:      []int{http.StatusNotFound, http.StatusTooManyRequests, http.StatusServiceUnavailable},
 	}
 }
 

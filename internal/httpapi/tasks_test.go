@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,7 +36,7 @@ func (s *service) only(a *answer) *task.Task {
 	if len(tasks) != 1 {
 		s.t.Fatalf("%d tasks are stored, want 1", len(tasks))
 	}
-	if notified, _ := s.dispatcher.taken(); len(notified) != 1 || notified[0] != tasks[0].RunAt.Sub(tasks[0].CreatedAt) {
+	if notified, _, _ := s.dispatcher.taken(); len(notified) != 1 || notified[0] != tasks[0].RunAt.Sub(tasks[0].CreatedAt) {
 		s.t.Errorf("the dispatcher was told %v, want once %v", notified, tasks[0].RunAt.Sub(tasks[0].CreatedAt))
 	}
 	if got, want := a.header.Get("Location"), "/tasks/"+tasks[0].ID.String(); got != want {
@@ -96,8 +97,8 @@ func TestEnqueueDefaultsOfSettings(t *testing.T) {
 		}
 	}
 	s.post("/worker-endpoint", with("method", `"PUT"`))
-	if calls := s.deliverer.taken(); len(calls) != 1 || calls[0].Task.Timeout != defaults.Timeout {
-		t.Errorf("/worker-endpoint: got %+v, want one call with timeout %v", calls, defaults.Timeout)
+	if _, _, once := s.dispatcher.taken(); len(once) != 1 || once[0].Timeout != defaults.Timeout {
+		t.Errorf("/worker-endpoint: got %+v, want one call with timeout %v", once, defaults.Timeout)
 	}
 	// One member of retry leaves the others alone.
 	want := defaults.Retry
@@ -763,14 +764,14 @@ func TestGetTaskRefuses(t *testing.T) {
 func TestStoreErrors(t *testing.T) {
 	t.Parallel()
 	errs := []struct {
-		name       string
-		err        error
-		status     int
-		retryAfter string
+		name   string
+		err    error
+		status int
 	}{
-		{"unavailable", fmt.Errorf("insert task: %w: connection refused "+marker, task.ErrUnavailable), http.StatusServiceUnavailable, "1"},
-		{"deadline", fmt.Errorf("insert task: %w", http.ErrHandlerTimeout), http.StatusInternalServerError, ""},
-		{"unknown", errors.New("relation tasks does not exist " + marker), http.StatusInternalServerError, ""},
+		{"unavailable", fmt.Errorf("insert task: %w: connection refused "+marker, task.ErrUnavailable), http.StatusServiceUnavailable},
+		{"overloaded", fmt.Errorf("insert task: %w: full "+marker, task.ErrOverloaded), http.StatusTooManyRequests},
+		{"deadline", fmt.Errorf("insert task: %w", http.ErrHandlerTimeout), http.StatusInternalServerError},
+		{"unknown", errors.New("relation tasks does not exist " + marker), http.StatusInternalServerError},
 	}
 	const id = "01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b"
 	for _, tt := range errs {
@@ -782,26 +783,32 @@ func TestStoreErrors(t *testing.T) {
 			s.dispatcher.runNow = func(context.Context, task.ID) (task.Outcome, task.Decision, error) {
 				return task.Outcome{}, task.Decision{}, tt.err
 			}
-			for _, a := range []*answer{
+			s.dispatcher.runOnce = func(context.Context, *task.Task) (task.Outcome, error) { return task.Outcome{}, tt.err }
+			for i, a := range []*answer{
 				s.post("/enqueue", with("labels", "{}")), s.post("/schedule", with("delay_seconds", "1")),
-				s.post("/worker-endpoint", `{"task_id":"`+id+`"}`), s.get("/tasks/" + id),
+				s.post("/worker-endpoint", `{"task_id":"`+id+`"}`), s.post("/worker-endpoint", with("labels", "{}")), s.get("/tasks/" + id),
 			} {
 				if a.status != tt.status {
 					t.Errorf("got status %d, want %d: %s", a.status, tt.status, a.text)
 				}
-				if got := a.header.Get("Retry-After"); got != tt.retryAfter {
-					t.Errorf("got Retry-After %q, want %q", got, tt.retryAfter)
+				refused := tt.status != http.StatusInternalServerError
+				if got := a.header.Get("Retry-After"); slices.Contains([]string{"1", "2", "3"}, got) != refused {
+					t.Errorf("got Retry-After %q, want 1 to 3 where the caller is turned away: %t", got, refused)
 				}
-				want := map[int]string{http.StatusServiceUnavailable: unavailableDetail, http.StatusInternalServerError: internalDetail}[tt.status]
+				want := map[int]string{
+					http.StatusServiceUnavailable: unavailableDetail, http.StatusTooManyRequests: overloadedDetail, http.StatusInternalServerError: internalDetail,
+				}[tt.status]
 				if a.detail() != want {
 					t.Errorf("got detail %q, want %q", a.detail(), want)
 				}
 				if strings.Contains(a.text, marker) {
 					t.Errorf("the answer tells the cause: %s", a.text)
 				}
-				s.logged(a, tt.err.Error())
+				if i == 0 || !refused { // of those who are turned away one a second
+					s.logged(a, tt.err.Error())
+				}
 			}
-			if notified, _ := s.dispatcher.taken(); len(notified) > 0 {
+			if notified, _, _ := s.dispatcher.taken(); len(notified) > 0 {
 				t.Errorf("the dispatcher was woken for a task that is not stored")
 			}
 		})

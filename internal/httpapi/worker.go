@@ -51,10 +51,11 @@ func (a *API) workerOperation() huma.Operation {
 		Description: "For an external engine (Cloud Tasks, Cloud Scheduler, Pub/Sub push) or an operator. " +
 			"The body is a task request, which is carried out at once, with one attempt, and not stored; or the id of a stored task, " +
 			"which is carried out now, whatever its run_at. The content type is not looked at. 200 means that the target answered 2xx; every other answer makes an engine try again.",
+		Middlewares: huma.Middlewares{lateAnswer},
 		RequestBody: body, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
 		Errors: []int{
 			http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusRequestTimeout, http.StatusConflict,
-			http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity, http.StatusBadGateway,
+			http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity, http.StatusTooManyRequests, http.StatusBadGateway,
 			http.StatusServiceUnavailable, http.StatusGatewayTimeout, http.StatusLoopDetected,
 		},
 	}
@@ -92,7 +93,7 @@ func (a *API) callOnce(ctx context.Context, r *TaskRequest) (task.Outcome, error
 	if !t.ExpiresAt.IsZero() && t.ExpiresAt.Before(t.RunAt) {
 		return task.Outcome{}, task.Errors{{Path: []string{"expires_at"}, Message: "has passed", Kind: "expired"}}
 	}
-	return a.Deliverer.Deliver(ctx, task.Call{Task: t, Attempt: 1, ViaWorkerEndpoint: true}), nil
+	return a.Dispatcher.RunOnce(ctx, t)
 }
 
 // answerWork maps an outcome to a status that makes an engine do the right thing.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -20,7 +21,7 @@ import (
 const claimDueSQL = `-- name: claim due tasks
 WITH due AS MATERIALIZED (
     SELECT id FROM tasks
-    WHERE state = 'pending' AND run_at <= now() AND EXISTS (SELECT FROM workers WHERE id = $1)
+    WHERE state = 'pending' AND run_at >= $3 AND run_at <= now() AND EXISTS (SELECT FROM workers WHERE id = $1)
     ORDER BY run_at, id
     LIMIT $2
     FOR UPDATE SKIP LOCKED
@@ -49,13 +50,18 @@ func (s *Store) Claim(ctx context.Context, worker task.ID, limit int) ([]*task.C
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	limit = min(limit, maxBatch)
-	rows, err := s.pool.Query(ctx, claimDueSQL, [16]byte(worker), limit)
+	from := s.lowWater.from()
+	rows, err := s.pool.Query(ctx, claimDueSQL, [16]byte(worker), limit, from)
 	if err != nil {
 		return nil, fmt.Errorf("claim %d tasks: %w", limit, classify(err))
 	}
 	claims, err := pgx.AppendRows(make([]*task.Claim, 0, limit), rows, scanClaim)
 	if err != nil {
 		return nil, fmt.Errorf("claim %d tasks: %w", limit, classify(err))
+	}
+	if len(claims) > 0 {
+		latest := slices.MaxFunc(claims, func(a, b *task.Claim) int { return a.Task.RunAt.Compare(b.Task.RunAt) })
+		s.lowWater.saw(from, latest.Task.RunAt)
 	}
 	return claims, nil
 }
@@ -130,8 +136,7 @@ func (r *specRow) fill(s *task.Spec) {
 }
 
 const nextDueSQL = `-- name: when is the next task due
-SELECT EXTRACT(EPOCH FROM run_at - now())::float8 FROM tasks
-WHERE state = 'pending' ORDER BY run_at, id LIMIT 1`
+SELECT now(), (SELECT run_at FROM tasks WHERE state = 'pending' AND run_at >= $1 ORDER BY run_at, id LIMIT 1)`
 
 // NextDue returns the time until the next pending task is due, by the
 // database's clock: negative when one is overdue. ok is false when none is
@@ -139,13 +144,17 @@ WHERE state = 'pending' ORDER BY run_at, id LIMIT 1`
 func (s *Store) NextDue(ctx context.Context) (wait time.Duration, ok bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	var secs float64
-	err = s.pool.QueryRow(ctx, nextDueSQL).Scan(&secs)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return 0, false, nil
-	}
-	if err != nil {
+	from := s.lowWater.from()
+	var now time.Time
+	var next *time.Time
+	if err := s.pool.QueryRow(ctx, nextDueSQL, from).Scan(&now, &next); err != nil {
 		return 0, false, fmt.Errorf("ask for the next due task: %w", classify(err))
 	}
-	return duration(secs), true, nil
+	if next == nil {
+		s.lowWater.saw(from, now)
+		return 0, false, nil
+	}
+	wait = next.Sub(now)
+	s.lowWater.saw(from, now.Add(min(wait, 0)))
+	return wait, true, nil
 }

@@ -1,5 +1,7 @@
 package postgres
 
+import "time"
+
 // The hot statements, for tests of their plans.
 const (
 	ClaimDueSQL = claimDueSQL
@@ -9,3 +11,7 @@ const (
 
 // SessionSettings are those of a direct connection.
 var SessionSettings = sessionSettings
+
+// LookBack makes looks for due tasks begin at the very first one when again
+// yields something, and then only.
+func (s *Store) LookBack(again <-chan time.Time) { s.lowWater.back = again }

@@ -23,39 +23,41 @@ type Result struct {
 
 // Finish writes the decision made under claim. It is fenced: it reports false,
 // and changes nothing, when the claim is not the task's latest or the task is
-// not running any more.
+// not running any more. Unless the error wraps [task.ErrUnavailable] the
+// database refuses this very result, and will again.
 func (s *Store) Finish(ctx context.Context, claim *task.Claim, d task.Decision) (matched bool, err error) {
 	matched, err = s.finishes.Do(ctx, Result{ID: claim.Task.ID, Claim: claim.Number, Decision: d})
+	if err != nil && !isRowError(err) && !errors.Is(err, task.ErrUnavailable) {
+		// A right that was revoked, a table that is being restored: whatever it is,
+		// it is not this result's fault and may pass.
+		err = fmt.Errorf("%w: %w", task.ErrUnavailable, err)
+	}
 	if err != nil {
 		return false, fmt.Errorf("finish task %s: %w", claim.Task.ID, err)
 	}
 	return matched, nil
 }
 
-// Rows are locked in the order of their ids, so that two batches cannot wait
-// for each other; the fence is tested where the lock is taken. A lateral join
-// looks the rows up one by one, whatever the planner believes of their number.
-// The state is not compared with 'running', which would tempt the planner to
-// search the index of all running tasks.
+// The rows are looked up one by one in the order of their ids, in which they
+// are also locked, so that two batches do not wait for each other as a rule; if
+// they do, the server ends one of them and it is tried again. The fence is
+// tested where a row is locked: a claim that was overtaken meanwhile matches
+// nothing. The state is not compared with 'running', which would tempt the
+// planner to search the index of all running tasks.
 const finishSQL = `-- name: finish tasks
 WITH result AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::float8[], $6::text[], $7::int[])
         AS r (id, claim, state, reason, wait_seconds, attempts, counted)
     ORDER BY id
-), held AS MATERIALIZED (
-    SELECT r.* FROM result r CROSS JOIN LATERAL (
-        SELECT FROM tasks t
-        WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending'
-        FOR UPDATE) t
 ), again AS (
     UPDATE tasks t SET state = 'pending', run_at = now() + make_interval(secs => r.wait_seconds),
         worker_id = NULL, claimed_at = NULL,
         attempts = t.attempts || r.attempts::jsonb, attempt_count = t.attempt_count + r.counted
-    FROM held r WHERE t.id = r.id AND r.state = 'pending'
+    FROM result r WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending' AND r.state = 'pending'
     RETURNING t.id, t.claim
 ), ended AS (
-    DELETE FROM tasks t USING held r
-    WHERE t.id = r.id AND r.state <> 'pending'
+    DELETE FROM tasks t USING result r
+    WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending' AND r.state <> 'pending'
     RETURNING t.id, t.run_at, t.created_at, t.expires_at, t.claim, t.timeout_seconds,
         t.max_retry_duration_seconds, t.min_backoff_seconds, t.max_backoff_seconds, t.max_attempts,
         t.max_doublings, t.attempt_count + r.counted AS attempt_count, t.retry_client_errors, r.state, r.reason,

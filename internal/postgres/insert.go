@@ -3,11 +3,13 @@ package postgres
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/melodia/orchestrator/internal/batch"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -19,11 +21,15 @@ type inserted struct {
 // Insert stores a new task and sets its RunAt and CreatedAt. A RunAt in the
 // past becomes now, so that nobody can jump the queue. When Insert returns nil
 // the task is committed. After [task.ErrUnavailable], or when ctx ended, it may
-// or may not be.
+// or may not be. [task.ErrOverloaded] comes at once and says that it is not:
+// too many wait to be inserted.
 func (s *Store) Insert(ctx context.Context, t *task.Task) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for a batch included
 	defer cancel()
 	in, err := s.inserts.Do(ctx, t)
+	if errors.Is(err, batch.ErrFull) {
+		return fmt.Errorf("insert task %s: %w: %w", t.ID, task.ErrOverloaded, err)
+	}
 	if err != nil {
 		return fmt.Errorf("insert task %s: %w", t.ID, classify(err))
 	}
@@ -49,9 +55,10 @@ FROM unnest($1::uuid[], $2::timestamptz[], $3::float8[], $4::timestamptz[], $5::
 RETURNING id, run_at, created_at`
 
 // insert is the flush of Insert.
-func (s *Store) insert(ctx context.Context, tasks []*task.Task) ([]inserted, error) {
+func (s *Store) insert(ctx context.Context, tasks []*task.Task) (_ []inserted, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	defer func() { s.noteRoom(err) }()
 
 	n := len(tasks)
 	var (

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/melodia/orchestrator/internal/postgres"
 	"github.com/melodia/orchestrator/internal/postgres/pgtest"
@@ -81,20 +82,28 @@ func TestURLsThatCannotBeRead(t *testing.T) {
 func TestReadOnlyDatabaseIsUnavailable(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)
-	exec(t, pool, "ALTER DATABASE "+query[string](t, pool, "SELECT current_database()")+" SET default_transaction_read_only = on")
-	exec(t, pool, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+	database := query[string](t, pool, "SELECT current_database()")
+	// Orders are given from elsewhere, since a pooler may share out the connection that they come by.
+	_, elsewhere := newStore(t)
+	exec(t, elsewhere, "ALTER DATABASE "+database+" SET default_transaction_read_only = on")
+	exec(t, elsewhere, "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1", database)
 	err := insertRetrying(t, s)
 	if !errors.Is(err, task.ErrUnavailable) || !strings.Contains(err.Error(), "read-only") {
 		t.Errorf("Insert = %v, want ErrUnavailable for a read-only database", err)
 	}
-	// Its connections stay read-only when it takes writes again; the heartbeat
-	// that every instance sends finds that out.
-	exec(t, pool, "SET default_transaction_read_only = off; ALTER DATABASE "+
-		query[string](t, pool, "SELECT current_database()")+" RESET default_transaction_read_only")
 	if _, err := s.Heartbeat(t.Context(), newID()); !errors.Is(err, task.ErrUnavailable) {
 		t.Errorf("Heartbeat over a read-only connection: %v, want ErrUnavailable", err)
 	}
-	if err := s.Insert(t.Context(), newTask()); err != nil {
+	// Its connections stay read-only when it takes writes again; the heartbeat
+	// that every instance sends finds that out.
+	exec(t, elsewhere, "ALTER DATABASE "+database+" RESET default_transaction_read_only")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for err != nil && ctx.Err() == nil {
+		_, _ = s.Heartbeat(ctx, newID())
+		err = s.Insert(ctx, newTask())
+	}
+	if err != nil {
 		t.Errorf("Insert after the database takes writes again: %v", err)
 	}
 }

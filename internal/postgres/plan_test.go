@@ -1,13 +1,16 @@
 package postgres_test
 
 import (
+	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/melodia/orchestrator/internal/postgres"
 	"github.com/melodia/orchestrator/internal/postgres/pgtest"
+	"github.com/melodia/orchestrator/internal/task"
 )
 
 const (
@@ -45,11 +48,6 @@ func TestPlans(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if tt.direct {
-				for name, value := range postgres.SessionSettings {
-					config.RuntimeParams[name] = value
-				}
-			}
 			config.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
 			conn, err := pgx.ConnectConfig(t.Context(), config)
 			if err != nil {
@@ -62,16 +60,23 @@ func TestPlans(t *testing.T) {
 					t.Fatalf("%s: %v", sql, err)
 				}
 			}
+			// One transaction, so that a pooler does not come in between.
+			do("BEGIN")
+			if tt.direct {
+				for name, value := range postgres.SessionSettings {
+					do("SET LOCAL " + name + " = '" + value + "'")
+				}
+			}
 			do("ALTER TABLE tasks SET (autovacuum_enabled = off)")
 			statements := []struct{ name, sql, arguments, index string }{
-				{"claim", postgres.ClaimDueSQL, "(" + somebody + ", 100)", "tasks_due"},
-				{"due", postgres.NextDueSQL, "", "tasks_due"},
+				{"claim", postgres.ClaimDueSQL, "(" + somebody + ", 100, now() - interval '1 hour')", "tasks_due"},
+				{"due", postgres.NextDueSQL, "(now() - interval '1 hour')", "tasks_due"},
 				{"finish", postgres.FinishSQL, "(array_fill(" + somebody + ", '{200}'), array_fill(1::bigint, '{200}'), " +
 					"array_fill('succeeded'::text, '{200}'), array_fill(''::text, '{200}'), array_fill(0::float8, '{200}'), " +
 					"array_fill('[]'::text, '{200}'), array_fill(1, '{200}'))", "tasks_pkey"},
 			}
 			prepare := func() {
-				do("SET plan_cache_mode = force_generic_plan") // what a busy connection comes to
+				do("SET LOCAL plan_cache_mode = force_generic_plan") // what a busy connection comes to
 				for _, s := range statements {
 					do("PREPARE " + s.name + " AS " + s.sql)
 					do("EXECUTE " + s.name + " " + s.arguments)
@@ -112,4 +117,108 @@ func TestPlans(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A transaction that is held open keeps what was claimed since in tasks_due. A
+// look for due tasks that begins at the mark does not walk over it.
+func TestLooksStepOverTheDead(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	holder, err := pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = holder.Rollback(context.WithoutCancel(t.Context())) }()
+	if _, err := holder.Exec(t.Context(), "SELECT FROM tasks"); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, pool, "INSERT INTO workers (id, name) VALUES ("+somebody+", 'w')")
+	exec(t, pool, backlog)
+	exec(t, pool, "UPDATE tasks SET run_at = run_at - interval '1 day'")
+	exec(t, pool, "DELETE FROM tasks")
+	insert(t, s, newTask(), newTask())
+	for name, statement := range map[string]struct{ sql, arguments string }{
+		"claim": {postgres.ClaimDueSQL, somebody + ", 1, "},
+		"due":   {postgres.NextDueSQL, ""},
+	} {
+		// How many pages a look that begins at from touches.
+		pages := func(from string) float64 {
+			t.Helper()
+			tx, err := pool.Begin(t.Context()) // so that nothing stays claimed
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+			for _, sql := range []string{"SET LOCAL enable_seqscan = off", "PREPARE look AS " + statement.sql} {
+				if _, err := tx.Exec(t.Context(), sql); err != nil {
+					t.Fatalf("%s: %v", sql, err)
+				}
+			}
+			var explained []struct{ Plan map[string]any }
+			err = tx.QueryRow(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE look ("+statement.arguments+from+")",
+				pgx.QueryExecModeSimpleProtocol).Scan(&explained)
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if _, err := tx.Exec(t.Context(), "DEALLOCATE look"); err != nil {
+				t.Fatal(err)
+			}
+			plan := explained[0].Plan
+			return plan["Shared Hit Blocks"].(float64) + plan["Shared Read Blocks"].(float64)
+		}
+		whole, marked := pages("'-infinity'"), pages("now() - interval '1 minute'")
+		if whole < 500 {
+			t.Errorf("%s: a look from the beginning touches %.0f pages: the dead are not in its way", name, whole)
+		}
+		if marked > 50 {
+			t.Errorf("%s: a look from the mark touches %.0f pages, want some few", name, marked)
+		}
+	}
+}
+
+// Claims and looks for the next task begin where the last ones left nothing,
+// and learn from each other; what came to lie below is found by looking back.
+func TestLooksBeginAtTheMark(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	back := make(chan time.Time, 1)
+	s.LookBack(back)
+	worker := register(t, s)
+	// hide stores a task whose run_at is one that only a late commit can have.
+	hide := func() *task.Task {
+		t.Helper()
+		tk := newTask()
+		insert(t, s, tk)
+		exec(t, pool, "UPDATE tasks SET run_at = now() - interval '1 hour' WHERE id = $1", [16]byte(tk.ID))
+		return tk
+	}
+	want := func(who string, found bool) {
+		t.Helper()
+		wait, ok, err := s.NextDue(t.Context())
+		if err != nil || ok != found || ok && wait > -time.Hour {
+			t.Errorf("%s: NextDue = %v, %v, %v, want an hour overdue: %v", who, wait, ok, err, found)
+		}
+		if got := claim(t, s, worker, 1); (len(got) == 1) != found {
+			t.Errorf("%s: claimed %d tasks, want one: %v", who, len(got), found)
+		}
+	}
+
+	hide()
+	want("before there is a mark", true)
+	if _, ok, err := s.NextDue(t.Context()); ok || err != nil { // from here on
+		t.Fatalf("NextDue = %v, %v, want nothing", ok, err)
+	}
+	hide()
+	want("after a look that found nothing", false)
+	back <- time.Time{}
+	want("a look back", true)
+
+	insert(t, s, newTask())
+	claimOne(t, s, worker)
+	hide()
+	hide()
+	want("after a claim", false)
+	back <- time.Time{}
+	claimOne(t, s, worker)
+	want("after a claim that looked back", true)
 }

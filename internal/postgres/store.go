@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -32,10 +33,15 @@ const (
 	callTimeout = 5 * time.Second
 	// maxBatch is the most rows that one statement inserts, claims or finishes.
 	maxBatch = 256
-	// insertFlushes and finishFlushes leave connections of the default pool of
-	// ten for claims, heartbeats and health, however many tasks come in.
+	// The flushes of one kind at a time: together they leave connections of the
+	// default pool of ten for claims and heartbeats, whatever comes in.
 	insertFlushes = 2
 	finishFlushes = 2
+	getFlushes    = 2
+	// maxWaiting is the most tasks that wait to be inserted, and the most that
+	// wait to be read: some rounds of flushes, and so a fraction of a second. More
+	// would only get older.
+	maxWaiting = 2048
 )
 
 // Store keeps tasks. Its methods may be called concurrently; each is bounded
@@ -45,6 +51,12 @@ type Store struct {
 	pool     *pgxpool.Pool
 	inserts  *batch.Batcher[*task.Task, inserted]
 	finishes *batch.Batcher[Result, bool]
+	gets     *batch.Batcher[task.ID, *task.Task]
+	probes   *batch.Batcher[struct{}, time.Duration]
+	lowWater *lowWater
+	// noRoom is when the database last refused tasks for want of room; nil when
+	// it has taken some since.
+	noRoom atomic.Pointer[time.Time]
 }
 
 // Options say where the database is.
@@ -66,9 +78,12 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{pool: pool}
-	s.inserts = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: insertFlushes, Isolate: isRowError}, s.insert)
+	s := &Store{pool: pool, lowWater: newLowWater()}
+	s.inserts = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: insertFlushes, MaxWaiting: maxWaiting, Isolate: isRowError}, s.insert)
 	s.finishes = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: finishFlushes, Isolate: isRowError}, s.finish)
+	// Tasks are as large as they were sent.
+	s.gets = batch.New(batch.Options{MaxSize: 16, MaxFlushes: getFlushes, MaxWaiting: maxWaiting}, s.get)
+	s.probes = batch.New(batch.Options{MaxSize: 1000, MaxFlushes: 1}, s.probe)
 	return s, nil
 }
 
@@ -76,6 +91,8 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 func (s *Store) Close() {
 	s.inserts.Close()
 	s.finishes.Close()
+	s.gets.Close()
+	s.probes.Close()
 	s.pool.Close()
 }
 
@@ -114,12 +131,14 @@ func parse(o Options) (*pgxpool.Config, error) {
 // and no statement reads a whole table: a plan that was made while tasks was
 // empty, when that looked cheap, would be kept for the whole backlog. The cost
 // that forbids it would set off the compiler for statements that have no index
-// to go by (reap), which costs 100 ms and more each time.
+// to go by (reap), which costs 100 ms and more each time. No value makes
+// another plan better, so none is planned twice.
 var sessionSettings = map[string]string{
 	"statement_timeout":                   "30s",
 	"idle_in_transaction_session_timeout": "30s",
 	"enable_seqscan":                      "off",
 	"jit":                                 "off",
+	"plan_cache_mode":                     "force_generic_plan",
 }
 
 // connect opens the pool and checks that the database answers. A pooler that

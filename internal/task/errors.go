@@ -11,4 +11,7 @@ var (
 	// ErrUnavailable: the store could not be asked, or did not answer. What was
 	// to be written may or may not have been.
 	ErrUnavailable = errors.New("task store unavailable")
+	// ErrOverloaded: too much is under way at the moment. Nothing was begun, so
+	// the same may be tried again a little later.
+	ErrOverloaded = errors.New("overloaded")
 )

@@ -102,8 +102,11 @@ func start() error {
 	if err != nil {
 		return fmt.Errorf("read TEST_DATABASE_URL: %w", err)
 	}
-	_, err = migrations.Up(ctx, config)
-	return err
+	if _, err = migrations.Up(ctx, config); err != nil {
+		return err
+	}
+	// A template must have no connections, and a pooler keeps them.
+	return order("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '" + name + "' AND usename = current_user")
 }
 
 func shutdown() error {

@@ -1,0 +1,371 @@
+//go:build faults
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/melodia/orchestrator/internal/postgres/pgtest"
+)
+
+// dial opens a connection to the process.
+func (p *process) dial() net.Conn {
+	p.t.Helper()
+	u, err := url.Parse(p.url)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	conn, err := net.DialTimeout("tcp", u.Host, patience)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// wantDescriptors waits until the process has no more descriptors open than before.
+func (p *process) wantDescriptors(before int) {
+	p.t.Helper()
+	eventually(p.t, func() bool { return p.descriptors() <= before },
+		func() string {
+			return fmt.Sprintf("%d descriptors are open, before there were %d", p.descriptors(), before)
+		})
+}
+
+// ready waits until the process has opened all connections to its database
+// that it needs without load, and returns the number of its descriptors.
+func (p *process) ready() int {
+	p.t.Helper()
+	eventually(p.t, func() bool { return p.do(http.MethodGet, "/health", "").status == http.StatusOK },
+		func() string { return "the process is not ready" })
+	return p.descriptors()
+}
+
+// poolSize is how many connections to the database may have come to stay.
+const poolSize = 10
+
+// probe asks for /health until stop is called, which returns how long the
+// answers took.
+func (p *process) probe() (stop func() []time.Duration) {
+	ctx, cancel := context.WithCancel(p.t.Context())
+	client := &http.Client{Timeout: patience}
+	var took []time.Duration
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for ctx.Err() == nil {
+			begin := time.Now()
+			r, err := http.NewRequestWithContext(ctx, http.MethodGet, p.url+"/health", nil)
+			if err != nil {
+				p.t.Error(err)
+				return
+			}
+			response, err := client.Do(r)
+			if ctx.Err() != nil {
+				break
+			}
+			if err != nil {
+				p.t.Errorf("/health: %v", err)
+				return
+			}
+			_, _ = io.Copy(io.Discard, response.Body)
+			_ = response.Body.Close()
+			took = append(took, time.Since(begin))
+			select {
+			case <-time.After(20 * time.Millisecond):
+			case <-ctx.Done():
+			}
+		}
+		client.CloseIdleConnections()
+	}()
+	return func() []time.Duration {
+		cancel()
+		<-done
+		slices.Sort(took)
+		return took
+	}
+}
+
+// wantHealthSoon checks what probe found. The promise is below 1 s; the machine
+// may be slow.
+func wantHealthSoon(t *testing.T, took []time.Duration) {
+	t.Helper()
+	if len(took) == 0 {
+		t.Fatal("/health did not answer")
+	}
+	worst := took[len(took)-1]
+	t.Logf("/health answered %d times, median %.3f s, worst %.3f s", len(took), took[len(took)/2].Seconds(), worst.Seconds())
+	if worst > 10*time.Second {
+		t.Errorf("/health took %v, promised is 1 s", worst)
+	}
+}
+
+// Callers that drip their headers or their bodies, or never read what they are
+// answered, are cut off, and keep nobody else waiting meanwhile.
+func TestSlowloris(t *testing.T) {
+	const drippers, deaf = 400, 50
+	database := pgtest.URL(t)
+	p := start(t, "serve", "DATABASE_URL="+database, "LOG_LEVEL=info")
+	j := newJournal(t)
+	j.audit(database)
+	before := p.ready()
+	stopProbe := p.probe()
+
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	begin := time.Now()
+	for range deaf {
+		// Far more than all buffers on the way hold.
+		if _, err := io.WriteString(p.dial(), strings.Repeat("GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n", 50)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var cut sync.WaitGroup
+	var worst atomic.Int64
+	for i := range drippers {
+		head, drop := "GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ", "x"
+		if i%2 == 0 {
+			head, drop = "POST /enqueue HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n{", " "
+		}
+		conn := p.dial()
+		if _, err := io.WriteString(conn, head); err != nil {
+			t.Fatal(err)
+		}
+		go func() { // ends with the connection
+			for tick := time.NewTicker(500 * time.Millisecond); ; {
+				select {
+				case <-tick.C:
+				case <-ctx.Done():
+					tick.Stop()
+					return
+				}
+				if _, err := io.WriteString(conn, drop); err != nil {
+					tick.Stop()
+					return
+				}
+			}
+		}()
+		cut.Go(func() {
+			_ = conn.SetReadDeadline(time.Now().Add(patience))
+			answer, err := io.ReadAll(conn)
+			if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, net.ErrClosed) {
+				t.Errorf("a slow caller was not cut off within %v", patience)
+			}
+			if took := int64(time.Since(begin)); took > worst.Load() {
+				worst.Store(took)
+			}
+			if i%2 == 0 && err == nil && !strings.HasPrefix(string(answer), "HTTP/1.1 408 ") {
+				t.Errorf("a slow body was answered with %.200q, want 408", answer)
+			}
+		})
+	}
+	j.load(t.Context(), 500, 8, 0, func() string { return p.url }, "")
+	overlapped := time.Since(begin) < 10*time.Second
+	cut.Wait()
+	wantHealthSoon(t, stopProbe())
+	stop()
+	t.Logf("%d slow callers were cut off within %.1f s; others were served meanwhile: %t", drippers, time.Duration(worst.Load()).Seconds(), overlapped)
+	if f := j.check(database); f.accepted != f.submitted {
+		t.Errorf("%d of %d tasks were accepted beside slow callers, want all", f.accepted, f.submitted)
+	}
+	j.client.CloseIdleConnections()
+	p.wantDescriptors(before + poolSize)
+	t.Logf("%d callers that never read were cut off within %.1f s", deaf, time.Since(begin).Seconds())
+}
+
+// Connections that nobody uses cost little, and a stop does not wait for them.
+func TestIdleConnections(t *testing.T) {
+	var limit syscall.Rlimit // Go has raised the soft one to the hard one, here and in the process
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	n := min(5000, int(min(limit.Max, 1<<20))-500)
+	database := pgtest.URL(t)
+	p := start(t, "serve", "DATABASE_URL="+database, "LOG_LEVEL=info")
+	j := newJournal(t)
+	j.audit(database)
+	before, memory := p.ready(), p.memory("VmRSS")
+	conns := make([]net.Conn, n)
+	open := func() {
+		for i := range conns {
+			conns[i] = p.dial()
+			if i%2 == 0 { // the others never say a word
+				continue
+			}
+			if _, err := io.WriteString(conns[i], "GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			response, err := http.ReadResponse(bufio.NewReader(conns[i]), nil)
+			if err != nil || response.StatusCode != http.StatusOK {
+				t.Fatalf("connection %d: %v, want 200", i, err)
+			}
+			_ = response.Body.Close()
+		}
+	}
+	open()
+	if got := p.descriptors(); got < before+n {
+		t.Errorf("%d descriptors are open, want %d more than %d", got, n, before)
+	}
+	stopProbe := p.probe()
+	j.load(t.Context(), 500, 8, 0, func() string { return p.url }, "")
+	wantHealthSoon(t, stopProbe())
+	t.Logf("%d idle connections (the limit is %d): %d KiB each", n, limit.Max, (p.memory("VmRSS")-memory)/n>>10)
+	if f := j.check(database); f.accepted != f.submitted {
+		t.Errorf("%d of %d tasks were accepted beside idle connections, want all", f.accepted, f.submitted)
+	}
+	for _, conn := range conns {
+		_ = conn.Close()
+	}
+	j.client.CloseIdleConnections()
+	p.wantDescriptors(before + poolSize)
+
+	open()
+	if took := p.stop(syscall.SIGTERM); took > 10*time.Second || p.cmd.ProcessState.ExitCode() != 0 {
+		t.Errorf("with %d idle connections it ended with code %d after %v, want 0 within 10 s", n, p.cmd.ProcessState.ExitCode(), took)
+	} else {
+		t.Logf("stopped with %d idle connections within %.1f s", n, took.Seconds())
+	}
+}
+
+// lock keeps tasks from being written until the returned function is called.
+func lock(t *testing.T, databaseURL string) (unlock func()) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), databaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
+	if _, err := conn.Exec(t.Context(), "BEGIN; LOCK TABLE tasks IN EXCLUSIVE MODE", pgx.QueryExecModeSimpleProtocol); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := conn.Close(t.Context()); err != nil {
+			t.Errorf("unlock: %v", err)
+		}
+	}
+}
+
+// More comes in than can be stored, and for a moment nothing can: the surplus
+// is turned away at once, what was acknowledged is carried out, what was turned
+// away is not stored (the checker), and /health answers all the time.
+func TestFlood(t *testing.T) {
+	const tasks, callers = 10_000, 3500 // more callers than may wait
+	database := pgtest.URL(t)
+	p := start(t, "serve", "DATABASE_URL="+database, "LOG_LEVEL=info")
+	j := newJournal(t)
+	j.client.Transport.(*http.Transport).MaxIdleConnsPerHost = callers
+	j.audit(database)
+	before := p.ready()
+	stopProbe := p.probe()
+	shed := func() (n int) {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		for _, s := range j.submissions {
+			if s.status == http.StatusTooManyRequests {
+				n++
+			}
+		}
+		return n
+	}
+	begin := time.Now()
+	var flooding sync.WaitGroup
+	flooding.Go(func() { j.load(t.Context(), tasks, callers, 0, func() string { return p.url }, "") })
+	eventually(t, func() bool { return j.submitted() > tasks/10 }, func() string { return "submissions do not get on" })
+	unlock := lock(t, database)
+	eventually(t, func() bool { return shed() >= 100 }, func() string { return "nobody is turned away" })
+	unlock()
+	flooding.Wait()
+	took := time.Since(begin)
+	wantHealthSoon(t, stopProbe())
+	f := j.check(database)
+	t.Logf("%d tasks from %d callers within %.1f s: %d stored and acknowledged, %d turned away with 429, %d with 503 or without an answer; memory %d MiB at its worst",
+		f.submitted, callers, took.Seconds(), f.accepted, f.refused, f.unanswered, p.memory("VmHWM")>>20)
+	if lines := p.count("requests turned away"); lines == 0 || lines > int(took.Seconds())+2 {
+		t.Errorf("%d lines of the log count who was turned away within %v, want one a second", lines, took)
+	}
+	j.client.CloseIdleConnections()
+	p.wantDescriptors(before + poolSize)
+}
+
+// Bodies of 1 MiB while nothing can be stored: what they take of the memory is
+// bounded.
+func TestFloodOfLargeBodies(t *testing.T) {
+	const callers, most = 300, 400 << 20
+	database := pgtest.URL(t)
+	p := start(t, "serve", "DATABASE_URL="+database, "DISPATCH=false", "LOG_LEVEL=info")
+	before := p.ready()
+	unlock := lock(t, database)
+	filler := strings.Repeat("x", 1<<20-200)
+	client := &http.Client{Timeout: patience, Transport: &http.Transport{}}
+	var accepted []string
+	var mu sync.Mutex
+	statuses := map[int]int{}
+	var flooding sync.WaitGroup
+	for i := range callers {
+		flooding.Go(func() {
+			target := fmt.Sprintf("http://127.0.0.1:9/%04d", i)
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, p.url+"/enqueue", strings.NewReader(`{"url":"`+target+`","payload":"`+filler+`"}`))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			r.Header.Set("Content-Type", "application/json")
+			status := 0 // the connection is closed on who goes on sending
+			if response, err := client.Do(r); err == nil {
+				status = response.StatusCode
+				_, _ = io.Copy(io.Discard, response.Body)
+				_ = response.Body.Close()
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			statuses[status]++
+			if status == http.StatusAccepted {
+				accepted = append(accepted, target)
+			}
+		})
+	}
+	refused := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return statuses[http.StatusTooManyRequests] + statuses[0]
+	}
+	eventually(t, func() bool { return refused() > callers/3 }, func() string { return "nobody is turned away" })
+	unlock()
+	flooding.Wait()
+	for status := range statuses {
+		if !slices.Contains([]int{0, http.StatusAccepted, http.StatusTooManyRequests, http.StatusServiceUnavailable}, status) {
+			t.Errorf("a large task was answered with %d", status)
+		}
+	}
+	slices.Sort(accepted)
+	got := stored(t, database)
+	if unavailable := statuses[http.StatusServiceUnavailable]; unavailable == 0 { // of those nobody knows
+		if diff := cmp.Diff(accepted, got); diff != "" {
+			t.Errorf("stored tasks (-acknowledged +stored):\n%s", diff)
+		}
+	}
+	worst := p.memory("VmHWM")
+	t.Logf("%d bodies of 1 MiB at once, by status: %v; memory %d MiB at its worst", callers, statuses, worst>>20)
+	if worst > most {
+		t.Errorf("the process took %d MiB, want at most %d MiB", worst>>20, most>>20)
+	}
+	client.CloseIdleConnections()
+	p.wantDescriptors(before + poolSize)
+}
