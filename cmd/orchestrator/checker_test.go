@@ -485,10 +485,12 @@ func (j *journal) checkTransitions(f *figures, conn *pgx.Conn) {
 		o := tasks[id]
 		switch {
 		case was == nil: // submitted
-			if o != nil || or(became, "") != "pending" || or(claim, -1) != 0 {
+			o = &open{state: or(became, ""), claim: or(claim, -1)}
+			claimed := o.state == "running" && o.claim == 1 // by the instance that it was submitted to
+			if tasks[id] != nil || !claimed && (o.state != "pending" || o.claim != 0) {
 				illegal()
 			}
-			tasks[id] = &open{state: "pending"}
+			tasks[id] = o
 			return nil
 		case o == nil || o.state != *was || o.claim != *oldClaim:
 			illegal()

@@ -83,8 +83,8 @@ func TestTasksFromRequestToTarget(t *testing.T) {
 				endpoint = tt.endpoint
 			}
 			submitted := p.submit(endpoint, `{"url":"`+target.url+tt.path+`",`+tt.body+`}`)
-			if submitted.State != "pending" {
-				t.Errorf("the answer's state is %s, want pending", submitted.State)
+			if submitted.State != "pending" && submitted.State != "running" {
+				t.Errorf("the answer's state is %s, want pending, or running where a slot was free", submitted.State)
 			}
 			got := p.await(submitted.ID, ended)
 			reason := ""

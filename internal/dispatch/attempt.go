@@ -11,46 +11,85 @@ import (
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-// begin carries out a claimed task in a goroutine and a slot of its own.
+// job is a claimed task that is to be carried out.
+type job struct {
+	session *session
+	claim   *task.Claim
+}
+
+// begin has a claimed task carried out in a slot that was taken for it, and
+// that is free again when the call has ended: writing down what came of it
+// needs none.
 func (d *Dispatcher) begin(s *session, c *task.Claim) {
 	d.mu.Lock()
-	d.slots++
-	d.running[c] = struct{}{}
+	d.enrol(c)
 	d.mu.Unlock()
-	d.attempts.Go(func() {
-		d.carryOut(s, task.Call{Task: c.Task, Attempt: c.AttemptNumber()}, c)
+	d.hand(job{s, c})
+}
+
+// enrol counts in a task that is to be carried out. d.mu is held.
+func (d *Dispatcher) enrol(c *task.Claim) {
+	d.calls++
+	d.unsettled++
+	d.running[c] = struct{}{}
+	d.attempts.Add(1)
+}
+
+// hand gives a job to an idle goroutine, or to a new one.
+func (d *Dispatcher) hand(j job) {
+	select {
+	case d.jobs <- j:
+	default:
+		d.workers.Go(func() { d.carryOutAll(j) })
+	}
+}
+
+// carryOutAll carries out j, and then others until there will be none any more:
+// a goroutine that made a call before has the stack for it.
+func (d *Dispatcher) carryOutAll(j job) {
+	for more := true; more; j, more = <-d.jobs {
+		c := j.claim
+		outcome, decision := d.attempt(j.session, task.Call{Task: c.Task, Attempt: c.AttemptNumber()}, c)
 		d.mu.Lock()
 		d.slots--
+		d.calls--
+		d.mu.Unlock()
+		signal(d.freed)
+		d.settle(j.session, c, outcome, decision)
+		d.mu.Lock()
+		d.unsettled--
 		delete(d.running, c)
 		d.mu.Unlock()
 		signal(d.freed)
-	})
+		d.attempts.Done()
+	}
 }
 
-// carryOut makes one attempt under a claim and writes what follows from it.
-func (d *Dispatcher) carryOut(s *session, call task.Call, c *task.Claim) (task.Outcome, task.Decision) {
+// attempt makes one attempt under a claim and decides what follows from it.
+func (d *Dispatcher) attempt(s *session, call task.Call, c *task.Claim) (task.Outcome, task.Decision) {
 	// The database's clock, carried on from the claim by a monotonic one.
 	claimed := time.Now()
 	now := func() time.Time { return c.At.Add(time.Since(claimed)) }
-
-	var outcome task.Outcome
-	decision, admitted := c.Admit(now())
-	if admitted {
-		outcome = d.deliver(s.calls, call)
-		decision = c.Next(outcome, now(), rand.Float64()) //nolint:gosec // not a secret
+	if decision, admitted := c.Admit(now()); !admitted {
+		return task.Outcome{}, decision
 	}
+	outcome := d.deliver(s.calls, call)
+	return outcome, c.Next(outcome, now(), rand.Float64()) //nolint:gosec // not a secret
+}
+
+// settle writes down what follows from an attempt.
+func (d *Dispatcher) settle(s *session, c *task.Claim, outcome task.Outcome, decision task.Decision) {
 	if errors.Is(context.Cause(s.calls), errLeaseLost) {
 		// Others carry the task out by now; the fence would turn the result away.
 		d.log.Warn("result dropped, the lease was lost", "task_id", c.Task.ID.String(), "claim", c.Number)
-		return outcome, decision
+		return
 	}
 	if d.finish(s, c, decision) {
 		d.report(s.calls, c, outcome, decision)
 		if decision.State == task.Pending {
-			d.Notify(decision.Wait)
+			d.notify(decision.Wait)
 		}
 	}
-	return outcome, decision
 }
 
 // deliver makes the call. A panic becomes an outcome: one bad task must not
@@ -73,14 +112,23 @@ func (d *Dispatcher) deliver(ctx context.Context, call task.Call) (outcome task.
 // finish writes a decision, again and again while the store is away and the
 // lease holds. It reports whether the decision took effect.
 func (d *Dispatcher) finish(s *session, c *task.Claim, decision task.Decision) bool {
+	tries := 0
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		matched, err := d.store.Finish(s.writes, c, decision)
+		tries++
 		switch {
-		case err == nil && !matched:
-			d.log.Warn("late result changed nothing", "task_id", c.Task.ID.String(), "claim", c.Number)
+		case err == nil && matched:
+			return true
+		case err == nil && tries > 1:
+			// A write whose answer was lost matches nothing when it is repeated.
+			d.log.Warn("result was written before, or came late", "task_id", c.Task.ID.String(), "claim", c.Number)
+			if decision.State == task.Pending {
+				d.notify(decision.Wait)
+			}
 			return false
 		case err == nil:
-			return true
+			d.log.Warn("late result changed nothing", "task_id", c.Task.ID.String(), "claim", c.Number)
+			return false
 		case !errors.Is(err, task.ErrUnavailable) || !sleep(s.writes, jitter(pause)):
 			d.log.Error("result could not be written", "task_id", c.Task.ID.String(), "claim", c.Number, "error", err)
 			return false

@@ -128,7 +128,7 @@ func TestOutcomes(t *testing.T) {
 							t.Errorf("RunNow returned the decision %s (%q), but the task is %s (%q)", decision.State, decision.Reason, now.State, now.Reason)
 						}
 					} else {
-						r.Notify(0)
+						r.notify(0)
 					}
 					time.Sleep(time.Minute)
 

@@ -13,8 +13,11 @@ const minPause = 2 * time.Millisecond
 // than it has free slots for.
 func (d *Dispatcher) claimDue(ctx context.Context) {
 	pause := time.Duration(0)
-	for d.waitForSlot(ctx) && d.waitForDue(ctx, &pause) {
-		limit := d.freeSlots()
+	for d.waitForSlots(ctx) && d.waitForDue(ctx, &pause) {
+		limit := d.takeSlots()
+		if limit == 0 {
+			continue // what was submitted meanwhile has them
+		}
 		d.due.clear()
 		s := d.currentSession()
 		// Not cut short by the end of ctx: what was claimed must be known.
@@ -22,6 +25,8 @@ func (d *Dispatcher) claimDue(ctx context.Context) {
 		for _, c := range claims {
 			d.begin(s, c)
 		}
+		d.giveBackSlots(limit - len(claims))
+		d.backlog.Store(len(claims) == limit)
 		switch {
 		case err != nil:
 			d.log.Error("claiming failed", "error", err)
@@ -33,7 +38,7 @@ func (d *Dispatcher) claimDue(ctx context.Context) {
 		default:
 			pause = 0
 			if len(claims) == limit {
-				d.Notify(0) // there may be more
+				d.notify(0)
 			}
 		}
 	}
@@ -43,26 +48,68 @@ func longer(pause, limit time.Duration) time.Duration {
 	return min(max(2*pause, minPause), limit)
 }
 
-// waitForSlot waits until a slot is free and reports whether ctx is still going on.
-func (d *Dispatcher) waitForSlot(ctx context.Context) bool {
-	for d.freeSlots() == 0 {
+// waitForSlots waits until a slot is free, or some if there is a backlog to
+// fill them with, and reports whether ctx is still going on.
+func (d *Dispatcher) waitForSlots(ctx context.Context) bool {
+	wanted := 1
+	if d.backlog.Load() {
+		wanted = max(min(d.options.Concurrency/4, claimBatch), 1)
+	}
+	var gathered <-chan time.Time
+	for {
+		free := d.freeSlots()
+		if free >= wanted {
+			return ctx.Err() == nil
+		}
+		if free > 0 && gathered == nil {
+			timer := time.NewTimer(gatherTime)
+			defer timer.Stop()
+			gathered = timer.C
+		}
 		select {
 		case <-ctx.Done():
 			return false
+		case <-gathered:
+			wanted = 1
 		case <-d.freed:
 		}
 	}
-	return ctx.Err() == nil
 }
 
+// freeSlots is how many tasks may be claimed. What cannot be written down keeps
+// more from being claimed in the end.
 func (d *Dispatcher) freeSlots() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return min(d.options.Concurrency-d.slots, claimBatch)
+	return d.free()
+}
+
+// free is freeSlots. d.mu is held.
+func (d *Dispatcher) free() int {
+	return max(min(d.options.Concurrency-d.slots, 2*d.options.Concurrency-d.unsettled, claimBatch), 0)
+}
+
+// takeSlots takes slots for a claim: all while there is a backlog, otherwise
+// half of them, so that what is submitted meanwhile finds some.
+func (d *Dispatcher) takeSlots() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := d.free()
+	if !d.backlog.Load() {
+		n = (n + 1) / 2
+	}
+	d.slots += n
+	return n
+}
+
+func (d *Dispatcher) giveBackSlots(n int) {
+	d.mu.Lock()
+	d.slots -= n
+	d.mu.Unlock()
 }
 
 // waitForDue waits until a task is due, as far as is known, and reports
-// whether ctx is still going on. It learns of tasks from Notify, and from the
+// whether ctx is still going on. It learns of tasks from notify, and from the
 // store at the beginning and then every PollInterval. What the store calls
 // overdue is left alone for pause, which ends when the store knows of nothing
 // overdue.

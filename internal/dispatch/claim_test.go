@@ -90,7 +90,7 @@ func TestClaimsAtOnceWhileThereIsWork(t *testing.T) {
 		for _, a := range m.calls("Claim") {
 			limits = append(limits, a.limit)
 		}
-		if want := []int{100, 100, 100, 100}; !slices.Equal(limits, want) {
+		if want := []int{claimBatch / 2, claimBatch}; !slices.Equal(limits, want) {
 			t.Errorf("claims ask for %v tasks, want %v", limits, want)
 		}
 		if got := len(m.calls("NextDue")); got > 2 {
@@ -115,7 +115,7 @@ func TestNotifyDuringAClaim(t *testing.T) {
 		r := start(t, options(), m, takes(0, succeeded))
 		time.Sleep(50 * time.Millisecond)
 		m.store(2, 0)
-		r.Notify(0)
+		r.notify(0)
 		time.Sleep(time.Second)
 		r.wantDelivered(100*time.Millisecond, 200*time.Millisecond)
 	})
@@ -132,7 +132,7 @@ func TestWakes(t *testing.T) {
 			play: func(r *rig) {
 				time.Sleep(333 * ms)
 				r.store.store(1, 0)
-				r.Notify(0)
+				r.notify(0)
 			},
 			want: []time.Duration{333 * ms},
 		},
@@ -144,7 +144,7 @@ func TestWakes(t *testing.T) {
 			play: func(r *rig) {
 				time.Sleep(333 * ms)
 				r.store.store(1, 100*ms)
-				r.Notify(100 * ms)
+				r.notify(100 * ms)
 			},
 			want: []time.Duration{433 * ms},
 		},
@@ -153,16 +153,16 @@ func TestWakes(t *testing.T) {
 				r.store.store(1, 10*time.Second)
 				time.Sleep(9500 * ms) // it waits for the first by now
 				r.store.store(2, 100*ms)
-				r.Notify(100 * ms)
+				r.notify(100 * ms)
 			},
 			want: []time.Duration{9600 * ms, 10 * time.Second},
 		},
 		"not later, when told of a later one": {
 			play: func(r *rig) {
 				r.store.store(1, 300*ms)
-				r.Notify(300 * ms)
+				r.notify(300 * ms)
 				r.store.store(2, 400*ms)
-				r.Notify(400 * ms)
+				r.notify(400 * ms)
 			},
 			want: []time.Duration{300 * ms, 400 * ms},
 		},
@@ -171,7 +171,7 @@ func TestWakes(t *testing.T) {
 				for n := range 11 { // one more than there are slots
 					r.store.store(n, 5*ms)
 				}
-				r.Notify(5 * ms)
+				r.notify(5 * ms)
 			},
 			want: append(slices.Repeat([]time.Duration{5 * ms}, 10), 6*ms),
 		},
@@ -294,7 +294,7 @@ func TestNoBusyLoop(t *testing.T) {
 						continue
 					}
 					time.Sleep(test.notify)
-					r.Notify(0)
+					r.notify(0)
 				}
 				perSecond := make(map[int]int)
 				for _, a := range m.calls() {

@@ -27,6 +27,8 @@ type store interface {
 	Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (count int, err error)
 	KeepHistory(ctx context.Context, retention time.Duration) error
 
+	Insert(ctx context.Context, t *task.Task) error
+	InsertClaimed(ctx context.Context, worker task.ID, t *task.Task) (*task.Claim, error)
 	NextDue(ctx context.Context) (wait time.Duration, ok bool, err error)
 	Claim(ctx context.Context, worker task.ID, limit int) ([]*task.Claim, error)
 	ClaimOne(ctx context.Context, worker, id task.ID) (*task.Claim, error)
@@ -63,7 +65,10 @@ type Options struct {
 
 const (
 	// claimBatch is the most tasks that one claim asks for.
-	claimBatch = 100
+	claimBatch = 256
+	// gatherTime is how long slots may stay free, when more is due than there are
+	// slots, so that one claim fills several.
+	gatherTime = 2 * time.Millisecond
 	// flushTimeout bounds the last writes of a shutdown, after Grace, and then
 	// the signing off.
 	flushTimeout = 500 * time.Millisecond
@@ -89,15 +94,23 @@ type Dispatcher struct {
 	due   *alarm        // when the next task is due, as far as is known here
 	freed chan struct{} // a slot became free; buffered
 	state atomic.Int32
-	begun chan struct{} // closed when root is set
-	root  *session      // what sessions begin in
+	// backlog says that more was due than there were slots. What is submitted
+	// takes its turn then.
+	backlog atomic.Bool
+	begun   chan struct{} // closed when root is set
+	root    *session      // what sessions begin in
 
-	mu       sync.Mutex
-	session  *session                 // nil until registered
-	running  map[*task.Claim]struct{} // by claim: a task may be claimed again before its last attempt has quite ended
-	slots    int                      // taken by the claim loop
-	direct   int                      // RunNow and RunOnce under way
-	attempts sync.WaitGroup           // guarded by mu where it grows from zero
+	mu        sync.Mutex
+	session   *session                 // nil until registered
+	running   map[*task.Claim]struct{} // by claim: a task may be claimed again before its last attempt has quite ended
+	slots     int                      // taken by calls, claims and submissions under way
+	calls     int                      // under way in slots
+	unsettled int                      // begun and not written down yet
+	direct    int                      // RunNow and RunOnce under way
+	attempts  sync.WaitGroup           // guarded by mu where it grows from zero
+
+	jobs    chan job // to goroutines that are idle
+	workers sync.WaitGroup
 }
 
 // The states of a Dispatcher.
@@ -117,6 +130,7 @@ func New(o Options, s store, d deliverer) *Dispatcher {
 		log:       o.Log,
 		due:       newAlarm(),
 		freed:     make(chan struct{}, 1),
+		jobs:      make(chan job),
 		begun:     make(chan struct{}),
 		running:   make(map[*task.Claim]struct{}),
 	}
@@ -138,11 +152,11 @@ func (d *Dispatcher) Health() (status string, running int) {
 	default:
 		status = "ok"
 	}
-	return status, d.slots + d.direct
+	return status, d.calls + d.direct
 }
 
-// Notify says that a task was stored that is due in wait. It never blocks.
-func (d *Dispatcher) Notify(wait time.Duration) {
+// notify says that a task was stored that is due in wait. It never blocks.
+func (d *Dispatcher) notify(wait time.Duration) {
 	d.due.set(time.Now().Add(wait))
 }
 
@@ -194,6 +208,8 @@ func (d *Dispatcher) Run(ctx context.Context) {
 		<-done
 	}
 
+	close(d.jobs)
+	d.workers.Wait()
 	stopKeeping()
 	keeping.Wait()
 	if registered {

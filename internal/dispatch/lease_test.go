@@ -193,8 +193,11 @@ func TestStoreAway(t *testing.T) {
 				for _, id := range ids {
 					r.wantState(id, task.Running, "", 0)
 				}
-				if _, running := r.Health(); running != 3 {
-					t.Errorf("%d tasks are held while their results cannot be written, want 3", running)
+				if held := len(r.held()); held != 3 {
+					t.Errorf("%d tasks are held while their results cannot be written, want 3", held)
+				}
+				if _, running := r.Health(); running != 0 {
+					t.Errorf("%d calls are under way, want none", running)
 				}
 				writes := len(m.calls("Finish"))
 				if writes < 3 || writes > 3*30 {

@@ -73,6 +73,7 @@ type row struct {
 	worker             task.ID
 	claimedAt, firstAt time.Time
 	claims             int  // how often it was claimed
+	returned           int  // how often that came to nothing
 	locked             bool // by another instance's transaction
 }
 
@@ -112,15 +113,28 @@ func newID(kind byte, n int) task.ID {
 
 func taskID(n int) task.ID { return newID('t', n) }
 
-// store puts a task in that is due in wait; options change it before.
-func (m *tables) store(n int, wait time.Duration, options ...func(*task.Task)) task.ID {
-	t := task.Task{
+// newTask makes a task that is to be submitted.
+func newTask(n int, delay time.Duration) *task.Task {
+	return &task.Task{
 		ID:    taskID(n),
 		State: task.Pending,
+		Delay: delay,
 		Spec: task.Spec{
 			URL: "https://target.example/plays", Method: "POST", Timeout: 30 * time.Second, Retry: task.DefaultRetryPolicy(),
 		},
 	}
+}
+
+// has reports whether a task is stored.
+func (m *tables) has(id task.ID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.rows[id] != nil
+}
+
+// store puts a task in that is due in wait; options change it before.
+func (m *tables) store(n int, wait time.Duration, options ...func(*task.Task)) task.ID {
+	t := *newTask(n, 0)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	t.CreatedAt = m.now()
@@ -251,6 +265,32 @@ func (m *memory) KeepHistory(ctx context.Context, retention time.Duration) error
 	return m.do(ctx, asked{op: "KeepHistory", bound: retention}, func() {})
 }
 
+func (m *memory) Insert(ctx context.Context, t *task.Task) error {
+	return m.do(ctx, asked{op: "Insert"}, func() { m.insert(t) })
+}
+
+func (m *memory) InsertClaimed(ctx context.Context, worker task.ID, t *task.Task) (c *task.Claim, err error) {
+	err = m.do(ctx, asked{op: "InsertClaimed", worker: worker}, func() {
+		r := m.insert(t)
+		if _, known := m.workers[worker]; known {
+			c = m.take(r, worker)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// insert stores a task as a client handed it in.
+func (m *tables) insert(t *task.Task) *row {
+	t.CreatedAt = m.now()
+	t.RunAt = t.CreatedAt.Add(t.Delay)
+	r := &row{Task: *t}
+	m.rows[t.ID] = r
+	return r
+}
+
 func (m *memory) NextDue(ctx context.Context) (wait time.Duration, ok bool, err error) {
 	err = m.do(ctx, asked{op: "NextDue"}, func() {
 		for _, r := range m.rows {
@@ -338,6 +378,9 @@ func (m *memory) Finish(ctx context.Context, c *task.Claim, d task.Decision) (ma
 			r.AttemptCount++
 		}
 		r.State, r.Reason, r.worker = d.State, d.Reason, task.ID{}
+		if d.State == task.Pending && d.Attempt == nil {
+			r.returned++
+		}
 		if d.State == task.Pending {
 			r.RunAt = m.now().Add(d.Wait)
 		} else {

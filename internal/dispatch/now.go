@@ -56,7 +56,8 @@ func (d *Dispatcher) RunNow(ctx context.Context, id task.ID) (task.Outcome, task
 		delete(d.running, c)
 		d.mu.Unlock()
 	}()
-	outcome, decision := d.carryOut(s, task.Call{Task: c.Task, Attempt: c.AttemptNumber(), ViaWorkerEndpoint: true}, c)
+	outcome, decision := d.attempt(s, task.Call{Task: c.Task, Attempt: c.AttemptNumber(), ViaWorkerEndpoint: true}, c)
+	d.settle(s, c, outcome, decision)
 	return outcome, decision, nil
 }
 
@@ -78,7 +79,7 @@ func (d *Dispatcher) RunOnce(ctx context.Context, t *task.Task) (task.Outcome, e
 	var err error
 	d.mu.Lock()
 	switch state := d.state.Load(); {
-	case state == stopped, state == stopping && d.slots+d.direct == 0:
+	case state == stopped, state == stopping && d.calls+d.direct == 0:
 		err = ErrStopping
 	default:
 		err = d.enter()

@@ -26,7 +26,7 @@ type script struct {
 
 type scriptedTask struct {
 	arrives, delay int
-	told           bool // whether an instance is told of it
+	submitted      bool // through an instance; else it appears in the store
 	maxAttempts    int
 	expires        int // after its run_at; 0 is never
 	answers        []string
@@ -46,7 +46,7 @@ func drawScript(t *rapid.T) script {
 			return scriptedTask{
 				arrives:     rapid.IntRange(0, 60_000).Draw(t, "arrives"),
 				delay:       rapid.SampledFrom([]int{0, 0, 0, 400, 5_000, 90_000}).Draw(t, "delay"),
-				told:        rapid.Bool().Draw(t, "told"),
+				submitted:   rapid.Bool().Draw(t, "submitted"),
 				maxAttempts: rapid.IntRange(1, 4).Draw(t, "max attempts"),
 				expires:     rapid.SampledFrom([]int{0, 0, 0, 1_000, 30_000}).Draw(t, "expires"),
 				answers:     rapid.SliceOfN(rapid.SampledFrom([]string{"good", "good", "broken", "permanent", "panic"}), 1, 4).Draw(t, "answers"),
@@ -206,18 +206,23 @@ func (tr *trial) play(t *testing.T) {
 	for n, s := range tr.tasks {
 		wg.Go(func() {
 			time.Sleep(ms(s.arrives))
-			tr.m.store(n, ms(s.delay), func(t *task.Task) {
+			finish := func(t *task.Task) {
 				t.Retry.MaxAttempts, t.Retry.MaxBackoff = s.maxAttempts, 4*time.Second
 				if s.expires > 0 {
-					t.ExpiresAt = t.RunAt.Add(ms(s.expires))
+					t.ExpiresAt = time.Now().Add(ms(s.delay + s.expires))
 				}
-			})
-			tr.mu.Lock()
-			r := tr.live[len(tr.live)-1]
-			tr.mu.Unlock()
-			if s.told {
-				r.Notify(ms(s.delay))
 			}
+			if s.submitted {
+				tr.mu.Lock()
+				r := tr.live[len(tr.live)-1]
+				tr.mu.Unlock()
+				t := newTask(n, ms(s.delay))
+				finish(t)
+				if err := r.Submit(context.Background(), t); err == nil || tr.m.has(t.ID) {
+					return
+				}
+			}
+			tr.m.store(n, ms(s.delay), finish) // by another instance
 		})
 	}
 	for _, o := range tr.outages {
@@ -291,8 +296,8 @@ func (tr *trial) check() {
 		if r.AttemptCount > r.Retry.MaxAttempts || r.AttemptCount != min(counted, r.Retry.MaxAttempts) {
 			tr.breaks("task %s counts %d attempts of %d; its story has %v", id, r.AttemptCount, r.Retry.MaxAttempts, r.Attempts)
 		}
-		// A claim ends in an attempt of whatever kind, or ends the task without one.
-		if without := r.claims - len(r.Attempts); without != 0 && (without != 1 || r.State != task.Failed) {
+		// A claim ends in an attempt of whatever kind, is given back untouched, or ends the task without one.
+		if without := r.claims - r.returned - len(r.Attempts); without != 0 && (without != 1 || r.State != task.Failed) {
 			tr.breaks("task %s was claimed %d times and is %s; its story has %v", id, r.claims, r.State, r.Attempts)
 		}
 		if tr.calls[id] > len(r.Attempts) {

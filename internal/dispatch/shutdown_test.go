@@ -44,7 +44,7 @@ func TestStopsAtOnceWhenIdle(t *testing.T) {
 		r.wantHealth("stopped")
 		r.wantSignedOff()
 		before := len(m.calls())
-		r.Notify(0)
+		r.notify(0)
 		time.Sleep(time.Minute)
 		if after := len(m.calls()); after != before {
 			t.Errorf("%d queries after the end", after-before)
@@ -210,7 +210,7 @@ func TestStopWhileTheStoreHangs(t *testing.T) {
 					}
 					go func() { _, _, _ = r.RunNow(t.Context(), byRequest) }()
 					m.store(4, 0)
-					r.Notify(0)
+					r.notify(0)
 					synctest.Wait()
 					time.Sleep(lead)
 					if took, limit := r.stop(), o.Grace+time.Second; took > limit {

@@ -27,8 +27,6 @@ import (
 
 // store is where tasks are kept.
 type store interface {
-	// Insert sets RunAt and CreatedAt, and returns nil after the commit only.
-	Insert(ctx context.Context, t *task.Task) error
 	Get(ctx context.Context, id task.ID) (*task.Task, error)
 	// Health returns for how long the longest waiting task has been due.
 	Health(ctx context.Context) (overdue time.Duration, err error)
@@ -36,8 +34,9 @@ type store interface {
 
 // dispatcher carries out tasks.
 type dispatcher interface {
-	// Notify says that a task is due in wait.
-	Notify(wait time.Duration)
+	// Submit stores a task, sets its RunAt and CreatedAt, and returns nil after
+	// the commit only.
+	Submit(ctx context.Context, t *task.Task) error
 	RunNow(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error)
 	// RunOnce makes one call for a task that is not stored.
 	RunOnce(ctx context.Context, t *task.Task) (task.Outcome, error)
@@ -196,13 +195,15 @@ var meanings = map[string]string{
 
 // completeDocument puts right what huma cannot say.
 func (a *API) completeDocument() {
-	delete(a.document.Paths["/worker-endpoint"].Post.RequestBody.Content, "application/octet-stream") // comes with RawBody
 	reason := a.registry.Map()["Task"].Properties["reason"]
 	reason.Enum = append(reason.Enum, nil) // null must be in an enum, whatever the type admits
 	for _, path := range a.document.Paths {
 		for _, operation := range []*huma.Operation{path.Get, path.Post} {
 			if operation == nil {
 				continue
+			}
+			if operation.RequestBody != nil {
+				delete(operation.RequestBody.Content, "application/octet-stream") // comes with RawBody
 			}
 			for status, response := range operation.Responses {
 				for _, header := range response.Headers {
@@ -223,11 +224,11 @@ func (a *API) completeDocument() {
 	}
 }
 
-// jsonBody documents a request body with named examples; huma adds the schema.
-func jsonBody(examples map[string]*huma.Example) *huma.RequestBody {
+// jsonBody documents a request body with named examples.
+func jsonBody(schema *huma.Schema, examples map[string]*huma.Example) *huma.RequestBody {
 	return &huma.RequestBody{
 		Required: true,
-		Content:  map[string]*huma.MediaType{"application/json": {Examples: examples}},
+		Content:  map[string]*huma.MediaType{"application/json": {Schema: schema, Examples: examples}},
 	}
 }
 

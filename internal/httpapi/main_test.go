@@ -104,20 +104,18 @@ func (s *fakeStore) callCount() int {
 }
 
 type fakeDispatcher struct {
+	store   *fakeStore // takes what is submitted
 	runNow  func(context.Context, task.ID) (task.Outcome, task.Decision, error)
 	runOnce func(context.Context, *task.Task) (task.Outcome, error)
 	health  func() (string, int)
 
-	mu       sync.Mutex
-	notified []time.Duration
-	ran      []task.ID
-	once     []*task.Task
+	mu   sync.Mutex
+	ran  []task.ID
+	once []*task.Task
 }
 
-func (d *fakeDispatcher) Notify(wait time.Duration) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.notified = append(d.notified, wait)
+func (d *fakeDispatcher) Submit(ctx context.Context, t *task.Task) error {
+	return d.store.Insert(ctx, t)
 }
 
 func (d *fakeDispatcher) RunNow(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error) {
@@ -148,12 +146,12 @@ func (d *fakeDispatcher) Health() (string, int) {
 }
 
 // taken returns what was asked since it was last asked itself.
-func (d *fakeDispatcher) taken() (notified []time.Duration, ran []task.ID, once []*task.Task) {
+func (d *fakeDispatcher) taken() (ran []task.ID, once []*task.Task) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	notified, ran, once = d.notified, d.ran, d.once
-	d.notified, d.ran, d.once = nil, nil, nil
-	return notified, ran, once
+	ran, once = d.ran, d.once
+	d.ran, d.once = nil, nil
+	return ran, once
 }
 
 type fakePolicy func(string) error
@@ -200,8 +198,9 @@ type service struct {
 func newService(t testing.TB, change ...func(*Options)) *service {
 	t.Helper()
 	s := &service{
-		t: t, store: &fakeStore{}, dispatcher: &fakeDispatcher{}, log: &logBuffer{},
+		t: t, store: &fakeStore{}, log: &logBuffer{},
 	}
+	s.dispatcher = &fakeDispatcher{store: s.store}
 	o := Options{
 		Store: s.store, Dispatcher: s.dispatcher, Policy: fakePolicy(nil),
 		Defaults:   task.Spec{Timeout: 30 * time.Second, Retry: task.DefaultRetryPolicy()},
@@ -316,8 +315,8 @@ func (s *service) nothingHappened(a *answer) {
 	if tasks := s.store.taken(); len(tasks) > 0 {
 		s.t.Errorf("a request answered %d stored %d tasks, want none", a.status, len(tasks))
 	}
-	if notified, ran, once := s.dispatcher.taken(); len(notified)+len(ran)+len(once) > 0 {
-		s.t.Errorf("a request answered %d woke the dispatcher %d times and ran %d tasks, want none", a.status, len(notified), len(ran)+len(once))
+	if ran, once := s.dispatcher.taken(); len(ran)+len(once) > 0 {
+		s.t.Errorf("a request answered %d ran %d tasks, want none", a.status, len(ran)+len(once))
 	}
 	if strings.Contains(a.text, marker) || strings.Contains(fmt.Sprint(a.header), marker) {
 		s.t.Errorf("a value that was sent comes back: %s\n%v", clipped(a.text), a.header)

@@ -17,7 +17,7 @@ import (
 // package task, which checks what a schema cannot say.
 type TaskRequest struct {
 	URL            string            `json:"url" minLength:"1" maxLength:"2048" example:"https://example.com/plays" doc:"What to call: an absolute http or https URL without user name, password or fragment, at most 2048 bytes. The target policy must allow it."`
-	Method         string            `json:"method,omitempty" enum:"GET,HEAD,POST,PUT,PATCH,DELETE" example:"POST" doc:"The request method."`
+	Method         *string           `json:"method,omitempty" enum:"GET,HEAD,POST,PUT,PATCH,DELETE" example:"POST" doc:"The request method."`
 	Headers        map[string]string `json:"headers,omitempty" maxProperties:"50" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of the call, at most 50 and 8 KiB in all. Names that the service or the connection sets are refused: Host, Content-Length, Transfer-Encoding, Connection and the other hop-by-hop names, Expect, Proxy-*, Forwarded, X-Forwarded-*, Metadata-Flavor, X-Goog-*, X-Serverless-Authorization, Orchestrator-*, Traceparent, Tracestate."`
 	Payload        json.RawMessage   `json:"payload,omitempty" example:"{\"song_id\":42}" doc:"The body of the call: any JSON, sent as exactly the bytes that came, with Content-Type: application/json unless headers has one. Not with GET or HEAD, not together with body. null is the same as leaving it out."`
 	Body           *string           `json:"body,omitempty" example:"a line of text" doc:"The body of the call as text, instead of payload; sent as it is, with Content-Type: text/plain; charset=utf-8 unless headers has one."`
@@ -87,14 +87,6 @@ type Attempt struct {
 	RetryAfterSeconds *float64  `json:"retry_after_seconds" example:"30" doc:"The wait that the target asked for with Retry-After. Null when it did not."`
 }
 
-type enqueueInput struct {
-	Body TaskRequest
-}
-
-type scheduleInput struct {
-	Body ScheduleRequest
-}
-
 type acceptedOutput struct {
 	Location string `header:"Location" doc:"Where the task can be looked at: /tasks/{id}." example:"/tasks/01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b"`
 	Body     *Task
@@ -110,9 +102,9 @@ func (a *API) enqueueOperation() huma.Operation {
 	return huma.Operation{
 		OperationID: "enqueue-task", Method: http.MethodPost, Path: "/enqueue", Tags: []string{"tasks"},
 		Summary:       "Carry out a call now",
-		Description:   "Stores a task that is due at once. 202 is answered after the commit, never before; the call follows within milliseconds.",
-		DefaultStatus: http.StatusAccepted, Errors: submitErrors, MaxBodyBytes: -1, BodyReadTimeout: -1,
-		RequestBody: jsonBody(map[string]*huma.Example{
+		Description:   "Stores a task that is due at once. 202 is answered after the commit, never before; the call follows within milliseconds, and may be under way already (state running).",
+		DefaultStatus: http.StatusAccepted, Errors: submitErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
+		RequestBody: jsonBody(a.schemaOf(TaskRequest{}), map[string]*huma.Example{
 			"play": example("Register a play", `{"url":"`+a.ExampleURL+`","payload":{"song_id":42,"user_id":7},"labels":{"kind":"play"}}`),
 			"retries": example("With a retry policy of its own",
 				`{"url":"`+a.ExampleURL+`","method":"PUT","headers":{"X-Tenant":"melodia"},"payload":{"plays":1},"timeout_seconds":5,"retry":{"max_attempts":5,"min_backoff_seconds":0.5,"max_backoff_seconds":60}}`),
@@ -120,8 +112,9 @@ func (a *API) enqueueOperation() huma.Operation {
 	}
 }
 
-func (a *API) enqueue(ctx context.Context, in *enqueueInput) (*acceptedOutput, error) {
-	return a.submit(ctx, &in.Body, task.When{}, nil)
+func (a *API) enqueue(ctx context.Context, in *submitInput) (*acceptedOutput, error) {
+	t, err := read[TaskRequest](a, in)
+	return a.submit(ctx, t, err)
 }
 
 func (a *API) scheduleOperation() huma.Operation {
@@ -129,8 +122,8 @@ func (a *API) scheduleOperation() huma.Operation {
 		OperationID: "schedule-task", Method: http.MethodPost, Path: "/schedule", Tags: []string{"tasks"},
 		Summary:       "Carry out a call later",
 		Description:   "Stores a task that is due at a given moment: exactly one of run_at and delay_seconds. 202 is answered after the commit, never before.",
-		DefaultStatus: http.StatusAccepted, Errors: submitErrors, MaxBodyBytes: -1, BodyReadTimeout: -1,
-		RequestBody: jsonBody(map[string]*huma.Example{
+		DefaultStatus: http.StatusAccepted, Errors: submitErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
+		RequestBody: jsonBody(a.schemaOf(ScheduleRequest{}), map[string]*huma.Example{
 			"delay": example("In five seconds", `{"url":"`+a.ExampleURL+`","delay_seconds":5,"payload":{"user_id":7,"text":"Your mix is ready"}}`),
 			"local": example("At 21:00 in Buenos Aires", `{"url":"`+a.ExampleURL+`","run_at":"2030-12-24T21:00:00","time_zone":"America/Argentina/Buenos_Aires","payload":{"user_id":7}}`),
 			"utc":   example("At a moment in UTC", `{"url":"`+a.ExampleURL+`","run_at":"2030-12-25T00:00:00Z","expires_at":"2030-12-26T00:00:00Z","payload":{"user_id":7}}`),
@@ -138,28 +131,28 @@ func (a *API) scheduleOperation() huma.Operation {
 	}
 }
 
-func (a *API) schedule(ctx context.Context, in *scheduleInput) (*acceptedOutput, error) {
-	when, errs := in.Body.when()
-	return a.submit(ctx, &in.Body.TaskRequest, when, errs)
+func (a *API) schedule(ctx context.Context, in *submitInput) (*acceptedOutput, error) {
+	t, err := read[ScheduleRequest](a, in)
+	return a.submit(ctx, t, err)
 }
 
-// submit stores a task; errs are mistakes that were found before.
-func (a *API) submit(ctx context.Context, r *TaskRequest, when task.When, errs task.Errors) (*acceptedOutput, error) {
-	spec, more := r.spec(a.Defaults)
-	t, err := a.newTask(spec, when, append(errs, more...))
+// submit stores a task that was read, unless err says that it could not be.
+func (a *API) submit(ctx context.Context, t *task.Task, err error) (*acceptedOutput, error) {
+	if err == nil {
+		err = a.Dispatcher.Submit(ctx, t)
+	}
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
-	if err := a.Store.Insert(ctx, t); err != nil {
-		return nil, a.fail(ctx, err)
-	}
-	a.Dispatcher.Notify(t.RunAt.Sub(t.CreatedAt)) // both by the database's clock
 	view := taskView(t)
 	return &acceptedOutput{Location: "/tasks/" + view.ID, Body: view}, nil
 }
 
-// newTask checks a spec by the domain's rules and the target policy.
-func (a *API) newTask(spec task.Spec, when task.When, errs task.Errors) (*task.Task, error) {
+// newTask checks a request by the domain's rules and the target policy.
+func (a *API) newTask(r request) (*task.Task, error) {
+	spec, errs := r.spec(a.Defaults)
+	when, more := r.when()
+	errs = append(errs, more...)
 	t, err := task.New(a.NewID(), spec, when, time.Now())
 	if found, ok := err.(task.Errors); ok { //nolint:errorlint // New wraps nothing
 		errs = append(errs, found...)
@@ -182,9 +175,7 @@ func (r *TaskRequest) spec(defaults task.Spec) (s task.Spec, errs task.Errors) {
 		Retry:   defaults.Retry,
 		Labels:  r.Labels,
 	}
-	if r.Method != "" {
-		s.Method = r.Method
-	}
+	set(&s.Method, r.Method)
 	hasPayload := r.Payload != nil && string(r.Payload) != "null"
 	switch {
 	case hasPayload && r.Body != nil:
@@ -227,6 +218,9 @@ func setDuration(field *time.Duration, seconds *float64) {
 // notZone matches what LoadLocation takes but no zone of the IANA database:
 // UTC by no name, this machine's own zone, and zones that count leap seconds.
 var notZone = regexp.MustCompile(`^(|Local|localtime|posixrules|Factory|(right|posix)/.*)$`)
+
+// when returns the moment that the request names: at once.
+func (*TaskRequest) when() (task.When, task.Errors) { return task.When{}, nil }
 
 // when returns the moment that the request names.
 func (r *ScheduleRequest) when() (task.When, task.Errors) {

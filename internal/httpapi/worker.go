@@ -3,7 +3,6 @@ package httpapi
 import (
 	"context"
 	"net/http"
-	"reflect"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -37,14 +36,11 @@ type workOutput struct {
 }
 
 func (a *API) workerOperation() huma.Operation {
-	body := jsonBody(map[string]*huma.Example{
+	schema := &huma.Schema{OneOf: []*huma.Schema{a.schemaOf(TaskRequest{}), a.schemaOf(TaskReference{})}}
+	body := jsonBody(schema, map[string]*huma.Example{
 		"request": example("A task in the request: one attempt, nothing is stored", `{"url":"`+a.ExampleURL+`","payload":{"song_id":42}}`),
 		"stored":  example("A stored task", `{"task_id":"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b"}`),
 	})
-	body.Content["application/json"].Schema = &huma.Schema{OneOf: []*huma.Schema{
-		a.schemaOf(TaskRequest{}),
-		a.schemaOf(TaskReference{}),
-	}}
 	return huma.Operation{
 		OperationID: "work", Method: http.MethodPost, Path: "/worker-endpoint", Tags: []string{"worker"},
 		Summary: "Carry out one task in this request",
@@ -65,7 +61,7 @@ func (a *API) work(ctx context.Context, in *workInput) (*workOutput, error) {
 	if in.Via != "" {
 		return nil, a.fail(ctx, newProblem(http.StatusLoopDetected, "This call was made by /worker-endpoint itself; carrying it out would never end."))
 	}
-	request, reference, err := a.decodeWork(in.RawBody)
+	request, reference, err := a.readWork(in.RawBody)
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
@@ -83,12 +79,11 @@ func (a *API) work(ctx context.Context, in *workInput) (*workOutput, error) {
 
 // callOnce carries out a task that is not stored.
 func (a *API) callOnce(ctx context.Context, r *TaskRequest) (task.Outcome, error) {
-	spec, errs := r.spec(a.Defaults)
-	spec.Retry.MaxAttempts = 1
-	t, err := a.newTask(spec, task.When{}, errs)
+	t, err := a.newTask(r)
 	if err != nil {
 		return task.Outcome{}, err
 	}
+	t.Retry.MaxAttempts = 1
 	t.RunAt = time.Now()
 	if !t.ExpiresAt.IsZero() && t.ExpiresAt.Before(t.RunAt) {
 		return task.Outcome{}, task.Errors{{Path: []string{"expires_at"}, Message: "has passed", Kind: "expired"}}
@@ -122,40 +117,4 @@ func (a *API) answerWork(ctx context.Context, o task.Outcome, reason task.Reason
 	}
 	p.Result = &result
 	return nil, a.fail(ctx, p)
-}
-
-// decodeWork reads either form of the body. It is chosen by the presence of
-// task_id, so that a mistake in one form is not reported as one in the other.
-func (a *API) decodeWork(body []byte) (*TaskRequest, *TaskReference, error) {
-	var parsed any
-	if err := decode(body, &parsed); err != nil {
-		return nil, nil, newProblem(http.StatusBadRequest, err.Error())
-	}
-	object, _ := parsed.(map[string]any)
-	if _, ok := object["task_id"]; ok {
-		reference := new(TaskReference)
-		return nil, reference, a.validate(parsed, body, reference)
-	}
-	request := new(TaskRequest)
-	return request, nil, a.validate(parsed, body, request)
-}
-
-// validate checks parsed against the schema of into, and fills into from body.
-func (a *API) validate(parsed any, body []byte, into any) error {
-	path := huma.NewPathBuffer(nil, 0)
-	path.Push("body")
-	var found huma.ValidateResult
-	huma.Validate(a.registry, a.schemaOf(into), path, huma.ModeWriteToServer, parsed, &found)
-	if len(found.Errors) > 0 {
-		return invalid(humaFields(found.Errors))
-	}
-	if err := decode(body, into); err != nil {
-		return invalid([]FieldProblem{{Loc: []string{"body"}, Msg: err.Error(), Type: "invalid"}})
-	}
-	return nil
-}
-
-// schemaOf returns a reference to the schema of v's type.
-func (a *API) schemaOf(v any) *huma.Schema {
-	return a.registry.Schema(reflect.TypeOf(v), true, "")
 }

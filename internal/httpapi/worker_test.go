@@ -96,7 +96,7 @@ func TestWorkRequest(t *testing.T) {
 	if a.status != http.StatusOK {
 		t.Fatalf("got status %d, want 200: %s", a.status, a.text)
 	}
-	_, _, once := s.dispatcher.taken()
+	_, once := s.dispatcher.taken()
 	if len(once) != 1 {
 		t.Fatalf("%d calls were made, want 1", len(once))
 	}
@@ -161,7 +161,7 @@ func TestWorkStored(t *testing.T) {
 				if a.status != tt.status || a.detail() != tt.detail {
 					t.Errorf("got %d %q, want %d %q", a.status, a.detail(), tt.status, tt.detail)
 				}
-				if _, ran, once := s.dispatcher.taken(); len(ran) != 1 || ran[0] != want || len(once) > 0 {
+				if ran, once := s.dispatcher.taken(); len(ran) != 1 || ran[0] != want || len(once) > 0 {
 					t.Errorf("the dispatcher ran %v, want %v once", ran, want)
 				}
 			}

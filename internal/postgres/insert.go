@@ -13,9 +13,18 @@ import (
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-// inserted is what the database's clock adds to a task.
+// newTask is a task on its way in. Unless worker is zero it is that worker's to
+// carry out at once.
+type newTask struct {
+	*task.Task
+	worker task.ID
+}
+
+// inserted is what the database adds to a task: the moments by its clock, and
+// the number of the claim, 0 where nobody has it.
 type inserted struct {
 	runAt, createdAt time.Time
+	claim            int64
 }
 
 // Insert stores a new task and sets its RunAt and CreatedAt. A RunAt in the
@@ -24,38 +33,59 @@ type inserted struct {
 // or may not be. [task.ErrOverloaded] comes at once and says that it is not:
 // too many wait to be inserted.
 func (s *Store) Insert(ctx context.Context, t *task.Task) error {
+	_, err := s.insertOne(ctx, newTask{Task: t})
+	return err
+}
+
+// InsertClaimed is Insert of a task that is due now and that worker begins to
+// carry out at once: it is stored as claimed, which spares a claim of its own.
+// Where the worker is not registered the task is stored as pending, and the
+// claim is nil.
+func (s *Store) InsertClaimed(ctx context.Context, worker task.ID, t *task.Task) (*task.Claim, error) {
+	in, err := s.insertOne(ctx, newTask{t, worker})
+	if err != nil || in.claim == 0 {
+		return nil, err
+	}
+	t.State = task.Running
+	return &task.Claim{Task: t, Number: in.claim, At: in.createdAt, FirstAt: in.createdAt}, nil
+}
+
+func (s *Store) insertOne(ctx context.Context, t newTask) (inserted, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for a batch included
 	defer cancel()
 	in, err := s.inserts.Do(ctx, t)
 	if errors.Is(err, batch.ErrFull) {
-		return fmt.Errorf("insert task %s: %w: %w", t.ID, task.ErrOverloaded, err)
+		return inserted{}, fmt.Errorf("insert task %s: %w: %w", t.ID, task.ErrOverloaded, err)
 	}
 	if err != nil {
-		return fmt.Errorf("insert task %s: %w", t.ID, classify(err))
+		return inserted{}, fmt.Errorf("insert task %s: %w", t.ID, classify(err))
 	}
 	t.RunAt, t.CreatedAt = in.runAt, in.createdAt
-	return nil
+	return in, nil
 }
 
 const insertSQL = `-- name: insert tasks
 INSERT INTO tasks (
-    id, run_at, created_at, expires_at, timeout_seconds, max_retry_duration_seconds,
+    id, worker_id, state, claim, claimed_at, first_claimed_at, run_at, created_at, expires_at, timeout_seconds, max_retry_duration_seconds,
     min_backoff_seconds, max_backoff_seconds, max_attempts, max_doublings, retry_client_errors,
     method, url, content_type, headers, labels, body)
-SELECT id, GREATEST(COALESCE(run_at, now() + make_interval(secs => delay_seconds)), now()), now(),
+SELECT t.id, w.id, CASE WHEN w.id IS NULL THEN 'pending' ELSE 'running' END, (w.id IS NOT NULL)::int,
+    CASE WHEN w.id IS NOT NULL THEN now() END, CASE WHEN w.id IS NOT NULL THEN now() END,
+    GREATEST(COALESCE(run_at, now() + make_interval(secs => delay_seconds)), now()), now(),
     expires_at, timeout_seconds, max_retry_duration_seconds,
     min_backoff_seconds, max_backoff_seconds, max_attempts, max_doublings, retry_client_errors,
     method, url, content_type, headers::jsonb, labels::jsonb, body
 FROM unnest($1::uuid[], $2::timestamptz[], $3::float8[], $4::timestamptz[], $5::float8[], $6::float8[],
     $7::float8[], $8::float8[], $9::int[], $10::int[], $11::bool[],
-    $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::bytea[])
+    $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::bytea[], $18::uuid[])
     AS t (id, run_at, delay_seconds, expires_at, timeout_seconds, max_retry_duration_seconds,
     min_backoff_seconds, max_backoff_seconds, max_attempts, max_doublings, retry_client_errors,
-    method, url, content_type, headers, labels, body)
-RETURNING id, run_at, created_at`
+    method, url, content_type, headers, labels, body, worker_id)
+LEFT JOIN workers w ON w.id = t.worker_id
+RETURNING id, run_at, created_at, claim`
 
 // insert is the flush of Insert.
-func (s *Store) insert(ctx context.Context, tasks []*task.Task) (_ []inserted, err error) {
+func (s *Store) insert(ctx context.Context, tasks []newTask) (_ []inserted, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	defer func() { s.noteRoom(err) }()
@@ -79,6 +109,7 @@ func (s *Store) insert(ctx context.Context, tasks []*task.Task) (_ []inserted, e
 		headers      = make([]string, n)
 		labels       = make([]string, n)
 		bodies       = make([][]byte, n)
+		workers      = make([]*[16]byte, n)
 	)
 	for i, t := range tasks {
 		ids[i] = t.ID
@@ -98,10 +129,13 @@ func (s *Store) insert(ctx context.Context, tasks []*task.Task) (_ []inserted, e
 		headers[i] = encodeMap(t.Headers)
 		labels[i] = encodeMap(t.Labels)
 		bodies[i] = t.Body
+		if t.worker != (task.ID{}) {
+			workers[i] = (*[16]byte)(&tasks[i].worker)
+		}
 	}
 	rows, err := s.pool.Query(ctx, insertSQL, ids, runAts, delays, expiresAts, timeouts, maxDurations,
 		minBackoffs, maxBackoffs, maxAttempts, maxDoublings, clientErrors,
-		methods, urls, contentTypes, headers, labels, bodies)
+		methods, urls, contentTypes, headers, labels, bodies, workers)
 	if err != nil {
 		return nil, classify(err)
 	}
@@ -113,7 +147,7 @@ func (s *Store) insert(ctx context.Context, tasks []*task.Task) (_ []inserted, e
 	out := make([]inserted, n)
 	var id [16]byte
 	var in inserted
-	_, err = pgx.ForEachRow(rows, []any{&id, &in.runAt, &in.createdAt}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&id, &in.runAt, &in.createdAt, &in.claim}, func() error {
 		out[index[id]] = in
 		return nil
 	})

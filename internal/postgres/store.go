@@ -49,7 +49,7 @@ const (
 // database cannot be reached, does not answer in time or takes no writes.
 type Store struct {
 	pool     *pgxpool.Pool
-	inserts  *batch.Batcher[*task.Task, inserted]
+	inserts  *batch.Batcher[newTask, inserted]
 	finishes *batch.Batcher[Result, bool]
 	gets     *batch.Batcher[task.ID, *task.Task]
 	probes   *batch.Batcher[struct{}, time.Duration]

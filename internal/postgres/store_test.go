@@ -810,3 +810,46 @@ func TestConcurrentFinishReapAndClaim(t *testing.T) {
 		t.Errorf("%d tasks left, want none", got)
 	}
 }
+
+// A task that an instance begins at once is stored as claimed: nobody else
+// finds it, and it is finished like any other.
+func TestInsertClaimed(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t)
+	w := register(t, s)
+	tk := newTask()
+	c, err := s.InsertClaimed(t.Context(), w, tk)
+	if err != nil || c == nil {
+		t.Fatalf("InsertClaimed = %v, %v, want a claim", c, err)
+	}
+	if c.Task != tk || c.Number != 1 || tk.State != task.Running || !c.At.Equal(tk.CreatedAt) || !c.FirstAt.Equal(c.At) || !tk.RunAt.Equal(tk.CreatedAt) {
+		t.Errorf("claim %+v of %+v, want number 1 of a running task, at the moment of its creation", c, tk)
+	}
+	if got := get(t, s, tk.ID); got.State != task.Running {
+		t.Errorf("it is stored as %s, want running", got.State)
+	}
+	if others := claim(t, s, register(t, s), 10); len(others) > 0 {
+		t.Errorf("another worker claims it too")
+	}
+	retry := failedOnce(c)
+	retry.Wait = 0
+	if !finish(t, s, c, retry) {
+		t.Error("Finish matched nothing")
+	}
+	if again := claimOne(t, s, w); again.Number != 2 || !again.FirstAt.Equal(c.FirstAt) {
+		t.Errorf("its next claim is %+v, want number 2 and the first one's moment", again)
+	}
+}
+
+// A worker whose lease was lost begins nothing.
+func TestInsertClaimedByAStranger(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t)
+	tk := newTask()
+	if c, err := s.InsertClaimed(t.Context(), newID(), tk); c != nil || err != nil {
+		t.Errorf("InsertClaimed = %v, %v, want no claim", c, err)
+	}
+	if got := get(t, s, tk.ID); got.State != task.Pending || tk.State != task.Pending {
+		t.Errorf("it is %s and stored as %s, want pending", tk.State, got.State)
+	}
+}

@@ -1,0 +1,117 @@
+package httpapi
+
+import (
+	"net/http"
+	"reflect"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// submitInput is what /enqueue and /schedule are sent; read makes sense of it.
+type submitInput struct {
+	ContentType string `header:"Content-Type" hidden:"true"`
+	RawBody     []byte
+}
+
+// request is a body that asks for a task, in the domain's terms.
+type request interface {
+	spec(defaults task.Spec) (task.Spec, task.Errors)
+	when() (task.When, task.Errors)
+}
+
+// read makes a task out of a body of type R.
+//
+// To check a body against the schema it must be made into a tree, which costs
+// more than all else that is done for a request. What the type takes and the
+// domain admits breaks no rule of the schema either, but for what is not plain;
+// so the schema is only asked to name mistakes.
+func read[R any, P interface {
+	*R
+	request
+}](a *API, in *submitInput) (*task.Task, error) {
+	switch {
+	case len(in.RawBody) == 0:
+		return nil, newProblem(http.StatusBadRequest, "The request must have a JSON body.")
+	case in.ContentType != "" && !isJSON(in.ContentType):
+		return nil, newProblem(http.StatusUnsupportedMediaType, "The body must be JSON. Send it with the header Content-Type: application/json.")
+	}
+	if quick := P(new(R)); isPlain(in.RawBody) && decode(in.RawBody, quick) == nil {
+		if t, err := a.newTask(quick); err == nil {
+			return t, nil
+		}
+	}
+	var tree any
+	if err := decode(in.RawBody, &tree); err != nil {
+		return nil, newProblem(http.StatusBadRequest, err.Error())
+	}
+	thorough := P(new(R))
+	if err := a.validate(tree, in.RawBody, thorough); err != nil {
+		return nil, err
+	}
+	return a.newTask(thorough)
+}
+
+// isPlain reports that a JSON text holds no null, which types take for absent,
+// and no number with an exponent or of hundreds of digits, which might not fit
+// a float64.
+func isPlain(text []byte) bool {
+	digits := 0
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case c == '"':
+			for i++; i < len(text) && text[i] != '"'; i++ {
+				if text[i] == '\\' {
+					i++
+				}
+			}
+			digits = 0
+		case '0' <= c && c <= '9':
+			if digits++; digits > 300 {
+				return false
+			}
+		case c == 'n', (c == 'e' || c == 'E') && digits > 0:
+			return false
+		case c != '.':
+			digits = 0
+		}
+	}
+	return true
+}
+
+// readWork reads either form of the body. It is chosen by the presence of
+// task_id, so that a mistake in one form is not reported as one in the other.
+func (a *API) readWork(body []byte) (*TaskRequest, *TaskReference, error) {
+	var parsed any
+	if err := decode(body, &parsed); err != nil {
+		return nil, nil, newProblem(http.StatusBadRequest, err.Error())
+	}
+	object, _ := parsed.(map[string]any)
+	if _, ok := object["task_id"]; ok {
+		reference := new(TaskReference)
+		return nil, reference, a.validate(parsed, body, reference)
+	}
+	request := new(TaskRequest)
+	return request, nil, a.validate(parsed, body, request)
+}
+
+// validate checks parsed against the schema of into, and fills into from body.
+func (a *API) validate(parsed any, body []byte, into any) error {
+	path := huma.NewPathBuffer(nil, 0)
+	path.Push("body")
+	var found huma.ValidateResult
+	huma.Validate(a.registry, a.schemaOf(into), path, huma.ModeWriteToServer, parsed, &found)
+	if len(found.Errors) > 0 {
+		return invalid(humaFields(found.Errors))
+	}
+	if err := decode(body, into); err != nil {
+		return invalid([]FieldProblem{{Loc: []string{"body"}, Msg: err.Error(), Type: "invalid"}})
+	}
+	return nil
+}
+
+// schemaOf returns a reference to the schema of v's type.
+func (a *API) schemaOf(v any) *huma.Schema {
+	return a.registry.Schema(reflect.TypeOf(v), true, "")
+}
