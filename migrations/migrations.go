@@ -1,8 +1,15 @@
 // Package migrations holds the schema and brings a database up to it.
 //
-// During a rolling deploy the old and the new version work on one database,
-// so a migration only expands: new tables, new columns with defaults, new
-// indexes. What the old version still reads is dropped one release later.
+// During a rolling deploy the version before works on the migrated database, and
+// so do its instances that start meanwhile. So a migration only expands: new
+// tables, columns that are nullable or have a default, indexes that are made
+// CONCURRENTLY, wider checks. A constraint on an old table is added NOT VALID
+// and validated later. A transaction alters one old table, once: it must not
+// wait, or read a whole table, while it holds a lock that all others wait for.
+//
+// What nothing needs any more is removed by a later release, by a migration that
+// says so: "-- contract: <what needs it no more> since <version>". A migration
+// that was released is never changed. The test of this package holds these rules.
 package migrations
 
 import (
@@ -11,6 +18,7 @@ import (
 	"embed"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
@@ -53,24 +61,45 @@ func Up(ctx context.Context, config *pgx.ConnConfig) (applied int, err error) {
 	return len(results), nil
 }
 
-// lock takes the advisory lock inside a transaction of its own: unlike a
-// session's lock it works behind a pooler, and it ends with the connection.
+// lockInterval is how often the advisory lock is asked for.
+const lockInterval = 100 * time.Millisecond
+
+// lock waits for the advisory lock. Whoever waits holds no connection: behind a
+// pooler those that wait would leave none for the one that migrates.
 func lock(ctx context.Context, db *sql.DB) (unlock func(), err error) {
+	for {
+		unlock, err := tryLock(ctx, db)
+		if unlock != nil || err != nil {
+			return unlock, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for the migrations' lock: %w", context.Cause(ctx))
+		case <-time.After(lockInterval):
+		}
+	}
+}
+
+// tryLock takes the advisory lock inside a transaction of its own: unlike a
+// session's lock it works behind a pooler, and it ends with the connection.
+// unlock is nil when another instance holds the lock.
+func tryLock(ctx context.Context, db *sql.DB) (unlock func(), err error) {
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return nil, fmt.Errorf("connect for migrations: %w", err)
 	}
-	unlock = func() { _ = tx.Rollback() }
-	for _, query := range []string{
-		// The transaction idles while the migrations run on another connection.
-		"SET LOCAL idle_in_transaction_session_timeout = 0",
-		"SET LOCAL statement_timeout = 0",
-		fmt.Sprintf("SELECT pg_advisory_xact_lock(%d)", lockKey),
-	} {
-		if _, err := tx.ExecContext(ctx, query); err != nil {
-			unlock()
-			return nil, fmt.Errorf("take the migrations' lock: %w", err)
-		}
+	var locked bool
+	// The transaction idles while the migrations run on another connection.
+	_, err = tx.ExecContext(ctx, "SET LOCAL idle_in_transaction_session_timeout = 0")
+	if err == nil {
+		err = tx.QueryRowContext(ctx, "SELECT pg_try_advisory_xact_lock($1)", lockKey).Scan(&locked)
 	}
-	return unlock, nil
+	if err != nil {
+		err = fmt.Errorf("take the migrations' lock: %w", err)
+	}
+	if !locked {
+		_ = tx.Rollback()
+		return nil, err
+	}
+	return func() { _ = tx.Rollback() }, nil
 }

@@ -1,0 +1,126 @@
+//go:build faults
+
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/melodia/orchestrator/internal/devdb"
+)
+
+// What the normal suite says of the store and of the whole process holds behind
+// pgbouncer in transaction mode too.
+func TestSuiteBehindPgbouncer(t *testing.T) {
+	server, err := devdb.Start(t.Context(), devdb.Options{Temporary: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	pooled := startPgbouncer(t, server.URL("postgres"))
+	// Without the tag, wherever it came from: this test must not run itself.
+	suite := exec.CommandContext(t.Context(), "go", "test", "-tags=", "-count=1", "-timeout=5m", "-parallel=4", "./internal/postgres/...", "./cmd/orchestrator")
+	suite.Dir = filepath.Join("..", "..")
+	suite.Env = append(os.Environ(), "TEST_DATABASE_URL="+pooled)
+	output, err := suite.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	t.Logf("%s", output)
+}
+
+// startPgbouncer puts a pgbouncer in transaction mode before a server and
+// returns the URL that leads through it.
+func startPgbouncer(t *testing.T, serverURL string) string {
+	t.Helper()
+	u, err := url.Parse(serverURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	password, _ := u.User.Password()
+	port, dir := freePort(t), t.TempDir()
+	write := func(name, format string, args ...any) string {
+		t.Helper()
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, fmt.Appendf(nil, format, args...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	users := write("users.txt", "%q %q\n", u.User.Username(), password)
+	// Each database has a pool, smaller than the service's own. Connections are
+	// renewed soon: one that was made while the database took no writes takes none.
+	ini := write("pgbouncer.ini", `[databases]
+* = host=%s port=%s
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = %d
+unix_socket_dir =
+auth_type = scram-sha-256
+auth_file = %s
+pool_mode = transaction
+default_pool_size = 4
+max_client_conn = 2000
+server_lifetime = 5
+log_connections = 0
+log_disconnections = 0
+`, u.Hostname(), u.Port(), port, users)
+
+	args := []string{ini}
+	if os.Geteuid() == 0 { // which it refuses to run as
+		args = append(args, "-u", "nobody")
+	}
+	path, err := exec.LookPath("pgbouncer")
+	if err != nil {
+		path = "/usr/sbin/pgbouncer" // Debian's place, which is not in a user's PATH
+	}
+	pgbouncer := exec.CommandContext(t.Context(), path, args...)
+	var log bytes.Buffer
+	pgbouncer.Stdout, pgbouncer.Stderr = &log, &log
+	if err := pgbouncer.Start(); err != nil {
+		t.Fatalf("apt-get install pgbouncer: %v", err)
+	}
+	t.Cleanup(func() {
+		_ = pgbouncer.Process.Kill()
+		_ = pgbouncer.Wait()
+		if t.Failed() {
+			t.Logf("pgbouncer:\n%s", &log)
+		}
+	})
+
+	u.Host = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	// For the tests' own connections: the service finds out by itself.
+	u.RawQuery += "&default_query_exec_mode=cache_describe"
+	eventually(t, func() bool {
+		conn, err := pgx.Connect(t.Context(), u.String())
+		if err != nil {
+			return false
+		}
+		return conn.Close(t.Context()) == nil
+	}, func() string { return "pgbouncer does not answer" })
+	return u.String()
+}
+
+// freePort returns a port of the loopback address that was free a moment ago.
+func freePort(t *testing.T) int {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = listener.Close() }()
+	return listener.Addr().(*net.TCPAddr).Port
+}
