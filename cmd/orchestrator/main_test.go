@@ -162,6 +162,8 @@ func TestWorkerEndpoint(t *testing.T) {
 	if a := post(`{"url":"` + target.url + `/404"}`); a.status != http.StatusBadGateway || !strings.Contains(a.raw, `"status_code":404`) {
 		t.Errorf("a target that answers 404: %d %s, want 502", a.status, a.raw)
 	}
+	eventually(t, func() bool { return p.do(http.MethodGet, "/health", "").status == http.StatusOK },
+		func() string { return "the instance does not register" })
 	later := p.submit("/schedule", `{"url":"`+target.url+`/200/stored","delay_seconds":3600}`)
 	if a := post(`{"task_id":"` + later.ID + `"}`); a.status != http.StatusOK {
 		t.Errorf("a stored task: %d %s, want 200", a.status, a.raw)

@@ -144,7 +144,7 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) t
 		return o
 	}
 	if o.Kind == task.OutcomeRetryable || resp.StatusCode/100 == 4 {
-		o.RetryAfter = retryAfter(resp.Header, time.Now())
+		o.RetryAfter = retryAfter(resp.Header, c.At.Add(time.Since(start)))
 	}
 	o.ResponseExcerpt, err = d.read(resp.Body)
 	if err == nil {

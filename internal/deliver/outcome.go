@@ -135,8 +135,8 @@ func clip(s string) string {
 }
 
 // retryAfter reads Retry-After (RFC 9110 §10.2.3): seconds, or a date. The date
-// is compared with the target's own Date, so that no two clocks are; now stands
-// in where there is none. What cannot be read is zero.
+// is compared with the target's own Date, so that no two clocks are; now, by the
+// database's clock, stands in where there is none. What cannot be read is zero.
 func retryAfter(h http.Header, now time.Time) time.Duration {
 	value := h.Get("Retry-After")
 	if value == "" {

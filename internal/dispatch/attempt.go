@@ -73,6 +73,7 @@ func (d *Dispatcher) attempt(s *session, call task.Call, c *task.Claim) (task.Ou
 	if decision, admitted := c.Admit(now()); !admitted {
 		return task.Outcome{}, decision
 	}
+	call.At = now()
 	outcome := d.deliver(s.calls, call)
 	return outcome, c.Next(outcome, now(), rand.Float64()) //nolint:gosec // not a secret
 }

@@ -93,7 +93,7 @@ func (d *Dispatcher) RunOnce(ctx context.Context, t *task.Task) (task.Outcome, e
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(d.root.calls, cancel)()
-	return d.deliver(ctx, task.Call{Task: t, Attempt: 1, ViaWorkerEndpoint: true}), nil
+	return d.deliver(ctx, task.Call{Task: t, Attempt: 1, At: t.RunAt, ViaWorkerEndpoint: true}), nil
 }
 
 // enter admits one more RunNow or RunOnce, which has to leave. d.mu is held.

@@ -28,6 +28,8 @@ import (
 // store is where tasks are kept.
 type store interface {
 	Get(ctx context.Context, id task.ID) (*task.Task, error)
+	// Now returns the moment by the store's clock.
+	Now(ctx context.Context) (time.Time, error)
 	// Health returns for how long the longest waiting task has been due.
 	Health(ctx context.Context) (overdue time.Duration, err error)
 }

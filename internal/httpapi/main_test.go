@@ -80,6 +80,8 @@ func (s *fakeStore) Get(ctx context.Context, id task.ID) (*task.Task, error) {
 	return s.get(ctx, id)
 }
 
+func (s *fakeStore) Now(context.Context) (time.Time, error) { return storedAt, nil }
+
 func (s *fakeStore) Health(ctx context.Context) (time.Duration, error) {
 	s.called()
 	if s.health == nil {

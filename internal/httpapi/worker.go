@@ -84,9 +84,14 @@ func (a *API) callOnce(ctx context.Context, r *TaskRequest) (task.Outcome, error
 		return task.Outcome{}, err
 	}
 	t.Retry.MaxAttempts = 1
-	t.RunAt = time.Now()
-	if !t.ExpiresAt.IsZero() && t.ExpiresAt.Before(t.RunAt) {
-		return task.Outcome{}, task.Errors{{Path: []string{"expires_at"}, Message: "has passed", Kind: "expired"}}
+	t.RunAt = time.Now() // for the target's information; what has expired is the store's to say
+	if !t.ExpiresAt.IsZero() {
+		if t.RunAt, err = a.Store.Now(ctx); err != nil {
+			return task.Outcome{}, err
+		}
+		if t.ExpiresAt.Before(t.RunAt) {
+			return task.Outcome{}, task.Errors{{Path: []string{"expires_at"}, Message: "has passed", Kind: "expired"}}
+		}
 	}
 	return a.Dispatcher.RunOnce(ctx, t)
 }

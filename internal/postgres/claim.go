@@ -158,3 +158,17 @@ func (s *Store) NextDue(ctx context.Context) (wait time.Duration, ok bool, err e
 	s.lowWater.saw(from, now.Add(min(wait, 0)))
 	return wait, true, nil
 }
+
+const nowSQL = `-- name: what time is it
+SELECT now()`
+
+// Now returns the moment by the database's clock, which decides what is due and
+// what has expired.
+func (s *Store) Now(ctx context.Context) (now time.Time, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if err := s.pool.QueryRow(ctx, nowSQL).Scan(&now); err != nil {
+		return time.Time{}, fmt.Errorf("ask for the time: %w", classify(err))
+	}
+	return now, nil
+}

@@ -31,7 +31,10 @@ func TestHealth(t *testing.T) {
 
 func TestHealthOfAReadOnlyDatabase(t *testing.T) {
 	t.Parallel()
-	url := pgtest.URL(t) + "&default_transaction_read_only=on" // as a server does that was demoted
+	url := pgtest.URL(t)
+	_, elsewhere := newStore(t)
+	database := url[strings.LastIndex(url, "/")+1 : strings.Index(url, "?")]
+	exec(t, elsewhere, "ALTER DATABASE "+database+" SET default_transaction_read_only = on")
 	s, err := postgres.Open(t.Context(), postgres.Options{URL: url})
 	if err != nil {
 		t.Fatal(err)

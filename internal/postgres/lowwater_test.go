@@ -1,59 +1,76 @@
 package postgres
 
 import (
-	"cmp"
 	"math/rand/v2"
 	"slices"
-	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
-// world is a table of tasks, whose writes may take their time to commit.
+// world plays a table of tasks, whose writes take their time to commit, and
+// those who look for due ones.
 type world struct {
 	t      *testing.T
 	random *rand.Rand
+	marks  *lowWater
+	back   chan time.Time
 
-	mu      sync.Mutex
-	setBack time.Duration // how far the database's clock was
-	rows    []*row        // that are pending
+	now, lookedBack time.Time
+	setBack         time.Duration // how far the database's clock was
+	pending         []*row
+	unanswered      []*look
 }
 
 type row struct {
 	runAt       time.Time // by the database's clock
-	committed   time.Time // by the real one, as all that follows
-	promised    bool      // its client was told that it is stored
+	committed   time.Time // as what follows, by the one that nobody sets
 	lockedUntil time.Time // by a claim that is rolled back then
+	promised    bool      // its client was told that it is stored
 }
 
-func (w *world) now() time.Time { return time.Now().Add(-w.setBack) }
-
-// write stores a task that is due in wait, by a statement that takes so long.
-func (w *world) write(wait, took time.Duration) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.rows = append(w.rows, &row{runAt: w.now().Add(wait), committed: time.Now().Add(took), promised: took < callTimeout})
+// look is one whose answer is under way.
+type look struct {
+	from, seen time.Time
+	until      time.Time
 }
 
-// pending returns what a statement that begins now sees, in the order of run_at.
-func (w *world) pending() (rows []*row) {
-	for _, r := range w.rows {
-		if !r.committed.After(time.Now()) {
+func newWorld(t *testing.T, seed uint64) *world {
+	w := &world{t: t, random: rand.New(rand.NewPCG(seed, 1)), back: make(chan time.Time, 1)} //nolint:gosec // not a secret
+	w.marks = &lowWater{back: w.back}
+	w.now = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	return w
+}
+
+func (w *world) clock() time.Time { return w.now.Add(-w.setBack) }
+
+func (w *world) upTo(limit time.Duration) time.Duration {
+	return time.Duration(w.random.Int64N(int64(limit)))
+}
+
+// write stores n tasks that are due in wait, by a statement that takes so long.
+func (w *world) write(n int, wait, took time.Duration) {
+	for range n {
+		w.pending = append(w.pending, &row{runAt: w.clock().Add(wait), committed: w.now.Add(took), promised: took < callTimeout})
+	}
+}
+
+// due returns what a statement that begins now may see, in the order of run_at.
+func (w *world) due() (rows []*row) {
+	for _, r := range w.pending {
+		if !r.committed.After(w.now) && !r.runAt.After(w.clock()) {
 			rows = append(rows, r)
 		}
 	}
-	slices.SortFunc(rows, func(a, b *row) int { return cmp.Or(a.runAt.Compare(b.runAt), a.committed.Compare(b.committed)) })
+	slices.SortStableFunc(rows, func(a, b *row) int { return a.runAt.Compare(b.runAt) })
 	return rows
 }
 
-// claim is what Store.Claim does.
-func (w *world) claim(l *lowWater, limit int, answer, rollback time.Duration) {
-	from := l.from()
-	w.mu.Lock()
-	var taken, free []*row
-	for _, r := range w.pending() {
-		if r.runAt.After(w.now()) || r.lockedUntil.After(time.Now()) {
+// claim does what Store.Claim does, or is rolled back after a while.
+func (w *world) claim(limit int, rollback time.Duration) {
+	from := w.marks.from()
+	var free, taken []*row
+	for _, r := range w.due() {
+		if r.lockedUntil.After(w.now) {
 			continue
 		}
 		free = append(free, r)
@@ -62,132 +79,106 @@ func (w *world) claim(l *lowWater, limit int, answer, rollback time.Duration) {
 		}
 	}
 	if w.setBack == 0 {
-		for i, r := range free[:min(limit, len(free))] {
+		for _, r := range free[:min(limit, len(free))] {
 			if r.promised && r.lockedUntil.IsZero() && !slices.Contains(taken, r) {
-				w.t.Errorf("a claim passes over a task that was acknowledged: number %d by run_at, %v overdue", i, w.now().Sub(r.runAt))
-				r.promised = false // once is enough
+				w.t.Fatalf("a claim passes over a task that was acknowledged and has been due for %v", w.clock().Sub(r.runAt))
 			}
 		}
 	}
-	for _, r := range taken {
-		r.lockedUntil = time.Now().Add(rollback)
+	if rollback > 0 {
+		for _, r := range taken {
+			r.lockedUntil = w.now.Add(rollback)
+		}
+		return
 	}
-	if rollback == 0 {
-		w.rows = slices.DeleteFunc(w.rows, func(r *row) bool { return slices.Contains(taken, r) })
-	}
-	w.mu.Unlock()
-	time.Sleep(answer)
-	if len(taken) > 0 && rollback == 0 {
-		l.saw(from, taken[len(taken)-1].runAt)
+	w.pending = slices.DeleteFunc(w.pending, func(r *row) bool { return slices.Contains(taken, r) })
+	if len(taken) > 0 {
+		w.answer(from, taken[len(taken)-1].runAt)
 	}
 }
 
-// nextDue is what Store.NextDue does.
-func (w *world) nextDue(l *lowWater, answer time.Duration) {
-	from := l.from()
-	w.mu.Lock()
-	seen := w.now()
-	for _, r := range w.pending() {
-		if !r.runAt.Before(from) && r.runAt.Before(seen) {
-			seen = r.runAt
+// nextDue does what Store.NextDue does.
+func (w *world) nextDue() {
+	from := w.marks.from()
+	for _, r := range w.due() {
+		if !r.runAt.Before(from) {
+			w.answer(from, r.runAt)
+			return
 		}
 	}
-	w.mu.Unlock()
-	time.Sleep(answer)
-	l.saw(from, seen)
+	w.answer(from, w.clock())
 }
 
-// upTo returns a random time.
-func (w *world) upTo(limit time.Duration) time.Duration {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return time.Duration(w.random.Int64N(int64(limit)))
+func (w *world) answer(from, seen time.Time) {
+	w.unanswered = append(w.unanswered, &look{from, seen, w.now.Add(w.upTo(100 * time.Millisecond))})
 }
 
-func (w *world) oneIn(n int64) bool { return w.upTo(time.Duration(n)) == 0 }
+// pass lets time pass, while there are looks and step happens too.
+func (w *world) pass(total time.Duration, step func()) {
+	for end := w.now.Add(total); w.now.Before(end); w.now = w.now.Add(w.upTo(40 * time.Millisecond)) {
+		if w.now.Sub(w.lookedBack) >= lookBack {
+			w.lookedBack = w.now
+			select {
+			case w.back <- w.now:
+			default:
+			}
+		}
+		step()
+		if w.random.IntN(2) == 0 {
+			w.nextDue()
+		} else {
+			w.claim(10, 0)
+		}
+		w.unanswered = slices.DeleteFunc(w.unanswered, func(l *look) bool {
+			answered := !l.until.After(w.now)
+			if answered {
+				w.marks.saw(l.from, l.seen)
+			}
+			return answered
+		})
+	}
+}
 
-// However writes and looks fall, the mark hides nothing that was acknowledged,
-// and what it may hide (writes that commit late, claims that are rolled back,
-// everything when the clock is set back) for no longer than until looks have
-// begun at the beginning again.
+// However writes and looks fall, the mark hides nothing that was acknowledged.
+// What it may hide (writes that commit late, claims that are rolled back,
+// everything when the clock is set back) looks from the beginning find.
 func TestLowWaterHidesNothing(t *testing.T) {
 	t.Parallel()
+	const longest = 20 * time.Second
 	for name, setBack := range map[string]time.Duration{
 		"a clock that goes on":     0,
-		"a clock that is set back": 20 * time.Second,
+		"a clock that is set back": longest,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for seed := range uint64(20) {
-				synctest.Test(t, func(t *testing.T) { playWorld(t, seed, setBack) })
-			}
-		})
-	}
-}
-
-func playWorld(t *testing.T, seed uint64, setBack time.Duration) {
-	const busy, longest = time.Minute, 20 * time.Second
-	w := &world{t: t, random: rand.New(rand.NewPCG(seed, 1))} //nolint:gosec // not a secret
-	l := newLowWater()
-	began := time.Now()
-	var writing, looking sync.WaitGroup
-	for range 3 {
-		writing.Go(func() {
-			for time.Since(began) < busy {
-				switch {
-				case w.oneIn(50): // a statement that hangs
-					took := w.upTo(longest)
-					for range 50 {
-						w.write(0, took)
+			for seed := range uint64(100) {
+				w := newWorld(t, seed)
+				mixed := func() {
+					switch w.random.IntN(100) {
+					case 0: // a statement that hangs
+						w.write(50, 0, w.upTo(longest))
+					case 1:
+						w.claim(10, w.upTo(longest))
+					case 2, 3, 4:
+						w.write(1, w.upTo(longest), w.upTo(callTimeout))
+					default:
+						w.write(w.random.IntN(5), 0, w.upTo(callTimeout))
 					}
-				case w.oneIn(5):
-					w.write(w.upTo(longest), w.upTo(callTimeout))
-				default:
-					w.write(0, w.upTo(callTimeout))
 				}
-				time.Sleep(w.upTo(300 * time.Millisecond))
-			}
-		})
-	}
-	writing.Go(func() {
-		time.Sleep(w.upTo(busy))
-		w.mu.Lock()
-		w.setBack = setBack
-		w.mu.Unlock()
-	})
-	done := make(chan struct{})
-	for range 3 {
-		looking.Go(func() {
-			for {
-				select {
-				case <-done:
-					return
-				case <-time.After(w.upTo(200 * time.Millisecond)):
-				}
-				switch answer := w.upTo(50 * time.Millisecond); {
-				case w.oneIn(2):
-					w.nextDue(l, answer)
-				case w.oneIn(30) && time.Since(began) < busy:
-					w.claim(l, 10, answer, w.upTo(longest))
-				default:
-					w.claim(l, 10, answer, 0)
+				w.pass(w.upTo(time.Minute), mixed)
+				w.setBack = setBack
+				w.pass(w.upTo(time.Minute), mixed)
+				// Last, more at once than one look from the beginning finds. Until all
+				// is committed or rolled back, and due:
+				w.write(300, 0, longest)
+				w.pass(longest+setBack, func() {})
+				// A look from the beginning, and the claims that take what it showed.
+				w.pass(3*lookBack+2*time.Second, func() {})
+				if len(w.pending) > 0 {
+					t.Fatalf("seed %d: %d tasks are not found", seed, len(w.pending))
 				}
 			}
 		})
-	}
-	writing.Wait()
-	// Last comes more at once than one look back can find.
-	for range 300 {
-		w.write(0, longest)
-	}
-	// Until all is committed or rolled back and due; then a look back, and the
-	// claims that take what it showed.
-	time.Sleep(longest + setBack)
-	time.Sleep(2*lookBack + 5*time.Second)
-	close(done)
-	looking.Wait()
-	if len(w.rows) > 0 {
-		t.Errorf("seed %d: %d tasks are not found", seed, len(w.rows))
 	}
 }
 
@@ -195,7 +186,7 @@ func playWorld(t *testing.T, seed uint64, setBack time.Duration) {
 func TestLowWaterIsNotRaisedFromAbove(t *testing.T) {
 	t.Parallel()
 	l := newLowWater()
-	old := time.Now()
+	old := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
 	l.saw(time.Time{}, old.Add(time.Hour))
 	from := l.from()
 	l.saw(time.Time{}, old)

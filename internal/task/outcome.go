@@ -61,6 +61,8 @@ type Call struct {
 	Task *Task
 	// Attempt is 1 for the first attempt.
 	Attempt int
+	// At is when the call begins, by the database's clock.
+	At time.Time
 	// ViaWorkerEndpoint marks a call that a request to /worker-endpoint causes,
 	// so that one which comes back to us is known for a loop.
 	ViaWorkerEndpoint bool
