@@ -307,7 +307,8 @@ func TestFlood(t *testing.T) {
 // Bodies of 1 MiB while nothing can be stored: what they take of the memory is
 // bounded.
 func TestFloodOfLargeBodies(t *testing.T) {
-	const callers, most = 300, 400 << 20
+	const callers = 300
+	most := withinReason(400 << 20)
 	database := pgtest.URL(t)
 	p := start(t, "serve", "DATABASE_URL="+database, "DISPATCH=false", "LOG_LEVEL=info")
 	before := p.ready()

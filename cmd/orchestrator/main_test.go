@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -448,5 +450,26 @@ func TestDev(t *testing.T) {
 	}
 	if p.stop(syscall.SIGINT); p.cmd.ProcessState.ExitCode() != 0 {
 		t.Errorf("exit code %d after Ctrl-C, want 0", p.cmd.ProcessState.ExitCode())
+	}
+}
+
+// Profiles are for whoever is on the machine, on a port of their own.
+func TestProfiles(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := strconv.Itoa(listener.Addr().(*net.TCPAddr).Port)
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, "serve", "DATABASE_URL="+pgtest.URL(t), "DEBUG_PORT="+port)
+	if a := p.do(http.MethodGet, "/debug/pprof/", ""); a.status != http.StatusNotFound {
+		t.Errorf("profiles on the service's own port: %d, want 404", a.status)
+	}
+	p.url = "http://127.0.0.1:" + port
+	if a := p.do(http.MethodGet, "/debug/pprof/goroutine?debug=1", ""); a.status != http.StatusOK || !strings.Contains(a.raw, "goroutine profile") {
+		t.Errorf("GET /debug/pprof/goroutine = %d %.100s, want a profile", a.status, a.raw)
 	}
 }

@@ -40,6 +40,12 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 		_ = listener.Close()
 		return fmt.Errorf("TARGET_ALLOW_HOSTS: %w", err)
 	}
+	stopDebug, err := serveDebug(ctx, c.DebugPort, log)
+	if err != nil {
+		_ = listener.Close()
+		return err
+	}
+	defer stopDebug()
 	store, err := openStore(ctx, c, log)
 	if err != nil {
 		_ = listener.Close()

@@ -41,6 +41,8 @@ type Config struct {
 
 	LogLevel  slog.Level `envconfig:"LOG_LEVEL" default:"info"`
 	LogFormat string     `envconfig:"LOG_FORMAT" default:"json"`
+
+	DebugPort int `envconfig:"DEBUG_PORT" default:"0"`
 }
 
 // Load reads the environment. The error joins one line for each mistake; none
@@ -113,6 +115,7 @@ func (c *Config) check(unread map[string]bool) (errs []error) {
 	within("RETRY_MAX_BACKOFF", c.RetryMaxBackoff >= c.RetryMinBackoff && c.RetryMaxBackoff <= task.MaxBackoffLimit, "between RETRY_MIN_BACKOFF and 24h")
 	within("TARGET_ALLOW_NETWORKS", !slices.Contains(c.TargetAllowNetworks, netip.Prefix{}), networksRule) // an empty entry is read as one
 	within("RETENTION", c.Retention >= time.Hour, "at least 1h")
+	within("DEBUG_PORT", c.DebugPort >= 0 && c.DebugPort <= 65535 && (c.DebugPort == 0 || c.DebugPort != c.Port), "between 0 and 65535, and not PORT")
 	within("LOG_FORMAT", c.LogFormat == "json" || c.LogFormat == "text", "json or text")
 	return errs
 }

@@ -45,7 +45,8 @@ const claimColumns = `t.claim, t.claimed_at, t.first_claimed_at, t.attempt_count
 
 // Claim takes up to limit due tasks, the longest due first, for worker. A
 // worker that is not registered gets none. The tasks come without labels and
-// attempts, in no particular order.
+// attempts, in no particular order. A write that committed so late that nobody
+// was told of it may be found a second later than others (see lowWater).
 func (s *Store) Claim(ctx context.Context, worker task.ID, limit int) ([]*task.Claim, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -140,7 +141,7 @@ SELECT now(), (SELECT run_at FROM tasks WHERE state = 'pending' AND run_at >= $1
 
 // NextDue returns the time until the next pending task is due, by the
 // database's clock: negative when one is overdue. ok is false when none is
-// pending.
+// pending. It sees what Claim sees.
 func (s *Store) NextDue(ctx context.Context) (wait time.Duration, ok bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

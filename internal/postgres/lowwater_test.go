@@ -151,7 +151,7 @@ func TestLowWaterHidesNothing(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for seed := range uint64(100) {
+			for seed := range uint64(30) {
 				w := newWorld(t, seed)
 				mixed := func() {
 					switch w.random.IntN(100) {
