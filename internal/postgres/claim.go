@@ -17,17 +17,18 @@ import (
 //
 // Here as in the other statements on tasks the rows are named by an array and
 // not by a join. The planner takes an array for short and goes by the index; of
-// a join's size it knows nothing, and may read the whole table instead.
+// a join's size it knows nothing, and may read the whole table instead. These
+// rows are locked, so they are found where they are (ctid), without an index.
 const claimDueSQL = `-- name: claim due tasks
 WITH due AS MATERIALIZED (
-    SELECT id FROM tasks
+    SELECT ctid FROM tasks
     WHERE state = 'pending' AND run_at >= $3 AND run_at <= now() AND EXISTS (SELECT FROM workers WHERE id = $1)
     ORDER BY run_at, id
     LIMIT $2
     FOR UPDATE SKIP LOCKED
 )
 UPDATE tasks t SET ` + claimSet + `
-WHERE t.id = ANY (ARRAY(SELECT id FROM due))
+WHERE t.ctid = ANY (ARRAY(SELECT ctid FROM due))
 RETURNING ` + claimColumns
 
 const claimOneSQL = `-- name: claim one task
