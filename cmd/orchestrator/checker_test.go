@@ -244,6 +244,8 @@ type figures struct {
 	lost, unexpected, duplicated, recovered int
 	// repeated tasks have an attempt that was lost or interrupted.
 	repeated int
+	// lostAttempts are those whose instance stopped answering.
+	lostAttempts int
 	// takeovers are the times from the last sign of life of an instance to the
 	// next claim of a task that it held, sorted.
 	takeovers []time.Duration
@@ -396,6 +398,9 @@ func (j *journal) checkStory(f *figures, s *story) {
 			counted++
 		}
 		repeated = repeated || a.Outcome == "lost" || a.Outcome == "interrupted"
+		if a.Outcome == "lost" {
+			f.lostAttempts++
+		}
 		last := i == len(s.Attempts)-1
 		if !last && (a.Outcome == "succeeded" || a.Outcome == "permanent") {
 			complain("attempt %d was final and others followed", a.Number)

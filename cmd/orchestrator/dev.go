@@ -44,6 +44,8 @@ func devCommand(ctx context.Context, stdout, stderr io.Writer) error {
 			}
 		}()
 		c.DatabaseURL = server.URL("postgres")
+	} else {
+		log.Warn("using the database at DATABASE_URL instead of a private one")
 	}
 	c.TargetAllowNetworks = append(c.TargetAllowNetworks,
 		netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))

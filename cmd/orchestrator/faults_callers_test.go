@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -165,7 +166,7 @@ func TestSlowloris(t *testing.T) {
 		cut.Go(func() {
 			_ = conn.SetReadDeadline(time.Now().Add(patience))
 			answer, err := io.ReadAll(conn)
-			if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, net.ErrClosed) {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Errorf("a slow caller was not cut off within %v", patience)
 			}
 			if took := int64(time.Since(begin)); took > worst.Load() {
@@ -177,11 +178,10 @@ func TestSlowloris(t *testing.T) {
 		})
 	}
 	j.load(t.Context(), 500, 8, 0, func() string { return p.url }, "")
-	overlapped := time.Since(begin) < 10*time.Second
 	cut.Wait()
 	wantHealthSoon(t, stopProbe())
 	stop()
-	t.Logf("%d slow callers were cut off within %.1f s; others were served meanwhile: %t", drippers, time.Duration(worst.Load()).Seconds(), overlapped)
+	t.Logf("%d slow callers were cut off within %.1f s", drippers, time.Duration(worst.Load()).Seconds())
 	if f := j.check(database); f.accepted != f.submitted {
 		t.Errorf("%d of %d tasks were accepted beside slow callers, want all", f.accepted, f.submitted)
 	}

@@ -94,6 +94,10 @@ func TestRollingRestart(t *testing.T) {
 	submitting.Go(func() {
 		for !stop.Load() {
 			j.load(t.Context(), 50, 8, 200, instances.url, `"timeout_seconds":1800`)
+			j.load(t.Context(), 10, 8, 200, instances.url, `"timeout_seconds":1800,"retry":{"max_attempts":1}`)
+			hasty, giveUp := context.WithTimeout(t.Context(), time.Millisecond)
+			j.submit(hasty, instances.url(), `"timeout_seconds":1800,"retry":{"max_attempts":1}`)
+			giveUp()
 			j.submit(t.Context(), instances.url(), `"timeout_seconds":1800,"retry":{"max_attempts":7}`)
 		}
 	})
@@ -115,5 +119,8 @@ func TestRollingRestart(t *testing.T) {
 	f := j.check(database)
 	if f.repeated == 0 {
 		t.Error("no call was cut off")
+	}
+	if f.lostAttempts > 0 {
+		t.Errorf("%d attempts were lost, though every instance ended in order", f.lostAttempts)
 	}
 }

@@ -352,7 +352,7 @@ func TestBadSettings(t *testing.T) {
 	}{
 		"no database":          {map[string]string{"DATABASE_URL": ""}, []string{"DATABASE_URL is not set"}},
 		"several mistakes":     {map[string]string{"PORT": "x", "POLL_INTERVAL": "1"}, []string{"PORT must be a whole number", "POLL_INTERVAL must be a duration"}},
-		"a URL of no sort":     {nil, []string{"database URL is not valid"}},
+		"a URL of no sort":     {nil, []string{"DATABASE_URL is not valid"}},
 		"a host that is a URL": {map[string]string{"TARGET_ALLOW_HOSTS": "https://x:1/"}, []string{"TARGET_ALLOW_HOSTS"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -25,7 +25,9 @@ var ErrFull = errors.New("batch: full")
 type Options struct {
 	// MaxSize is the most inputs that one flush gets.
 	MaxSize int
-	// MaxFlushes is the most flushes that run at the same time.
+	// MaxFlushes is the most flushes that run at the same time. Another than the
+	// first begins when a quarter of MaxSize waits: for fewer inputs a flush of
+	// their own costs more than it wins, unless the one under way hangs.
 	MaxFlushes int
 	// MaxWaiting is the most inputs that wait for a flush to begin. Zero sets
 	// no bound.
@@ -89,7 +91,7 @@ func (b *Batcher[In, Out]) Do(ctx context.Context, in In) (Out, error) {
 		return none, ErrFull
 	}
 	b.waiting = append(b.waiting, c)
-	if b.flushes < b.options.MaxFlushes {
+	if b.flushes == 0 || b.flushes < b.options.MaxFlushes && len(b.waiting) >= b.options.MaxSize/4 {
 		b.flushes++
 		b.running.Add(1)
 		go b.run(nobodys{context.WithoutCancel(ctx)})

@@ -151,11 +151,12 @@ func (tr *trial) flush(ctx context.Context, inputs []int) ([]string, error) {
 	return answers(inputs), nil
 }
 
-// checkBusy holds whenever nothing moves: nobody waits while a flush is free.
+// checkBusy holds whenever nothing moves: nobody waits while no flush runs, and
+// not a quarter of a batch while another could.
 func (tr *trial) checkBusy() {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
-	if len(tr.waiting) > 0 && tr.under < tr.options.MaxFlushes {
+	if len(tr.waiting) > 0 && (tr.under == 0 || tr.under < tr.options.MaxFlushes && len(tr.waiting) >= max(tr.options.MaxSize/4, 1)) {
 		tr.breaks("%d callers wait while %d of %d flushes run", len(tr.waiting), tr.under, tr.options.MaxFlushes)
 	}
 }

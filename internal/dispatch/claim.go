@@ -86,7 +86,8 @@ func (d *Dispatcher) freeSlots() int {
 
 // free is freeSlots. d.mu is held.
 func (d *Dispatcher) free() int {
-	return max(min(d.options.Concurrency-d.slots, 2*d.options.Concurrency-d.unsettled, claimBatch), 0)
+	reserved := d.slots - d.calls
+	return max(min(d.options.Concurrency-d.slots, 2*d.options.Concurrency-d.unsettled-reserved, claimBatch), 0)
 }
 
 // takeSlots takes slots for a claim: all while there is a backlog, otherwise
@@ -106,6 +107,9 @@ func (d *Dispatcher) giveBackSlots(n int) {
 	d.mu.Lock()
 	d.slots -= n
 	d.mu.Unlock()
+	if n > 0 {
+		signal(d.freed)
+	}
 }
 
 // waitForDue waits until a task is due, as far as is known, and reports

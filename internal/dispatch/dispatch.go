@@ -136,9 +136,9 @@ func New(o Options, s store, d deliverer) *Dispatcher {
 	}
 }
 
-// Health returns "starting" until it has registered, then "ok", "off" when the Dispatcher takes no tasks by itself, or
-// "stopped" from the moment it was told to stop, and the number of calls under
-// way.
+// Health returns "starting" until it has registered, then "ok", "off" when the
+// Dispatcher takes no tasks by itself, or "stopped" from the moment it was told
+// to stop, and the number of calls under way.
 func (d *Dispatcher) Health() (status string, running int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

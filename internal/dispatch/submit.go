@@ -22,20 +22,25 @@ func (d *Dispatcher) Submit(ctx context.Context, t *task.Task) error {
 		d.notify(t.RunAt.Sub(t.CreatedAt)) // both by the database's clock
 		return nil
 	}
-	claim, err := d.store.InsertClaimed(ctx, s.worker, t)
-	switch begun := d.beginReserved(s, claim); {
-	case err != nil:
-		return err
-	case claim == nil:
+	defer d.attempts.Done()
+	// Not cut short by the end of ctx: what is claimed must be known.
+	claim, err := d.store.InsertClaimed(s.writes, s.worker, t)
+	if err != nil || claim == nil {
+		d.giveBackSlots(1)
 		d.notify(0)
-	case !begun: // the instance is being stopped: others carry it out
-		_, err = d.store.Finish(ctx, claim, task.Decision{State: task.Pending})
+		return err // reaping finds what is stored as claimed all the same
 	}
-	return err
+	if !d.beginReserved(s, claim) { // the instance is being stopped: others carry it out
+		t.State = task.Pending
+		d.finish(s, claim, task.Decision{State: task.Pending})
+		d.giveBackSlots(1)
+	}
+	return nil
 }
 
 // reserve takes a slot for a task that can begin at once, and returns the
-// session that it begins in; otherwise nil.
+// session that it begins in; otherwise nil. Run does not end before
+// d.attempts.Done.
 func (d *Dispatcher) reserve(t *task.Task) *session {
 	if !t.RunAt.IsZero() || t.Delay > 0 || d.backlog.Load() {
 		return nil
@@ -46,24 +51,21 @@ func (d *Dispatcher) reserve(t *task.Task) *session {
 		return nil
 	}
 	d.slots++
+	d.attempts.Add(1)
 	return d.session
 }
 
 // beginReserved begins to carry out what a slot was reserved for, and reports
-// whether it did: not where there is no claim, or the instance is being stopped.
+// whether it did: not where the instance is being stopped.
 func (d *Dispatcher) beginReserved(s *session, c *task.Claim) bool {
 	d.mu.Lock()
-	begin := c != nil && d.state.Load() == active
+	begin := d.state.Load() == active
 	if begin {
 		d.enrol(c)
-	} else {
-		d.slots--
 	}
 	d.mu.Unlock()
 	if begin {
 		d.hand(job{s, c})
-	} else {
-		signal(d.freed)
 	}
 	return begin
 }

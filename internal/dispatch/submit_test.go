@@ -122,14 +122,38 @@ func TestSubmit(t *testing.T) {
 			}
 			return nil
 		})
-		submitted := make(chan task.ID)
+		submitted, stopped := make(chan task.ID), make(chan struct{})
 		go func() { submitted <- r.submit(1, 0) }()
 		<-stored
-		r.stop()
+		go func() { r.stop(); close(stopped) }()
+		synctest.Wait()
 		close(goOn)
 		id := <-submitted
+		<-stopped
 		r.wantDelivered()
 		r.wantState(id, task.Pending, "", 0) // somebody else's
+		if story := r.store.row(id).Attempts; len(story) > 0 {
+			t.Errorf("its story has %v, want nothing", story)
+		}
+	})
+	run("the caller gives up", 1, func(t *testing.T, r *rig) {
+		r.store.breaks(func(ctx context.Context, op string, do func()) error {
+			if op == "InsertClaimed" {
+				select {
+				case <-time.After(time.Second):
+				case <-ctx.Done():
+				}
+			}
+			do() // a flush under way is carried out
+			return ctx.Err()
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		tk := newTask(1, 0)
+		tk.Retry.MaxAttempts = 1
+		_ = r.Submit(ctx, tk)
+		time.Sleep(30 * time.Second)
+		r.wantState(tk.ID, task.Succeeded, "", 1)
 	})
 }
 

@@ -55,9 +55,11 @@ func read[R any, P interface {
 
 // isPlain reports that a JSON text holds no null, which types take for absent,
 // and no number with an exponent or of hundreds of digits, which might not fit
-// a float64.
+// a float64, or with so many digits behind the point that a limit could be
+// missed by less than a nanosecond.
 func isPlain(text []byte) bool {
-	digits := 0
+	const mostDigits, mostDecimals = 300, 9
+	digits, point := 0, 0 // of the number, so far; where its point is
 	for i := 0; i < len(text); i++ {
 		switch c := text[i]; {
 		case c == '"':
@@ -66,15 +68,17 @@ func isPlain(text []byte) bool {
 					i++
 				}
 			}
-			digits = 0
+			digits, point = 0, 0
 		case '0' <= c && c <= '9':
-			if digits++; digits > 300 {
+			if digits++; digits > mostDigits || point > 0 && digits-point > mostDecimals {
 				return false
 			}
 		case c == 'n', (c == 'e' || c == 'E') && digits > 0:
 			return false
-		case c != '.':
-			digits = 0
+		case c == '.':
+			point = digits
+		default:
+			digits, point = 0, 0
 		}
 	}
 	return true

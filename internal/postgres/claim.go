@@ -18,7 +18,8 @@ import (
 // Here as in the other statements on tasks the rows are named by an array and
 // not by a join. The planner takes an array for short and goes by the index; of
 // a join's size it knows nothing, and may read the whole table instead. These
-// rows are locked, so they are found where they are (ctid), without an index.
+// rows are locked, so they are found where they are (ctid), without an index;
+// one that was given back at this very moment is left to the next look.
 const claimDueSQL = `-- name: claim due tasks
 WITH due AS MATERIALIZED (
     SELECT ctid FROM tasks
@@ -47,7 +48,7 @@ const claimColumns = `t.claim, t.claimed_at, t.first_claimed_at, t.attempt_count
 // Claim takes up to limit due tasks, the longest due first, for worker. A
 // worker that is not registered gets none. The tasks come without labels and
 // attempts, in no particular order. A write that committed so late that nobody
-// was told of it may be found a second later than others (see lowWater).
+// was told of it may be found some seconds later than others (see lowWater).
 func (s *Store) Claim(ctx context.Context, worker task.ID, limit int) ([]*task.Claim, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

@@ -5,13 +5,14 @@ import (
 	"time"
 )
 
-// lookBack is how often a look for due tasks begins at the very first one.
-const lookBack = time.Second
+// lookBack is how often a look for due tasks begins at the very first one. The
+// rare task that only this finds waits so long at most.
+const lookBack = 5 * time.Second
 
 // lowWater is the run_at below which no task is left to claim, so that looks
 // for due tasks can begin there. While anybody holds a transaction open, the
 // index entries of all tasks that were claimed since stay; a look from the
-// beginning visits each of them, which takes a tenth of a second for a million.
+// beginning visits each of them, which takes half a second for a million.
 //
 // A write gives a task no run_at before its own now(), and one that was
 // acknowledged was committed within callTimeout of that. So the mark stays

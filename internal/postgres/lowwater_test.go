@@ -185,7 +185,7 @@ func TestLowWaterHidesNothing(t *testing.T) {
 // A look that began before others found something below the mark does not know of it.
 func TestLowWaterIsNotRaisedFromAbove(t *testing.T) {
 	t.Parallel()
-	l := newLowWater()
+	l := &lowWater{}
 	old := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
 	l.saw(time.Time{}, old.Add(time.Hour))
 	from := l.from()

@@ -4,7 +4,7 @@
 // Tables: tasks holds what is not over, task_history what is, and workers who
 // holds a running task. The database's now() is the only clock: what is due,
 // what has expired and who is silent is compared there, and Go hands in
-// durations.
+// durations, or moments that it had from there.
 //
 // It works behind a pooler in transaction mode: there is no session state, no
 // LISTEN, and no lock that outlives a transaction.
@@ -33,11 +33,10 @@ const (
 	callTimeout = 5 * time.Second
 	// maxBatch is the most rows that one statement inserts, claims or finishes.
 	maxBatch = 256
-	// The flushes of one kind at a time: together they leave connections of the
-	// default pool of ten for claims and heartbeats, whatever comes in.
-	insertFlushes = 2
-	finishFlushes = 2
-	getFlushes    = 2
+	// flushes is how many statements of a kind run at a time: together they leave
+	// connections of the default pool of ten for claims and heartbeats, whatever
+	// comes in.
+	flushes = 2
 	// maxWaiting is the most tasks that wait to be inserted, and the most that
 	// wait to be read: some rounds of flushes, and so a fraction of a second. More
 	// would only get older.
@@ -63,8 +62,8 @@ type Store struct {
 type Options struct {
 	// URL is a connection string as libpq knows them, with pgx's additions.
 	URL string
-	// MaxConns is the most connections that are open at a time; 4 at least,
-	// so that claims and heartbeats are not kept waiting by writes.
+	// MaxConns is the most connections that are open at a time, 4 at least. Below
+	// 9 claims and heartbeats may have to wait for writes and reads to end.
 	MaxConns int
 }
 
@@ -79,10 +78,10 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{pool: pool, lowWater: newLowWater()}
-	s.inserts = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: insertFlushes, MaxWaiting: maxWaiting, Isolate: isRowError}, s.insert)
-	s.finishes = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: finishFlushes, Isolate: isRowError}, s.finish)
+	s.inserts = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, MaxWaiting: maxWaiting, Isolate: isRowError}, s.insert)
+	s.finishes = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, Isolate: isRowError}, s.finish)
 	// Tasks are as large as they were sent.
-	s.gets = batch.New(batch.Options{MaxSize: 16, MaxFlushes: getFlushes, MaxWaiting: maxWaiting}, s.get)
+	s.gets = batch.New(batch.Options{MaxSize: 16, MaxFlushes: flushes, MaxWaiting: maxWaiting}, s.get)
 	s.probes = batch.New(batch.Options{MaxSize: 1000, MaxFlushes: 1}, s.probe)
 	return s, nil
 }
@@ -111,7 +110,7 @@ func parse(o Options) (*pgxpool.Config, error) {
 	config, err := pgxpool.ParseConfig(o.URL)
 	if err != nil {
 		// pgx's own text quotes the connection string.
-		return nil, errors.New("the database URL is not valid: it must be like postgres://user:password@host:5432/database")
+		return nil, errors.New("DATABASE_URL is not valid: it must be like postgres://user:password@host:5432/database")
 	}
 	config.MaxConns = int32(max(o.MaxConns, 4)) //nolint:gosec // a pool's size is far below 2^31
 	config.ConnConfig.ConnectTimeout = callTimeout
