@@ -13,6 +13,8 @@
 // Only HTTP/1.1 is spoken, so that each call owns its connection. Over HTTP/2
 // calls share one, where they wait for each other's writes without regard to
 // their timeouts, and net/http repeats requests that the target reset.
+// Connections are kept: bytes that a target sends behind an answer may be taken
+// for the answer to the next call to the same host and port.
 package deliver
 
 import (

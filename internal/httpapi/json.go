@@ -76,6 +76,9 @@ func decode(data []byte, v any) error {
 	if err == nil {
 		return nil
 	}
+	if errors.Is(err, errTooManyMembers) {
+		return errors.New("The body has more members than any request has fields.") //nolint:staticcheck // a sentence for the caller
+	}
 	var syntax *jsontext.SyntacticError
 	if errors.As(err, &syntax) {
 		what := "is not valid JSON"
@@ -103,6 +106,12 @@ func decode(data []byte, v any) error {
 // it is decoded into its own type, and by the domain's rules.
 const maxTree = 64 << 10
 
+// maxMembers is far more than any request has. To name every wrong one of tens
+// of thousands would take seconds.
+const maxMembers = 64
+
+var errTooManyMembers = errors.New("too many members")
+
 // decodeTree decodes a body into maps, slices and scalars, but for a payload:
 // as a tree it would take sixty times the memory of its text, and any JSON is
 // legal there. Of its numbers, as of all others, each must fit a float64.
@@ -114,6 +123,9 @@ func decodeTree(data []byte) (any, error) {
 	var members map[string]jsontext.Value
 	if err := json.Unmarshal(data, &members); err != nil {
 		return nil, err
+	}
+	if len(members) > maxMembers {
+		return nil, errTooManyMembers
 	}
 	tree := make(map[string]any, len(members))
 	for name, value := range members {

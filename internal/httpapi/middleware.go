@@ -20,6 +20,8 @@ import (
 
 const (
 	maxBody = 1 << 20
+	// smallBody is what gets in whatever the others take.
+	smallBody = 16 << 10
 	// maxBodies bounds all bodies that are in memory. On its way into the
 	// database each takes some eight times its size.
 	maxBodies = 32 << 20
@@ -114,7 +116,7 @@ var errTooManyBodies = fmt.Errorf("%w: all request bodies together are larger th
 func (b *arrival) Read(p []byte) (int, error) {
 	n, err := b.arriving.Read(p)
 	b.arrived += int64(n)
-	if b.all.Add(int64(n)) > maxBodies {
+	if b.all.Add(int64(n)) > maxBodies && b.arrived > smallBody {
 		err = errTooManyBodies
 	}
 	return n, err

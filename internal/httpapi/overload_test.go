@@ -26,7 +26,7 @@ func TestTooManyBodies(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	for _, path := range append(submissions, "/nowhere") {
-		body := with("payload", `"`+marker+`"`)
+		body := with("payload", `"`+marker+strings.Repeat("x", smallBody)+`"`)
 		s.bodies.Store(maxBodies - int64(len(body)) + 1)
 		a := s.post(path, body)
 		s.refused(a, http.StatusTooManyRequests)
@@ -39,6 +39,35 @@ func TestTooManyBodies(t *testing.T) {
 		}
 		s.store.taken()
 		s.dispatcher.taken()
+	}
+}
+
+// Who takes all the room keeps no common task out.
+func TestSmallBodiesGetIn(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.bodies.Store(2 * maxBodies)
+	if a := s.post("/enqueue", with("payload", "1")); a.status != http.StatusAccepted {
+		t.Errorf("got status %d, want 202: %s", a.status, a.text)
+	}
+	s.store.taken()
+	s.refused(s.post("/enqueue", with("payload", `"`+strings.Repeat("x", smallBody)+`"`)), http.StatusTooManyRequests)
+}
+
+// Naming each of tens of thousands of wrong fields would take seconds.
+func TestTooManyMembers(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	var members strings.Builder
+	for i := range maxMembers {
+		fmt.Fprintf(&members, `"k%d":1,`, i)
+	}
+	for _, path := range submissions {
+		a := s.post(path, "{"+members.String()+`"url":"`+target+`"}`)
+		s.refused(a, http.StatusBadRequest)
+		if want := "The body has more members than any request has fields."; a.detail() != want {
+			t.Errorf("%s: got %q, want %q", path, a.detail(), want)
+		}
 	}
 }
 

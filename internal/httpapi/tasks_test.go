@@ -460,11 +460,11 @@ func TestManyMistakes(t *testing.T) {
 	s := newService(t)
 	var first string
 	for range 3 {
-		a := s.post("/enqueue", object(40000, "a", `"`+marker+`"`))
+		a := s.post("/enqueue", object(maxMembers, "a", `"`+marker+`"`))
 		if a.status != http.StatusUnprocessableEntity || len(a.errors()) != maxFieldProblems {
 			t.Errorf("got status %d with %d errors, want 422 with %d", a.status, len(a.errors()), maxFieldProblems)
 		}
-		if want := "The request breaks 40001 rules, see errors for the first 50."; a.detail() != want {
+		if want := "The request breaks 65 rules, see errors for the first 50."; a.detail() != want {
 			t.Errorf("got %q, want %q", a.detail(), want)
 		}
 		if got := fmt.Sprint(a.errors()); first == "" {
