@@ -43,11 +43,12 @@ const claimSet = `state = 'running', claim = t.claim + 1, worker_id = $1,
 const claimColumns = `t.claim, t.claimed_at, t.first_claimed_at, t.attempt_count, t.id, t.run_at, t.created_at, t.expires_at,
     t.timeout_seconds, t.max_retry_duration_seconds, t.min_backoff_seconds, t.max_backoff_seconds,
     t.max_attempts, t.max_doublings, t.retry_client_errors,
-    t.method, t.url, t.content_type, t.headers, t.body`
+    t.method, t.url, t.content_type, t.headers, t.body, t.oidc_audience, t.cancel_requested_at`
 
 // Claim takes up to limit due tasks, the longest due first, for worker. A
-// worker that is not registered gets none. The tasks come without labels and
-// attempts, in no particular order. A write that committed so late that nobody
+// worker that is not registered gets none. The tasks come without what
+// a call does not need (labels, attempts, callbacks, who handed them in), in no
+// particular order. A write that committed so late that nobody
 // was told of it may be found some seconds later than others (see lowWater).
 func (s *Store) Claim(ctx context.Context, worker task.ID, limit int) ([]*task.Claim, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -107,17 +108,21 @@ func scanClaim(row pgx.CollectableRow) (*task.Claim, error) {
 	c := &task.Claim{Task: &task.Task{State: task.Running}}
 	t := c.Task
 	var (
-		spec    specRow
-		headers []byte
+		spec            specRow
+		headers         []byte
+		audience        *string
+		cancelRequested *time.Time
 	)
 	err := row.Scan(&c.Number, &c.At, &c.FirstAt, &t.AttemptCount, (*[16]byte)(&t.ID), &t.RunAt, &t.CreatedAt, &spec.expiresAt,
 		&spec.timeout, &spec.maxRetryDuration, &spec.minBackoff, &spec.maxBackoff,
 		&t.Retry.MaxAttempts, &t.Retry.MaxDoublings, &t.Retry.RetryClientErrors,
-		&t.Method, &t.URL, &t.ContentType, &headers, &t.Body)
+		&t.Method, &t.URL, &t.ContentType, &headers, &t.Body, &audience, &cancelRequested)
 	if err != nil {
 		return nil, err
 	}
 	spec.fill(&t.Spec)
+	t.OIDCAudience = zeroNull(audience)
+	t.CancelRequestedAt = zeroNull(cancelRequested)
 	t.Headers, err = decodeMap(headers)
 	return c, err
 }
@@ -129,13 +134,19 @@ type specRow struct {
 }
 
 func (r *specRow) fill(s *task.Spec) {
-	if r.expiresAt != nil {
-		s.ExpiresAt = *r.expiresAt
-	}
+	s.ExpiresAt = zeroNull(r.expiresAt)
 	s.Timeout = duration(r.timeout)
 	s.Retry.MaxRetryDuration = duration(r.maxRetryDuration)
 	s.Retry.MinBackoff = duration(r.minBackoff)
 	s.Retry.MaxBackoff = duration(r.maxBackoff)
+}
+
+// zeroNull makes NULL the zero value.
+func zeroNull[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
 }
 
 const nextDueSQL = `-- name: when is the next task due

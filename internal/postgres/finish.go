@@ -58,15 +58,10 @@ WITH result AS MATERIALIZED (
 ), ended AS (
     DELETE FROM tasks t USING result r
     WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending' AND r.state <> 'pending'
-    RETURNING t.id, t.run_at, t.created_at, t.expires_at, t.claim, t.timeout_seconds,
-        t.max_retry_duration_seconds, t.min_backoff_seconds, t.max_backoff_seconds, t.max_attempts,
-        t.max_doublings, t.attempt_count + r.counted AS attempt_count, t.retry_client_errors, r.state, r.reason,
-        t.method, t.url, t.content_type, t.headers, t.labels, t.attempts || r.attempts::jsonb AS attempts, t.body
+    RETURNING t.id, t.claim, t.run_at, t.created_at, r.state, r.reason, t.attempt_count + r.counted AS attempt_count,
+        t.attempts || r.attempts::jsonb AS attempts, ` + specColumns + `
 ), moved AS (
-    INSERT INTO task_history (finished_at, id, run_at, created_at, expires_at, claim, timeout_seconds,
-        max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds, max_attempts,
-        max_doublings, attempt_count, retry_client_errors, state, reason,
-        method, url, content_type, headers, labels, attempts, body)
+    INSERT INTO task_history (finished_at, id, claim, run_at, created_at, state, reason, attempt_count, attempts, ` + specColumns + `)
     SELECT now(), * FROM ended
 )
 SELECT id, claim FROM again UNION ALL SELECT id, claim FROM ended`

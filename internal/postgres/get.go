@@ -15,17 +15,17 @@ import (
 // One statement sees one snapshot: a task that ends meanwhile is in exactly
 // one of the two tables.
 const getSQL = `-- name: get tasks
-SELECT id, state, '' AS reason, run_at, created_at, NULL::timestamptz AS finished_at, expires_at,
-    timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
-    max_attempts, max_doublings, retry_client_errors, attempt_count,
-    method, url, content_type, headers, labels, attempts, body
-FROM tasks WHERE id = ANY ($1)
+SELECT ` + liveColumns + ` FROM tasks WHERE id = ANY ($1)
 UNION ALL
-SELECT id, state, reason, run_at, created_at, finished_at, expires_at,
-    timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
-    max_attempts, max_doublings, retry_client_errors, attempt_count,
-    method, url, content_type, headers, labels, attempts, body
-FROM task_history WHERE id = ANY ($1)`
+SELECT ` + endedColumns + ` FROM task_history WHERE id = ANY ($1)`
+
+// liveColumns and endedColumns are a whole task, for scanTask.
+const (
+	liveColumns = `id, claim, run_at, created_at, NULL::timestamptz AS finished_at, cancel_requested_at, state, '' AS reason,
+    attempt_count, attempts, ` + specColumns
+	endedColumns = `id, claim, run_at, created_at, finished_at, NULL::timestamptz AS cancel_requested_at, state, reason,
+    attempt_count, attempts, ` + specColumns
+)
 
 // Get returns a task with its whole story, or [task.ErrNotFound]. As with
 // Insert, [task.ErrOverloaded] comes at once when too many wait.
@@ -71,27 +71,29 @@ func (s *Store) get(ctx context.Context, ids []task.ID) ([]*task.Task, error) {
 	return tasks, nil
 }
 
+// scanTask reads one row of liveColumns or endedColumns.
 func scanTask(row pgx.CollectableRow) (*task.Task, error) {
 	t := &task.Task{}
 	var (
-		spec                      specRow
-		finishedAt                *time.Time
-		headers, labels, attempts []byte
+		spec                                 specRow
+		finishedAt, cancelRequested          *time.Time
+		headers, labels, attempts, callbacks []byte
+		audience, creator, key               *string
 	)
-	err := row.Scan((*[16]byte)(&t.ID), &t.State, &t.Reason, &t.RunAt, &t.CreatedAt, &finishedAt, &spec.expiresAt,
-		&spec.timeout, &spec.maxRetryDuration, &spec.minBackoff, &spec.maxBackoff,
-		&t.Retry.MaxAttempts, &t.Retry.MaxDoublings, &t.Retry.RetryClientErrors, &t.AttemptCount,
-		&t.Method, &t.URL, &t.ContentType, &headers, &labels, &attempts, &t.Body)
+	err := row.Scan((*[16]byte)(&t.ID), &t.LastClaim, &t.RunAt, &t.CreatedAt, &finishedAt, &cancelRequested, &t.State, &t.Reason,
+		&t.AttemptCount, &attempts, &spec.expiresAt, &spec.timeout, &spec.maxRetryDuration, &spec.minBackoff, &spec.maxBackoff,
+		&t.Retry.MaxAttempts, &t.Retry.MaxDoublings, &t.Retry.RetryClientErrors, &t.Method, &t.URL, &t.ContentType,
+		&headers, &labels, &t.Body, &callbacks, &audience, &creator, &key)
 	if err != nil {
 		return nil, err
 	}
 	spec.fill(&t.Spec)
-	if finishedAt != nil {
-		t.FinishedAt = *finishedAt
-	}
-	var errHeaders, errLabels, errAttempts error
+	t.FinishedAt, t.CancelRequestedAt = zeroNull(finishedAt), zeroNull(cancelRequested)
+	t.OIDCAudience, t.CreatedBy, t.IdempotencyKey = zeroNull(audience), zeroNull(creator), zeroNull(key)
+	var errHeaders, errLabels, errAttempts, errCallbacks error
 	t.Headers, errHeaders = decodeMap(headers)
 	t.Labels, errLabels = decodeMap(labels)
 	t.Attempts, errAttempts = decodeAttempts(attempts)
-	return t, errors.Join(errHeaders, errLabels, errAttempts)
+	t.OnSuccess, t.OnFailure, errCallbacks = decodeCallbacks(callbacks)
+	return t, errors.Join(errHeaders, errLabels, errAttempts, errCallbacks)
 }

@@ -65,22 +65,19 @@ func (s *Store) insertOne(ctx context.Context, t newTask) (inserted, error) {
 }
 
 const insertSQL = `-- name: insert tasks
-INSERT INTO tasks (
-    id, worker_id, state, claim, claimed_at, first_claimed_at, run_at, created_at, expires_at, timeout_seconds, max_retry_duration_seconds,
-    min_backoff_seconds, max_backoff_seconds, max_attempts, max_doublings, retry_client_errors,
-    method, url, content_type, headers, labels, body)
+INSERT INTO tasks (id, worker_id, state, claim, claimed_at, first_claimed_at, run_at, created_at, ` + specColumns + `)
 SELECT t.id, w.id, CASE WHEN w.id IS NULL THEN 'pending' ELSE 'running' END, (w.id IS NOT NULL)::int,
     CASE WHEN w.id IS NOT NULL THEN now() END, CASE WHEN w.id IS NOT NULL THEN now() END,
     GREATEST(COALESCE(run_at, now() + make_interval(secs => delay_seconds)), now()), now(),
-    expires_at, timeout_seconds, max_retry_duration_seconds,
-    min_backoff_seconds, max_backoff_seconds, max_attempts, max_doublings, retry_client_errors,
-    method, url, content_type, headers::jsonb, labels::jsonb, body
-FROM unnest($1::uuid[], $2::timestamptz[], $3::float8[], $4::timestamptz[], $5::float8[], $6::float8[],
-    $7::float8[], $8::float8[], $9::int[], $10::int[], $11::bool[],
-    $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::bytea[], $18::uuid[])
-    AS t (id, run_at, delay_seconds, expires_at, timeout_seconds, max_retry_duration_seconds,
-    min_backoff_seconds, max_backoff_seconds, max_attempts, max_doublings, retry_client_errors,
-    method, url, content_type, headers, labels, body, worker_id)
+    expires_at, timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
+    max_attempts, max_doublings, retry_client_errors, method, url, content_type, headers::jsonb, labels::jsonb, body,
+    callbacks::jsonb, oidc_audience, created_by, idempotency_key
+FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::float8[], $5::timestamptz[], $6::float8[], $7::float8[],
+    $8::float8[], $9::float8[], $10::int[], $11::int[], $12::bool[], $13::text[], $14::text[], $15::text[],
+    $16::text[], $17::text[], $18::bytea[], $19::text[], $20::text[], $21::text[], $22::text[])
+    AS t (id, worker_id, run_at, delay_seconds, expires_at, timeout_seconds, max_retry_duration_seconds,
+    min_backoff_seconds, max_backoff_seconds, max_attempts, max_doublings, retry_client_errors, method, url, content_type,
+    headers, labels, body, callbacks, oidc_audience, created_by, idempotency_key)
 LEFT JOIN workers w ON w.id = t.worker_id
 RETURNING id, run_at, created_at, claim`
 
@@ -110,6 +107,10 @@ func (s *Store) insert(ctx context.Context, tasks []newTask) (_ []inserted, err 
 		labels       = make([]string, n)
 		bodies       = make([][]byte, n)
 		workers      = make([]*[16]byte, n)
+		callbacks    = make([]*string, n)
+		audiences    = make([]*string, n)
+		creators     = make([]*string, n)
+		keys         = make([]*string, n)
 	)
 	for i, t := range tasks {
 		ids[i] = t.ID
@@ -132,10 +133,14 @@ func (s *Store) insert(ctx context.Context, tasks []newTask) (_ []inserted, err 
 		if t.worker != (task.ID{}) {
 			workers[i] = (*[16]byte)(&tasks[i].worker)
 		}
+		callbacks[i] = encodeCallbacks(&t.Spec)
+		audiences[i] = nullText(t.OIDCAudience)
+		creators[i] = nullText(t.CreatedBy)
+		keys[i] = nullText(t.IdempotencyKey)
 	}
-	rows, err := s.pool.Query(ctx, insertSQL, ids, runAts, delays, expiresAts, timeouts, maxDurations,
+	rows, err := s.pool.Query(ctx, insertSQL, ids, workers, runAts, delays, expiresAts, timeouts, maxDurations,
 		minBackoffs, maxBackoffs, maxAttempts, maxDoublings, clientErrors,
-		methods, urls, contentTypes, headers, labels, bodies, workers)
+		methods, urls, contentTypes, headers, labels, bodies, callbacks, audiences, creators, keys)
 	if err != nil {
 		return nil, classify(err)
 	}
@@ -165,6 +170,32 @@ func nullTime(t time.Time) *time.Time {
 	return &t
 }
 
+// nullText makes the empty text NULL.
+func nullText(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+// callbacksRow is the callbacks column.
+type callbacksRow struct {
+	OnSuccess *task.Callback `json:"on_success,omitempty"`
+	OnFailure *task.Callback `json:"on_failure,omitempty"`
+}
+
+func encodeCallbacks(s *task.Spec) *string {
+	if s.OnSuccess == nil && s.OnFailure == nil {
+		return nil
+	}
+	b, err := json.Marshal(callbacksRow{s.OnSuccess, s.OnFailure})
+	if err != nil {
+		panic(err) // strings always encode
+	}
+	text := string(b)
+	return &text
+}
+
 func encodeMap(m map[string]string) string {
 	if len(m) == 0 {
 		return "{}"
@@ -174,6 +205,15 @@ func encodeMap(m map[string]string) string {
 		panic(err) // a map of strings always encodes
 	}
 	return string(b)
+}
+
+func decodeCallbacks(b []byte) (onSuccess, onFailure *task.Callback, err error) {
+	if b == nil {
+		return nil, nil, nil
+	}
+	var c callbacksRow
+	err = json.Unmarshal(b, &c)
+	return c.OnSuccess, c.OnFailure, err
 }
 
 func decodeMap(b []byte) (map[string]string, error) {

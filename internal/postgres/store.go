@@ -171,6 +171,11 @@ func open(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
 	return pool, nil
 }
 
+// specColumns are what a caller asked for, in tasks as in task_history.
+const specColumns = `expires_at, timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
+    max_attempts, max_doublings, retry_client_errors, method, url, content_type, headers, labels, body,
+    callbacks, oidc_audience, created_by, idempotency_key`
+
 // isRowError reports whether err may be the fault of one row of a statement:
 // data exceptions (class 22), broken constraints (23) and exceeded limits (54).
 func isRowError(err error) bool {

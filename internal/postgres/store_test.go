@@ -180,6 +180,11 @@ func TestTaskSurvivesTheRoundTrip(t *testing.T) {
 			MaxAttempts: 100, MaxRetryDuration: 365 * 24 * time.Hour, MinBackoff: 10 * time.Millisecond,
 			MaxBackoff: 24 * time.Hour, MaxDoublings: 30, RetryClientErrors: true,
 		}
+		tk.OnSuccess = &task.Callback{URL: "https://ends.melodia.app/ok"}
+		tk.OnFailure = &task.Callback{URL: "https://ends.melodia.app/no", Headers: map[string]string{"X-Tenant": "é"}}
+		tk.OIDCAudience = "https://plays.melodia.app"
+		tk.CreatedBy = "plays@melodia.app"
+		tk.IdempotencyKey = "play-42"
 	})
 	insert(t, s, want)
 	if want.CreatedAt.IsZero() || !want.RunAt.Equal(want.CreatedAt) {
@@ -191,7 +196,7 @@ func TestTaskSurvivesTheRoundTrip(t *testing.T) {
 	}
 	got := claimOne(t, s, worker).Task
 	want.State = task.Running
-	if diff := cmp.Diff(want, got, same, cmpopts.IgnoreFields(task.Task{}, "Spec.Labels")); diff != "" {
+	if diff := cmp.Diff(want, got, same, cmpopts.IgnoreFields(task.Task{}, "Spec.Labels", "Spec.OnSuccess", "Spec.OnFailure", "CreatedBy", "IdempotencyKey")); diff != "" {
 		t.Errorf("Claim (-want +got):\n%s", diff)
 	}
 }
@@ -495,7 +500,11 @@ func TestFinishEndsATask(t *testing.T) {
 			t.Parallel()
 			s, pool := newStore(t)
 			worker := register(t, s)
-			tk := newTask(func(tk *task.Task) { tk.Labels = map[string]string{"kind": "play"} })
+			tk := newTask(func(tk *task.Task) {
+				tk.Labels = map[string]string{"kind": "play"}
+				tk.OnFailure = &task.Callback{URL: "https://ends.melodia.app/no"}
+				tk.OIDCAudience, tk.CreatedBy, tk.IdempotencyKey = "https://plays.melodia.app", "plays@melodia.app", "play-42"
+			})
 			insert(t, s, tk)
 			c := claimOne(t, s, worker)
 			tt.outcome.Duration = 1234 * time.Microsecond
@@ -504,7 +513,7 @@ func TestFinishEndsATask(t *testing.T) {
 			}
 			got := get(t, s, tk.ID)
 			want := *tk
-			want.State, want.Reason, want.AttemptCount = tt.state, tt.reason, 1
+			want.State, want.Reason, want.AttemptCount, want.LastClaim = tt.state, tt.reason, 1, 1
 			want.FinishedAt = got.FinishedAt
 			want.Attempts = []task.Attempt{{
 				Number: 1, StartedAt: c.At, Duration: tt.outcome.Duration, Outcome: tt.outcome.Kind,

@@ -28,6 +28,17 @@ type Spec struct {
 	Labels map[string]string
 	// ExpiresAt: no attempt starts after it. Zero is never.
 	ExpiresAt time.Time
+	// OnSuccess and OnFailure are told when the task has ended; nil is nobody.
+	OnSuccess, OnFailure *Callback
+	// OIDCAudience is for whom an ID token goes with the call; empty is no token.
+	OIDCAudience string
+}
+
+// Callback is whom to tell how a task ended: a task of its own, which POSTs the
+// result and has no callbacks itself.
+type Callback struct {
+	URL     string            `json:"url"`
+	Headers map[string]string `json:"headers,omitempty"`
 }
 
 // Limits of a task request.

@@ -84,6 +84,16 @@ type Task struct {
 	// FinishedAt is zero until the task has ended.
 	FinishedAt time.Time
 	Reason     Reason
+	// LastClaim is the number of the latest claim. It also grows when the task is
+	// changed while nobody holds it, so that it tells its versions apart.
+	LastClaim int64
+	// CancelRequestedAt is when somebody asked to stop the running task; zero
+	// where nobody did.
+	CancelRequestedAt time.Time
+	// CreatedBy names who handed it in; empty where callers are not known.
+	CreatedBy string
+	// IdempotencyKey is released when the task is cancelled; empty is none.
+	IdempotencyKey string
 	// AttemptCount is the number of ended attempts that count towards
 	// MaxAttempts: all but the interrupted ones.
 	AttemptCount int
