@@ -3,22 +3,19 @@
 // does is bounded in time by the task's timeout and in memory by constants,
 // and no call reaches an address that the [Policy] closes.
 //
-// One attempt is at most one request. net/http sends some requests a second
-// time by itself when a kept-alive connection turns out to be dead: GET and
-// HEAD, and whatever carries an Idempotency-Key, provided that the body is nil
-// or GetBody is set. The target may have carried out the first one, and a
-// repeat must be an attempt of its own in the task's story. So GetBody stays
-// nil, and calls without a body are watched (see sendOnce).
+// One attempt is at most one request: the target may have carried out one that
+// broke off, and a repeat must be an attempt of its own in the task's story.
+// net/http's client sends some requests again by itself, which is one reason
+// why calls are made over connections of our own; the other is their cost (see
+// connection). What is written is plain, and what comes back net/http reads.
 //
 // Only HTTP/1.1 is spoken, so that each call owns its connection. Over HTTP/2
 // calls share one, where they wait for each other's writes without regard to
-// their timeouts, and net/http repeats requests that the target reset.
-// Connections are kept: bytes that a target sends behind an answer may be taken
-// for the answer to the next call to the same host and port.
+// their timeouts. Connections are kept for further calls to the same host and
+// port; one on which bytes arrive that nobody asked for is closed.
 package deliver
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -26,7 +23,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/netip"
 	"net/textproto"
 	"net/url"
@@ -67,10 +63,10 @@ type Options struct {
 // Deliverer makes calls over one shared pool of connections. Any number of
 // goroutines may use it.
 type Deliverer struct {
-	policy    *Policy
-	userAgent string
-	transport *http.Transport
-	excerpts  sync.Pool // of *[excerptBytes]byte
+	policy      *Policy
+	userAgent   string
+	connections connections
+	excerpts    sync.Pool // of *[excerptBytes]byte
 
 	// Tests put their own in.
 	resolver  *net.Resolver
@@ -85,22 +81,12 @@ func New(o Options) *Deliverer {
 		excerpts:  sync.Pool{New: func() any { return new([excerptBytes]byte) }},
 		tlsConfig: &tls.Config{NextProtos: []string{"http/1.1"}},
 	}
-	connections := max(o.Concurrency, 1)
-	d.transport = &http.Transport{
-		Proxy:                  nil, // not the environment's: a proxy would dial around the guard
-		DialContext:            d.dial,
-		DialTLSContext:         d.dialTLS,
-		DisableCompression:     true, // a small answer must not unfold into a big one
-		MaxIdleConns:           connections,
-		MaxIdleConnsPerHost:    connections,
-		IdleConnTimeout:        idleTimeout,
-		MaxResponseHeaderBytes: maxHeaderBytes,
-	}
+	d.connections.most = max(o.Concurrency, 1)
 	return d
 }
 
 // Close closes the idle connections. It waits for nothing and may be called twice.
-func (d *Deliverer) Close() { d.transport.CloseIdleConnections() }
+func (d *Deliverer) Close() { d.connections.closeAll() }
 
 // Deliver makes the call and says what came of it. It blocks for the task's
 // timeout at most, from dialling to the end of the response's body; when ctx is
@@ -121,19 +107,30 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) t
 		// Admitted once, but the policy may have changed since.
 		return task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: "the task's url " + err.Error()}
 	}
-	callCtx, cancel := context.WithDeadline(ctx, start.Add(c.Task.Timeout))
-	defer cancel()
-	callCtx = context.WithValue(callCtx, callKey{}, callCtx)
-	if len(c.Task.Body) == 0 {
-		callCtx = sendOnce(callCtx, cancel)
-	}
-
-	resp, err := d.transport.RoundTrip(d.request(callCtx, u, c))
+	deadline := start.Add(c.Task.Timeout)
+	conn, err := d.connect(ctx, deadline, u)
 	if err != nil {
 		return failed(ctx, c, start, err, "no answer")
 	}
-	defer resp.Body.Close()
-	o := task.Outcome{
+	_ = conn.SetDeadline(deadline)
+	goOn := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	o, whole := d.exchange(ctx, conn, d.request(u, c), c, start)
+	if goOn() && whole && conn.sent() {
+		d.connections.put(conn)
+	} else {
+		_ = conn.Close()
+	}
+	return o
+}
+
+// exchange sends a request and says what came back. whole says that this is all
+// there is, so that the connection can be used again.
+func (d *Deliverer) exchange(ctx context.Context, conn *connection, r *http.Request, c task.Call, start time.Time) (o task.Outcome, whole bool) {
+	resp, err := conn.roundTrip(r, c.Task.Body) //nolint:bodyclose // see there
+	if err != nil {
+		return failed(ctx, c, start, err, "no answer"), false
+	}
+	o = task.Outcome{
 		Kind:       task.Classify(resp.StatusCode),
 		StatusCode: resp.StatusCode,
 		Error:      statusError(resp),
@@ -142,47 +139,44 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) t
 	case resp.StatusCode < 100 || resp.StatusCode > 999:
 		o.StatusCode = 0
 	case resp.StatusCode == http.StatusSwitchingProtocols:
-		// Its body is the bare connection, which no deadline guards.
-		return o
+		return o, false // what follows is no body
 	}
 	if o.Kind == task.OutcomeRetryable || resp.StatusCode/100 == 4 {
 		o.RetryAfter = retryAfter(resp.Header, c.At.Add(time.Since(start)))
 	}
-	o.ResponseExcerpt, err = d.read(resp.Body)
-	if err == nil {
-		// A target that is cut off may end its answer properly because of that.
-		err = callCtx.Err()
-	}
-	if err != nil {
+	o.ResponseExcerpt, whole, err = d.read(resp.Body)
+	// A target that is cut off may end its answer properly because of that.
+	if err != nil || ctx.Err() != nil || time.Since(start) >= c.Task.Timeout {
 		broken := failed(ctx, c, start, err, "no complete answer")
 		o.Kind, o.Error, o.TimedOut = broken.Kind, broken.Error, broken.TimedOut
+		return o, false
 	}
-	return o
+	return o, whole && !resp.Close
 }
 
-// read returns the start of body and reads on for as long as the connection is worth it.
-func (d *Deliverer) read(body io.Reader) (string, error) {
+// read returns the start of body and reads on for as long as the connection is
+// worth it; whole says that this was to the end.
+func (d *Deliverer) read(body io.Reader) (text string, whole bool, err error) {
 	buf := d.excerpts.Get().(*[excerptBytes]byte)
 	defer d.excerpts.Put(buf)
 	var n int
-	var err error
 	for n < len(buf) && err == nil {
 		var m int
 		m, err = body.Read(buf[n:])
 		n += m
 	}
-	text := excerpt(buf[:n])
+	text = excerpt(buf[:n])
 	if err == nil {
 		_, err = io.CopyN(io.Discard, body, drainBytes)
 	}
 	if err == io.EOF {
-		err = nil
+		return text, true, nil
 	}
-	return text, err
+	return text, false, err
 }
 
-// request makes the request for c.
-func (d *Deliverer) request(ctx context.Context, u *url.URL, c task.Call) *http.Request {
+// request makes the request for c, but for its body.
+func (d *Deliverer) request(u *url.URL, c task.Call) *http.Request {
 	t := c.Task
 	header := make(http.Header, len(t.Headers)+8)
 	values := make([]string, 0, len(t.Headers)+8)
@@ -206,36 +200,8 @@ func (d *Deliverer) request(ctx context.Context, u *url.URL, c task.Call) *http.
 	if t.Body != nil && t.ContentType != "" && header["Content-Type"] == nil {
 		set("Content-Type", t.ContentType)
 	}
-	req := &http.Request{Method: t.Method, URL: u, Header: header}
-	if len(t.Body) > 0 {
-		req.Body = io.NopCloser(bytes.NewReader(t.Body))
-		req.ContentLength = int64(len(t.Body))
-	}
-	return req.WithContext(ctx)
+	return &http.Request{Method: t.Method, URL: u, Header: header}
 }
-
-// sendOnce returns a context under which a request goes out once at most:
-// before a second try writes anything, its connection is closed and cancel
-// called.
-func sendOnce(ctx context.Context, cancel context.CancelFunc) context.Context {
-	sent := false
-	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(info httptrace.GotConnInfo) {
-			if sent {
-				cancel()
-				info.Conn.Close()
-			}
-			sent = true
-		},
-	})
-}
-
-// callKey leads to a call's context among the values of the context for
-// dialling. net/http detaches that one from the call, so that a dial may
-// outlast it; a target that never answers would pile up connections.
-type callKey struct{}
-
-func callOf(ctx context.Context) context.Context { return ctx.Value(callKey{}).(context.Context) }
 
 var (
 	errRefused    = errors.New("refused by the target policy")
@@ -260,7 +226,7 @@ func (d *Deliverer) dial(ctx context.Context, network, addr string) (net.Conn, e
 			return nil
 		},
 	}
-	conn, err := dialer.DialContext(callOf(ctx), network, addr)
+	conn, err := dialer.DialContext(ctx, network, addr)
 	if err != nil && refused.Load() && !admitted.Load() {
 		return nil, errRefused
 	}
@@ -276,7 +242,7 @@ func (d *Deliverer) dialTLS(ctx context.Context, network, addr string) (net.Conn
 	config := d.tlsConfig.Clone()
 	config.ServerName, _, _ = net.SplitHostPort(addr)
 	tlsConn := tls.Client(conn, config)
-	if err := tlsConn.HandshakeContext(callOf(ctx)); err != nil {
+	if err := tlsConn.HandshakeContext(ctx); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("%w: %w", errHandshake, err)
 	}

@@ -421,17 +421,6 @@ func TestNothingOutlastsTheCall(t *testing.T) {
 			t.Error("the connection is still open")
 		}
 	})
-	t.Run("dial", func(t *testing.T) {
-		t.Parallel()
-		call, cancel := context.WithCancel(t.Context())
-		cancel()
-		ctx := context.WithValue(t.Context(), callKey{}, call)
-		conn, err := newDeliverer(t).dial(ctx, "tcp", newRawServer(t, func(conn net.Conn, _ int) { hang(conn) }))
-		if err == nil {
-			conn.Close()
-			t.Error("dial for a call that is over: no error")
-		}
-	})
 }
 
 func TestGuardAtDialTime(t *testing.T) {

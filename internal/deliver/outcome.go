@@ -66,11 +66,11 @@ func describe(err error) string {
 		return "the target's network cannot be reached"
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
 		return "the service has no file descriptors left for another connection"
-	case strings.Contains(text, "response headers exceeded"):
-		return "response headers larger than 64 KiB"
+	case errors.Is(err, errHeadTooLarge):
+		return errHeadTooLarge.Error()
 	case strings.Contains(text, "malformed"):
 		return "the answer is not valid HTTP"
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), strings.Contains(text, "server closed idle connection"):
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return "the target closed the connection before its answer was complete"
 	}
 	return "the connection failed before the answer was complete"
