@@ -2,8 +2,9 @@
 // while a call is under way share the next one. It is the group commit of a
 // database, done on the client's side.
 //
-// There is no timer. A caller that comes alone is served at once and alone;
-// the more callers wait, the larger the batches grow by themselves.
+// A caller that comes alone is served at once and alone; the more callers wait,
+// the larger the batches grow by themselves. Under load, and only then, a
+// moment's wait can make them larger still (see Options.Gather).
 package batch
 
 import (
@@ -13,6 +14,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"time"
 )
 
 // ErrClosed is returned by [Batcher.Do] after [Batcher.Close].
@@ -26,9 +28,13 @@ type Options struct {
 	// MaxSize is the most inputs that one flush gets.
 	MaxSize int
 	// MaxFlushes is the most flushes that run at the same time. Another than the
-	// first begins when a quarter of MaxSize waits: for fewer inputs a flush of
-	// their own costs more than it wins, unless the one under way hangs.
+	// first begins when MaxSize inputs wait: for fewer a flush of their own costs
+	// more than it wins.
 	MaxFlushes int
+	// Gather is how long a flush is put off that follows one of at least
+	// gatherFrom inputs, where it would be smaller than MaxSize. It is for calls
+	// whose end nobody waits for.
+	Gather time.Duration
 	// MaxWaiting is the most inputs that wait for a flush to begin. Zero sets
 	// no bound.
 	MaxWaiting int
@@ -38,6 +44,9 @@ type Options struct {
 	// never isolates: the error is everybody's.
 	Isolate func(error) bool
 }
+
+// gatherFrom is how large a batch shows that many more are to come.
+const gatherFrom = 16
 
 // Flush carries out a batch: it returns one output for each input, in order,
 // or an error for all. It belongs to no single caller: its context has none of
@@ -91,7 +100,7 @@ func (b *Batcher[In, Out]) Do(ctx context.Context, in In) (Out, error) {
 		return none, ErrFull
 	}
 	b.waiting = append(b.waiting, c)
-	if b.flushes == 0 || b.flushes < b.options.MaxFlushes && len(b.waiting) >= b.options.MaxSize/4 {
+	if b.flushes == 0 || b.flushes < b.options.MaxFlushes && len(b.waiting) >= b.options.MaxSize {
 		b.flushes++
 		b.running.Add(1)
 		go b.run(nobodys{context.WithoutCancel(ctx)})
@@ -135,7 +144,23 @@ func (b *Batcher[In, Out]) run(ctx context.Context) {
 			return
 		}
 		b.carryOut(ctx, calls)
+		if len(calls) >= gatherFrom {
+			b.gather()
+		}
 	}
+}
+
+// gather waits for a batch to fill.
+func (b *Batcher[In, Out]) gather() {
+	if b.options.Gather > 0 && !b.full() {
+		<-time.After(b.options.Gather)
+	}
+}
+
+func (b *Batcher[In, Out]) full() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.closed || len(b.waiting) >= b.options.MaxSize
 }
 
 // take removes the next batch from the queue; nil ends the calling run.

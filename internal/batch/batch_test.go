@@ -164,6 +164,45 @@ func TestAloneIsServedAtOnceAndAlone(t *testing.T) {
 	})
 }
 
+func TestLargeBatchesGatherTheNext(t *testing.T) {
+	t.Parallel()
+	const flush, gather = 10 * time.Millisecond, time.Millisecond
+	for name, test := range map[string]struct {
+		first  int           // how many call at once
+		second []int         // who calls while their batch is flushed
+		third  []int         // who calls half a gathering later
+		begins time.Duration // when the flush of the second begins
+		want   []int         // who is in it
+	}{
+		"after many":          {17, []int{17}, []int{18, 19}, 2*flush + gather, []int{17, 18, 19}},
+		"not after few":       {16, []int{16}, []int{17, 18}, 2 * flush, []int{16}},
+		"not when full":       {33, upTo(65)[33:], []int{65}, 2 * flush, upTo(65)[33:]},
+		"who comes only then": {17, nil, []int{17}, 2*flush + gather, []int{17}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := &recorder{respond: after(flush)}
+				b := batch.New(batch.Options{MaxSize: 32, MaxFlushes: 1, Gather: gather}, r.flush)
+				c := newCallers(b)
+				c.call(t.Context(), upTo(test.first)...) // the first alone, then the rest
+				time.Sleep(flush + flush/2)
+				c.call(t.Context(), test.second...)
+				time.Sleep(flush/2 + gather/2)
+				c.call(t.Context(), test.third...)
+				results := c.wait()
+				batches := r.seen()
+				if diff := cmp.Diff(test.want, batches[2]); diff != "" {
+					t.Errorf("third batch (-want +got):\n%s", diff)
+				}
+				if got := results[test.want[0]].at; got != test.begins+flush {
+					t.Errorf("the third flush began after %v, want %v", got-flush, test.begins)
+				}
+			})
+		})
+	}
+}
+
 func TestCallersRideTogether(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct {
@@ -185,7 +224,7 @@ func TestCallersRideTogether(t *testing.T) {
 		},
 		"several flushes at a time": {
 			options: batch.Options{MaxSize: 3, MaxFlushes: 2}, calls: 8,
-			want:    [][]int{{0}, {1}, {2, 3, 4}, {5, 6, 7}},
+			want:    [][]int{{0}, {1, 2, 3}, {4, 5, 6}, {7}},
 			flushes: 2, last: 2 * time.Second,
 		},
 		"limits that were left out are one": {

@@ -152,11 +152,11 @@ func (tr *trial) flush(ctx context.Context, inputs []int) ([]string, error) {
 }
 
 // checkBusy holds whenever nothing moves: nobody waits while no flush runs, and
-// not a quarter of a batch while another could.
+// not a whole batch while another could.
 func (tr *trial) checkBusy() {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
-	if len(tr.waiting) > 0 && (tr.under == 0 || tr.under < tr.options.MaxFlushes && len(tr.waiting) >= max(tr.options.MaxSize/4, 1)) {
+	if len(tr.waiting) > 0 && (tr.under == 0 || tr.under < tr.options.MaxFlushes && len(tr.waiting) >= max(tr.options.MaxSize, 1)) {
 		tr.breaks("%d callers wait while %d of %d flushes run", len(tr.waiting), tr.under, tr.options.MaxFlushes)
 	}
 }

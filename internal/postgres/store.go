@@ -37,6 +37,9 @@ const (
 	// connections of the default pool of ten for claims and heartbeats, whatever
 	// comes in.
 	flushes = 2
+	// gatherTime is how long results wait for others while many come in: half of
+	// what a statement costs, it costs for itself and not for its rows.
+	gatherTime = time.Millisecond
 	// maxWaiting is the most tasks that wait to be inserted, and the most that
 	// wait to be read: some rounds of flushes, and so a fraction of a second. More
 	// would only get older.
@@ -79,7 +82,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	}
 	s := &Store{pool: pool, lowWater: newLowWater()}
 	s.inserts = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, MaxWaiting: maxWaiting, Isolate: isRowError}, s.insert)
-	s.finishes = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, Isolate: isRowError}, s.finish)
+	s.finishes = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, Gather: gatherTime, Isolate: isRowError}, s.finish)
 	// Tasks are as large as they were sent.
 	s.gets = batch.New(batch.Options{MaxSize: 16, MaxFlushes: flushes, MaxWaiting: maxWaiting}, s.get)
 	s.probes = batch.New(batch.Options{MaxSize: 1000, MaxFlushes: 1}, s.probe)
