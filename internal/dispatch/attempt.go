@@ -44,10 +44,15 @@ func (d *Dispatcher) hand(j job) {
 	}
 }
 
-// carryOutAll carries out j, and then others until there will be none any more:
-// a goroutine that made a call before has the stack for it.
+// idleTime is how long a goroutine waits for another task to carry out.
+const idleTime = time.Second
+
+// carryOutAll carries out j, and then others while some come: a goroutine that
+// made a call before has the stack for it.
 func (d *Dispatcher) carryOutAll(j job) {
-	for more := true; more; j, more = <-d.jobs {
+	idle := time.NewTimer(idleTime)
+	defer idle.Stop()
+	for more := true; more; {
 		c := j.claim
 		outcome, decision := d.attempt(j.session, task.Call{Task: c.Task, Attempt: c.AttemptNumber()}, c)
 		d.mu.Lock()
@@ -62,6 +67,13 @@ func (d *Dispatcher) carryOutAll(j job) {
 		d.mu.Unlock()
 		signal(d.freed)
 		d.attempts.Done()
+
+		idle.Reset(idleTime)
+		select {
+		case j, more = <-d.jobs:
+		case <-idle.C:
+			return
+		}
 	}
 }
 

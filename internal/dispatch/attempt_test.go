@@ -460,3 +460,31 @@ func TestRunNowIsNotCutShort(t *testing.T) {
 		}
 	})
 }
+
+// What a rush of tasks needed is given back when it is over.
+func TestIdleGoroutinesEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		for n := range 10 {
+			m.store(n, 0)
+		}
+		r := start(t, options(), m, takes(time.Second, succeeded))
+		over := make(chan struct{})
+		time.Sleep(500 * time.Millisecond) // all calls are under way
+		go func() {
+			defer close(over)
+			r.Dispatcher.workers.Wait()
+		}()
+		time.Sleep(500*time.Millisecond + 2*idleTime)
+		synctest.Wait()
+		select {
+		case <-over:
+		default:
+			t.Error("goroutines are idle long after the last call")
+		}
+		if got := len(r.delivered()); got != 10 {
+			t.Errorf("%d calls, want 10", got)
+		}
+	})
+}
