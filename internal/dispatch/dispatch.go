@@ -75,10 +75,9 @@ const (
 )
 
 var (
-	errShutdown  = errors.New("the instance is shutting down")
 	errLeaseLost = errors.New("the instance was silent for too long and lost its lease")
 	// ErrStopping says that no task is taken any more.
-	ErrStopping = fmt.Errorf("%w: %w", task.ErrUnavailable, errShutdown)
+	ErrStopping = fmt.Errorf("%w: the instance is shutting down", task.ErrUnavailable)
 
 	errNotRegistered = fmt.Errorf("%w: the instance has not registered yet", task.ErrUnavailable)
 )
@@ -168,9 +167,9 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	// Three contexts: the end of ctx stops the claiming, then calls are cut off,
 	// and what they leave to be written gets a moment more.
 	calls, cutOff := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer cutOff(errShutdown)
+	defer cutOff(ErrStopping)
 	writes, stopWriting := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer stopWriting(errShutdown)
+	defer stopWriting(ErrStopping)
 	root := &session{calls: calls, writes: writes}
 	d.root = root
 	close(d.begun)
@@ -203,8 +202,8 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	case <-grace.C:
 		_, running := d.Health()
 		d.log.Warn("running calls are cut off", "count", running)
-		cutOff(errShutdown)
-		defer time.AfterFunc(flushTimeout, func() { stopWriting(errShutdown) }).Stop()
+		cutOff(ErrStopping)
+		defer time.AfterFunc(flushTimeout, func() { stopWriting(ErrStopping) }).Stop()
 		<-done
 	}
 

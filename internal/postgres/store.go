@@ -12,9 +12,12 @@ package postgres
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
 	"math"
+	"net"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -199,8 +202,8 @@ func errorClass(err error) string {
 	return pgErr.Code[:min(2, len(pgErr.Code))]
 }
 
-// classify wraps err in [task.ErrUnavailable] unless the database itself found
-// fault with the statement.
+// classify wraps err in [task.ErrUnavailable] where the database is away, but
+// not where it found fault with the statement or the mistake is our own.
 func classify(err error) error {
 	if err == nil || errors.Is(err, task.ErrUnavailable) {
 		return err
@@ -212,8 +215,7 @@ func classify(err error) error {
 		return fmt.Errorf("%w: %w", task.ErrUnavailable, err)
 	}
 	switch errorClass(err) {
-	case "", // no answer
-		"08", // connection exception
+	case "08", // connection exception
 		"25", // read-only transaction, among others
 		"40", // serialization failure, deadlock
 		"53", // out of disk, memory or connections
@@ -222,8 +224,28 @@ func classify(err error) error {
 		"58", // I/O error
 		"XX": // internal error
 		return fmt.Errorf("%w: %w", task.ErrUnavailable, err)
+	case "":
+		if isSilence(err) {
+			return fmt.Errorf("%w: %w", task.ErrUnavailable, err)
+		}
 	}
 	return err
+}
+
+// isSilence reports that no answer came: in time, over a connection that held.
+// What is left without the server's word on it is our own mistake, like a value
+// that cannot be encoded or read.
+func isSilence(err error) bool {
+	var network net.Error
+	for _, sign := range []error{
+		context.Canceled, context.DeadlineExceeded, io.EOF, io.ErrUnexpectedEOF,
+		pgconn.ErrConnClosed, driver.ErrBadConn, batch.ErrClosed,
+	} {
+		if errors.Is(err, sign) {
+			return true
+		}
+	}
+	return errors.As(err, &network)
 }
 
 // seconds is how durations are written.

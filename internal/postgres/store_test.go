@@ -708,6 +708,18 @@ func TestLostAttemptsAreBounded(t *testing.T) {
 	}
 }
 
+// A database that is there must not be blamed for what cannot be read of it.
+func TestRowThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	tk := newTask()
+	insert(t, s, tk)
+	exec(t, pool, "UPDATE tasks SET headers = '[1]'")
+	if got, err := s.Get(t.Context(), tk.ID); err == nil || errors.Is(err, task.ErrUnavailable) {
+		t.Errorf("Get = %v, %v, want an error that is not ErrUnavailable", got, err)
+	}
+}
+
 func TestRegisterMayBeRepeated(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)
