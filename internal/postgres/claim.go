@@ -74,13 +74,9 @@ func (s *Store) Claim(ctx context.Context, worker task.ID, limit int) ([]*task.C
 // due. It returns [task.ErrNotFound], or [task.ErrNotPending] when the task is
 // running or has ended.
 func (s *Store) ClaimOne(ctx context.Context, worker, id task.ID) (*task.Claim, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for its turn included
 	defer cancel()
-	rows, err := s.pool.Query(ctx, claimOneSQL, [16]byte(worker), [16]byte(id))
-	if err != nil {
-		return nil, fmt.Errorf("claim task %s: %w", id, classify(err))
-	}
-	claim, err := pgx.CollectExactlyOneRow(rows, scanClaim)
+	claim, err := s.claimOne(ctx, worker, id)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, s.whyNotClaimed(ctx, id)
 	}
@@ -89,6 +85,31 @@ func (s *Store) ClaimOne(ctx context.Context, worker, id task.ID) (*task.Claim, 
 	}
 	return claim, nil
 }
+
+func (s *Store) claimOne(ctx context.Context, worker, id task.ID) (*task.Claim, error) {
+	if err := s.takeTurn(ctx); err != nil {
+		return nil, err
+	}
+	defer s.endTurn()
+	rows, err := s.pool.Query(ctx, claimOneSQL, [16]byte(worker), [16]byte(id))
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectExactlyOneRow(rows, scanClaim)
+}
+
+// takeTurn waits until no other call of /worker-endpoint asks the database: as
+// many as come at once would take all connections, and keep heartbeats waiting.
+func (s *Store) takeTurn(ctx context.Context) error {
+	select {
+	case s.direct <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (s *Store) endTurn() { <-s.direct }
 
 // whyNotClaimed explains a ClaimOne without a row.
 func (s *Store) whyNotClaimed(ctx context.Context, id task.ID) error {
@@ -179,8 +200,12 @@ SELECT now()`
 // Now returns the moment by the database's clock, which decides what is due and
 // what has expired.
 func (s *Store) Now(ctx context.Context) (now time.Time, err error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for its turn included
 	defer cancel()
+	if err := s.takeTurn(ctx); err != nil {
+		return time.Time{}, fmt.Errorf("ask for the time: %w", classify(err))
+	}
+	defer s.endTurn()
 	if err := s.pool.QueryRow(ctx, nowSQL).Scan(&now); err != nil {
 		return time.Time{}, fmt.Errorf("ask for the time: %w", classify(err))
 	}

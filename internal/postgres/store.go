@@ -58,6 +58,7 @@ type Store struct {
 	finishes *batch.Batcher[Result, bool]
 	gets     *batch.Batcher[task.ID, *task.Task]
 	probes   *batch.Batcher[struct{}, time.Duration]
+	direct   chan struct{} // held by the one call at a time that /worker-endpoint makes
 	lowWater *lowWater
 	// noRoom is when the database last refused tasks for want of room; nil when
 	// it has taken some since.
@@ -69,7 +70,7 @@ type Options struct {
 	// URL is a connection string as libpq knows them, with pgx's additions.
 	URL string
 	// MaxConns is the most connections that are open at a time, 4 at least. Below
-	// 9 claims and heartbeats may have to wait for writes and reads to end.
+	// 10 claims and heartbeats may have to wait for writes and reads to end.
 	MaxConns int
 }
 
@@ -83,7 +84,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{pool: pool, lowWater: newLowWater()}
+	s := &Store{pool: pool, direct: make(chan struct{}, 1), lowWater: newLowWater()}
 	s.inserts = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, MaxWaiting: maxWaiting, Isolate: isRowError}, s.insert)
 	s.finishes = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, Gather: gatherTime, Isolate: isRowError}, s.finish)
 	// Tasks are as large as they were sent.
