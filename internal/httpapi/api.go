@@ -76,8 +76,10 @@ type API struct {
 	registry huma.Registry
 	document *huma.OpenAPI
 
-	bodies   atomic.Int64 // bytes of request bodies in memory
-	refusals turnedAway
+	bodies     atomic.Int64 // bytes of request bodies in memory
+	callBodies atomic.Int64 // of those whose calls are under way
+	refusals   turnedAway
+	unhealthy  turnedAway // answers of /health
 }
 
 // New returns the API with all its routes.

@@ -72,7 +72,9 @@ func (a *API) health(ctx context.Context, _ *struct{}) (*healthOutput, error) {
 		checks.Dispatcher.OldestDueSeconds = &seconds
 	} else {
 		checks.Database.Status = "unavailable"
-		a.Log.WarnContext(ctx, "health check failed", "error", err)
+		if count := a.unhealthy.count(time.Now()); count > 0 {
+			a.Log.WarnContext(ctx, "health check failed", "count", count, "error", err)
+		}
 	}
 	if err != nil || checks.Dispatcher.Status == "starting" || checks.Dispatcher.Status == "stopped" {
 		out.Status, out.Body.Status = http.StatusServiceUnavailable, "unavailable"

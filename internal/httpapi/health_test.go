@@ -69,6 +69,24 @@ func TestHealth(t *testing.T) {
 	}
 }
 
+// However many ask during an outage, the log has a line a second.
+func TestHealthInTheLog(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newService(t)
+		s.store.health = func(context.Context) (time.Duration, error) { return 0, task.ErrUnavailable }
+		for _, want := range []string{`"count":1,`, `"count":100,`} {
+			for range 100 {
+				s.serve(httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/health", nil))
+			}
+			if lines := strings.Count(s.log.String(), "health check failed"); !strings.Contains(s.log.String(), want) || lines > 2 {
+				t.Errorf("the log has %d lines, want one a second, with %s: %s", lines, want, s.log)
+			}
+			<-time.After(time.Second)
+		}
+	})
+}
+
 // A database that accepts and then hangs costs a probe one second.
 func TestHealthIsBounded(t *testing.T) {
 	t.Parallel()

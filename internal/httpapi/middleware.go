@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -22,8 +23,9 @@ const (
 	maxBody = 1 << 20
 	// smallBody is what gets in whatever the others take.
 	smallBody = 16 << 10
-	// maxBodies bounds all bodies that are in memory. On its way into the
-	// database each takes some eight times its size.
+	// maxBodies bounds all bodies that are in memory, but for those of calls under
+	// way at /worker-endpoint, which it bounds too. On its way into the database
+	// each takes some eight times its size.
 	maxBodies = 32 << 20
 	// bodyTimeout is how long a caller may take to send a body.
 	bodyTimeout = 10 * time.Second
@@ -79,19 +81,17 @@ func (a *API) readBody(next http.Handler) http.Handler {
 		}
 		_ = huma.SetReadDeadline(w, time.Now().Add(bodyTimeout)) // a test's recorder has none
 		b := &requestBody{arriving: http.MaxBytesReader(w, r.Body, maxBody), all: &a.bodies}
-		defer func() { a.bodies.Add(-b.arrived) }()
+		defer func() { b.all.Add(-b.arrived) }()
 		whole, err := io.ReadAll((*arrival)(b))
 		if err != nil {
 			a.write(w, r, bodyProblem(err))
 			return
 		}
-		if r.URL.Path == "/worker-endpoint" {
-			// It may take half an hour; the dispatcher bounds how many there are.
-			a.bodies.Add(-b.arrived)
-			b.arrived = 0
-		}
 		b.Reset(whole)
 		r.Body = b
+		if r.URL.Path == "/worker-endpoint" {
+			r = r.WithContext(context.WithValue(r.Context(), bodyKey{}, b))
+		}
 		next.ServeHTTP(w, r)
 	})
 }
@@ -101,7 +101,27 @@ type requestBody struct {
 	bytes.Reader
 	arriving io.Reader
 	arrived  int64
-	all      *atomic.Int64 // what arrived of all bodies
+	all      *atomic.Int64 // what arrived of all bodies that it is counted among
+}
+
+// bodyKey leads to a requestBody among the values of its request's context.
+type bodyKey struct{}
+
+// holdForCall counts the body of a request that is about to make a call among
+// those of such requests. A call may take half an hour, and keeps no task that
+// is to be stored out for so long.
+func (a *API) holdForCall(ctx context.Context) error {
+	b, ok := ctx.Value(bodyKey{}).(*requestBody)
+	if !ok {
+		return nil
+	}
+	b.Reset(nil) // it has been read
+	b.all.Add(-b.arrived)
+	b.all = &a.callBodies
+	if b.all.Add(b.arrived) > maxBodies && b.arrived > smallBody {
+		return errTooManyBodies
+	}
+	return nil
 }
 
 // Close is part of io.ReadCloser.

@@ -54,6 +54,38 @@ func TestSmallBodiesGetIn(t *testing.T) {
 	s.refused(s.post("/enqueue", with("payload", `"`+strings.Repeat("x", smallBody)+`"`)), http.StatusTooManyRequests)
 }
 
+// Bodies of calls under way are bounded on their own: calls may take long, and
+// keep out neither small ones nor what is to be stored.
+func TestTooManyBodiesOfCalls(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	large := with("payload", `"`+marker+strings.Repeat("x", smallBody)+`"`)
+	reference := `{"task_id":"` + storedID + `"` + strings.Repeat(" ", smallBody) + `}`
+	for _, body := range []string{large, reference} {
+		s.callBodies.Store(maxBodies - int64(len(body)) + 1)
+		a := s.post("/worker-endpoint", body)
+		s.refused(a, http.StatusTooManyRequests)
+		if a.detail() != overloadedDetail || a.header.Get("Retry-After") == "" {
+			t.Errorf("got %q, Retry-After %q, want that of an overload", a.detail(), a.header.Get("Retry-After"))
+		}
+		if a := s.post("/worker-endpoint", with("payload", "1")); a.status != http.StatusOK {
+			t.Errorf("a small body: got status %d, want 200: %s", a.status, a.text)
+		}
+		if a := s.post("/enqueue", large); a.status != http.StatusAccepted {
+			t.Errorf("what is to be stored: got status %d, want 202: %s", a.status, a.text)
+		}
+		s.callBodies.Add(-1)
+		if a := s.post("/worker-endpoint", body); a.status != http.StatusOK {
+			t.Errorf("a body that just fits: got status %d, want 200: %s", a.status, a.text)
+		}
+		if got, want := s.callBodies.Load(), int64(maxBodies-len(body)); got != want {
+			t.Errorf("%d bytes are counted afterwards, want %d", got, want)
+		}
+		s.store.taken()
+		s.dispatcher.taken()
+	}
+}
+
 // Naming each of tens of thousands of wrong fields would take seconds.
 func TestTooManyMembers(t *testing.T) {
 	t.Parallel()
@@ -103,6 +135,12 @@ func TestBodiesAreGivenBack(t *testing.T) {
 				}
 				return tt.insert()
 			}
+			s.dispatcher.runOnce = func(context.Context, *task.Task) (task.Outcome, error) {
+				if got := s.callBodies.Load(); got != int64(len(body)) || s.bodies.Load() != 0 {
+					t.Errorf("%d bytes are counted during the call, %d among the others; want %d, 0", got, s.bodies.Load(), len(body))
+				}
+				return task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200}, nil
+			}
 			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, tt.path, tt.body())
 			r.Header.Set("Content-Type", "application/json")
 			w := httptest.NewRecorder()
@@ -117,7 +155,7 @@ func TestBodiesAreGivenBack(t *testing.T) {
 			if tt.status != 0 && w.Code != tt.status {
 				t.Errorf("got status %d, want %d: %s", w.Code, tt.status, w.Body)
 			}
-			if got := s.bodies.Load(); got != 0 {
+			if got := s.bodies.Load() + s.callBodies.Load(); got != 0 {
 				t.Errorf("%d bytes are still counted, want 0", got)
 			}
 		})

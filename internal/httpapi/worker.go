@@ -66,6 +66,9 @@ func (a *API) work(ctx context.Context, in *workInput) (*workOutput, error) {
 		return nil, a.fail(ctx, err)
 	}
 	if reference != nil {
+		if err := a.holdForCall(ctx); err != nil {
+			return nil, a.fail(ctx, err)
+		}
 		id, err := task.ParseID(reference.TaskID)
 		if err != nil {
 			return nil, a.fail(ctx, task.ErrNotFound) // the pattern lets no such id through
@@ -92,6 +95,9 @@ func (a *API) callOnce(ctx context.Context, r *TaskRequest) (task.Outcome, error
 		if t.ExpiresAt.Before(t.RunAt) {
 			return task.Outcome{}, task.Errors{{Path: []string{"expires_at"}, Message: "has passed", Kind: "expired"}}
 		}
+	}
+	if err := a.holdForCall(ctx); err != nil {
+		return task.Outcome{}, err
 	}
 	return a.Dispatcher.RunOnce(ctx, t)
 }
