@@ -38,6 +38,8 @@ type databaseRig struct {
 	hold atomic.Pointer[chan struct{}] // while it is set, the target answers when that closes
 	held atomic.Int32                  // calls that wait for it
 
+	idle int // descriptors that the service has open without load
+
 	// Of all outages so far.
 	away, cpu        time.Duration
 	lines            int
@@ -70,6 +72,7 @@ func newDatabaseRig(t *testing.T, database string, lease time.Duration) *databas
 	}
 	r.service = start(t, "serve", "DATABASE_URL="+r.proxy.url, "LEASE_DURATION="+lease.String(),
 		"POLL_INTERVAL="+rigPoll.String(), "LOG_LEVEL=info")
+	r.idle = r.service.ready()
 	r.load(func() string { return r.service.url })
 	return r
 }
@@ -99,7 +102,7 @@ func (r *databaseRig) outage(begin, end func(), enough func() bool) {
 	r.hold.Store(&hold)
 	eventually(r.t, func() bool { return r.held.Load() >= 5 }, func() string { return "no calls are under way" })
 
-	cpu, lines := r.cpuTime(), r.ownLines()
+	cpu, lines := r.cpuTime(), r.service.count("")
 	began := time.Now()
 	begin()
 	release()
@@ -120,7 +123,7 @@ func (r *databaseRig) outage(begin, end func(), enough func() bool) {
 	end()
 	back := time.Now()
 	r.cpu += r.cpuTime() - cpu
-	r.lines += r.ownLines() - lines
+	r.lines += r.service.count("") - lines
 	r.away += back.Sub(began)
 	eventually(r.t, func() bool { return r.service.do(http.MethodGet, "/health", "").status == http.StatusOK },
 		func() string { return "the service is not healthy again" })
@@ -133,16 +136,7 @@ func (r *databaseRig) outage(begin, end func(), enough func() bool) {
 
 // turnsAway reports, when it is called, whether n submissions more were answered with 503.
 func (r *databaseRig) turnsAway(n int) func() bool {
-	count := func() (refused int) {
-		r.journal.mu.Lock()
-		defer r.journal.mu.Unlock()
-		for _, s := range r.journal.submissions {
-			if s.status == http.StatusServiceUnavailable {
-				refused++
-			}
-		}
-		return refused
-	}
+	count := func() int { return r.journal.answered(http.StatusServiceUnavailable) }
 	before := count()
 	return func() bool { return count() >= before+n }
 }
@@ -162,6 +156,11 @@ func (r *databaseRig) check() figures {
 	if f.accepted == 0 {
 		r.t.Error("nothing was accepted")
 	}
+	if f.failed > 0 {
+		r.t.Errorf("%d tasks failed, though the target refused none", f.failed)
+	}
+	r.journal.client.CloseIdleConnections()
+	r.service.wantDescriptors(r.idle + poolSize)
 	if len(r.noticed) == 0 {
 		return f
 	}
@@ -171,7 +170,8 @@ func (r *databaseRig) check() figures {
 	if most := r.away/3 + time.Second; r.cpu > most {
 		r.t.Errorf("%v of CPU in outages of %v, want %v at most", r.cpu, r.away, most)
 	}
-	// One line for each look for due tasks, each heartbeat and each second of requests, and some that were under way.
+	// One line for each look for due tasks, each heartbeat, each second of requests
+	// and of health checks, and some that were under way.
 	if most := 3*int(r.away/rigPoll) + 50*len(r.noticed); r.lines > most {
 		r.t.Errorf("%d lines logged in outages of %v, want %d at most", r.lines, r.away, most)
 	}
@@ -185,11 +185,6 @@ func (r *databaseRig) checkKept(f figures) {
 	if tasks := r.journal.called(); f.calls != tasks {
 		r.t.Errorf("%d tasks were called %d times, want once each: results were not kept", tasks, f.calls)
 	}
-}
-
-// ownLines is how many lines the service logged, but for those of health checks.
-func (r *databaseRig) ownLines() int {
-	return r.service.count("") - r.service.count("health check failed")
 }
 
 // cpuTime is what the service has used (proc(5), /proc/pid/stat).

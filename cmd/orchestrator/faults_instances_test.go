@@ -16,10 +16,9 @@ import (
 	"github.com/melodia/orchestrator/internal/postgres/pgtest"
 )
 
-// As TestInstancesThatAreKilled, with some 10,000 tasks that are stored: those
-// that meet a dead instance are not.
+// As TestInstancesThatAreKilled, with many more.
 func TestManyTasksWhileInstancesAreKilled(t *testing.T) {
-	killInstances(t, 12_500, 20)
+	killInstances(t, 10_000, 20)
 }
 
 // Instances that are stopped for longer than their lease under load, one after
@@ -43,7 +42,8 @@ func TestInstancesThatStallUnderLoad(t *testing.T) {
 	instances := startFleet(t, 3, "DATABASE_URL="+database, "LEASE_DURATION="+lease.String(), "POLL_INTERVAL="+poll.String(), "LOG_LEVEL=info")
 	// The clients use the instances that are not stopped.
 	var awake atomic.Pointer[process]
-	awake.Store(instances.instances[1])
+	awake.Store(instances.instances[0])
+	idle := instances.descriptors()
 	var submitting sync.WaitGroup
 	submitting.Go(func() {
 		j.load(t.Context(), tasks, 8, 300, func() string { return awake.Load().url }, `"retry":{"max_attempts":100}`)
@@ -71,6 +71,15 @@ func TestInstancesThatStallUnderLoad(t *testing.T) {
 	submitting.Wait()
 	f := j.check(database)
 	j.checkTakeovers(f, lease, poll)
+	if f.failed > 0 {
+		t.Errorf("%d tasks failed, though the target refused none", f.failed)
+	}
+	var held int
+	if err := conn.QueryRow(t.Context(), "SELECT count(DISTINCT worker_id) FROM audit WHERE lost").Scan(&held); err != nil || held != stalls {
+		t.Errorf("%d of %d stopped instances held calls (%v), want all", held, stalls, err)
+	}
+	j.client.CloseIdleConnections()
+	instances.wantDescriptors(idle)
 }
 
 // A rolling restart of all instances under load, with calls that outlast the
@@ -101,24 +110,31 @@ func TestRollingRestart(t *testing.T) {
 			j.submit(t.Context(), instances.url(), `"timeout_seconds":1800,"retry":{"max_attempts":7}`)
 		}
 	})
-	for i := range 3 {
-		before := j.called()
-		eventually(t, func() bool { return j.called() > before+200 }, func() string { return "calls do not get on" })
+	restart := func(i int) {
+		t.Helper()
 		old, took := instances.replace(i, syscall.SIGTERM)
 		if code := old.cmd.ProcessState.ExitCode(); code != 0 || took > limit {
 			t.Errorf("instance %d ended with code %d after %v, want 0 within %v", i, code, took, limit)
 		}
 		t.Logf("instance %d ended after %.2f s", i, took.Seconds())
 	}
+	for i := range 3 {
+		before := j.called()
+		eventually(t, func() bool { return j.called() > before+200 }, func() string { return "calls do not get on" })
+		restart(i)
+	}
 	stop.Store(true)
 	submitting.Wait()
 	// What hangs at the second instances would hang for half an hour.
 	for i := range 3 {
-		instances.replace(i, syscall.SIGTERM)
+		restart(i)
 	}
 	f := j.check(database)
 	if f.repeated == 0 {
 		t.Error("no call was cut off")
+	}
+	if f.failed > 0 {
+		t.Errorf("%d tasks failed that were only interrupted", f.failed)
 	}
 	if f.lostAttempts > 0 {
 		t.Errorf("%d attempts were lost, though every instance ended in order", f.lostAttempts)

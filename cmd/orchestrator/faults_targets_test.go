@@ -11,6 +11,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -24,7 +25,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -40,8 +40,8 @@ func TestHostileTargetsAtOnce(t *testing.T) {
 		times = 8 // each hostile target
 		// Some 60 MiB are usual. What a target sends, taken whole, would be gigabytes.
 		maxMemory = 256 << 20
-		// Connections come and go, and one to a target has two goroutines.
-		descriptorMargin, goroutineMargin = 20, 45
+		// Connections come and go, and have two goroutines each.
+		descriptorMargin, goroutineMargin = 10, 20
 
 		ok        = "HTTP/1.1 200 OK\r\n"
 		chunked   = ok + "Transfer-Encoding: chunked\r\n\r\n"
@@ -83,10 +83,9 @@ func TestHostileTargetsAtOnce(t *testing.T) {
 		{"endless 1xx answers over TLS", secure.URL + "/hints", exhausted, tooLarge},
 	}
 
-	settings := []string{"DATABASE_URL=" + pgtest.URL(t), "SSL_CERT_FILE=" + certificates(t, secure, expired), "GOTRACEBACK=all", "LOG_LEVEL=info"}
-	goroutinesBefore := start(t, "serve", settings...).goroutines()
+	settings := []string{"DATABASE_URL=" + pgtest.URL(t), "SSL_CERT_FILE=" + certificates(t, secure, expired), profiled(t), "LOG_LEVEL=info"}
 	p := start(t, "serve", settings...)
-	descriptorsBefore := p.descriptors()
+	descriptorsBefore, goroutinesBefore := p.ready(), p.goroutines()
 
 	target := newTarget(t, func(http.ResponseWriter, *http.Request, int) {})
 	var healthy []string
@@ -162,16 +161,10 @@ func TestHostileTargetsAtOnce(t *testing.T) {
 		t.Errorf("the process took %d MiB at its worst, want at most %d", memory>>20, maxMemory>>20)
 	}
 	http.DefaultClient.CloseIdleConnections()
-	eventually(t, func() bool { return p.descriptors() <= descriptorsBefore+descriptorMargin },
-		func() string {
-			return fmt.Sprintf("descriptors: %d before, %d after", descriptorsBefore, p.descriptors())
-		})
-	descriptorsAfter, goroutinesAfter := p.descriptors(), p.goroutines()
-	if goroutinesAfter > goroutinesBefore+goroutineMargin {
-		t.Errorf("goroutines: %d before, %d after", goroutinesBefore, goroutinesAfter)
-	}
+	p.wantDescriptors(descriptorsBefore + descriptorMargin)
+	p.wantGoroutines(goroutinesBefore, goroutineMargin)
 	t.Logf("hostile tasks %d, longest attempt %.2f s; healthy tasks %d, slowest %.2f s; memory %d MiB at its worst; descriptors %d before, %d after; goroutines %d, %d",
-		len(hostile)*times, longest, len(healthy), slowest.Seconds(), memory>>20, descriptorsBefore, descriptorsAfter, goroutinesBefore, goroutinesAfter)
+		len(hostile)*times, longest, len(healthy), slowest.Seconds(), memory>>20, descriptorsBefore, p.descriptors(), goroutinesBefore, p.goroutines())
 }
 
 // newRawTarget hands each connection to serve and closes it when serve returns.
@@ -333,16 +326,6 @@ func certificates(t *testing.T, servers ...*httptest.Server) (path string) {
 	return path
 }
 
-// descriptors is how many files and connections the process has open.
-func (p *process) descriptors() int {
-	p.t.Helper()
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid))
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	return len(entries)
-}
-
 // memory is a line of /proc/<pid>/status in bytes: VmRSS now, VmHWM at its worst.
 func (p *process) memory(name string) int {
 	p.t.Helper()
@@ -368,19 +351,39 @@ func withinReason(bytes int) int {
 	return bytes
 }
 
-// goroutines ends the process and counts them in what it writes then. It needs
-// GOTRACEBACK=all.
-func (p *process) goroutines() int {
+// profiled has a process count its goroutines.
+func profiled(t *testing.T) (setting string) {
+	t.Helper()
+	return fmt.Sprint("DEBUG_PORT=", freePort(t))
+}
+
+// goroutines counts those of a profiled process.
+func (p *process) goroutines() (count int) {
 	p.t.Helper()
-	p.stop(syscall.SIGQUIT)
-	count := 0
 	for _, line := range p.lines() {
-		if strings.HasPrefix(line, "goroutine ") {
-			count++
+		var entry struct{ Msg, URL string }
+		if json.Unmarshal([]byte(line), &entry) != nil || entry.Msg != "serving profiles" {
+			continue
 		}
+		response, err := http.Get(entry.URL + "goroutine?debug=1")
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		defer func() { _ = response.Body.Close() }()
+		if _, err := fmt.Fscanf(response.Body, "goroutine profile: total %d", &count); err != nil {
+			p.t.Fatal(err)
+		}
+		return count
 	}
-	if count == 0 {
-		p.t.Fatal("the process did not write its goroutines")
-	}
-	return count
+	p.t.Fatal("the process serves no profiles")
+	return 0
+}
+
+// wantGoroutines waits until the process has no more goroutines than before,
+// and some that come and go.
+func (p *process) wantGoroutines(before, margin int) {
+	p.t.Helper()
+	eventually(p.t, func() bool { return p.goroutines() <= before+margin }, func() string {
+		return fmt.Sprintf("%d goroutines are left, before there were %d", p.goroutines(), before)
+	})
 }

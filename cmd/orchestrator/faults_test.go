@@ -53,6 +53,23 @@ func (f *fleet) replace(i int, signal syscall.Signal) (old *process, took time.D
 	return old, took
 }
 
+// descriptors is how many an instance has open that has just begun.
+func (f *fleet) descriptors() (most int) {
+	for _, p := range f.instances {
+		most = max(most, p.ready())
+	}
+	return most
+}
+
+// wantDescriptors waits until no instance has more open than when it had just
+// begun, but for connections to the database that came to stay.
+func (f *fleet) wantDescriptors(begun int) {
+	f.t.Helper()
+	for _, p := range f.instances {
+		p.wantDescriptors(begun + poolSize)
+	}
+}
+
 // afterAMoment answers within some milliseconds: long enough that a kill hits calls.
 func afterAMoment(_ http.ResponseWriter, r *http.Request, _ int) {
 	select {
@@ -68,6 +85,7 @@ func TestInstancesThatAreKilled(t *testing.T) {
 	killInstances(t, 1500, 6)
 }
 
+// killInstances kills instances while tasks are acknowledged, so many in all.
 func killInstances(t *testing.T, tasks, kills int) {
 	const lease, poll = time.Second, 100 * time.Millisecond
 	database := pgtest.URL(t)
@@ -75,18 +93,26 @@ func killInstances(t *testing.T, tasks, kills int) {
 	j.answer = afterAMoment
 	j.audit(database)
 	instances := startFleet(t, 3, "DATABASE_URL="+database, "LEASE_DURATION="+lease.String(), "POLL_INTERVAL="+poll.String(), "LOG_LEVEL=info")
+	idle := instances.descriptors()
 	var submitting sync.WaitGroup
 	submitting.Go(func() {
-		j.load(t.Context(), tasks, 16, 0, instances.url, `"retry":{"max_attempts":100}`)
+		for left := tasks; left > 0; left = tasks - j.answered(http.StatusAccepted) {
+			j.load(t.Context(), left, 16, 0, instances.url, `"retry":{"max_attempts":100}`)
+		}
 	})
 	// Each kill comes when some more tasks are on their way.
 	for kill := range kills {
-		eventually(t, func() bool { return j.submitted() > tasks*(kill+1)/(kills+2) }, func() string { return "submissions do not get on" })
+		eventually(t, func() bool { return j.answered(http.StatusAccepted) > tasks*(kill+1)/(kills+2) }, func() string { return "submissions do not get on" })
 		instances.replace(rand.IntN(3), syscall.SIGKILL)
 	}
 	submitting.Wait()
 	f := j.check(database)
+	if f.failed > 0 {
+		t.Errorf("%d tasks failed, though the target refused none", f.failed)
+	}
 	j.checkTakeovers(f, lease, poll)
+	j.client.CloseIdleConnections()
+	instances.wantDescriptors(idle)
 }
 
 // An instance that is stopped for longer than its lease, with a call under way:

@@ -151,6 +151,37 @@ func (p *process) stop(signal syscall.Signal) time.Duration {
 	return time.Since(begin)
 }
 
+// descriptors is how many files and connections the process has open.
+func (p *process) descriptors() int {
+	p.t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// wantDescriptors waits until the process has no more descriptors open than before.
+func (p *process) wantDescriptors(before int) {
+	p.t.Helper()
+	eventually(p.t, func() bool { return p.descriptors() <= before },
+		func() string {
+			return fmt.Sprintf("%d descriptors are open, before there were %d", p.descriptors(), before)
+		})
+}
+
+// ready waits until the process has opened all connections to its database
+// that it needs without load, and returns the number of its descriptors.
+func (p *process) ready() int {
+	p.t.Helper()
+	eventually(p.t, func() bool { return p.do(http.MethodGet, "/health", "").status == http.StatusOK },
+		func() string { return "the process is not ready" })
+	return p.descriptors()
+}
+
+// poolSize is how many connections to the database may have come to stay.
+const poolSize = 10
+
 // answer is what the service said.
 type answer struct {
 	status int

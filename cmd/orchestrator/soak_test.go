@@ -31,9 +31,9 @@ func TestSoak(t *testing.T) {
 	const (
 		// More than what comes and goes by itself between two samples.
 		memoryMargin     = 24 << 20
-		descriptorMargin = 20
+		descriptorMargin = 10
 		connectionMargin = 4
-		goroutineMargin  = 2*descriptorMargin + 5 // a connection has two
+		goroutineMargin  = 2 * descriptorMargin // a connection has two
 		// What autovacuum leaves between two of its visits, a minute apart.
 		maxTableBytes = 64 << 20
 		maxDeadRows   = 100_000
@@ -51,10 +51,13 @@ func TestSoak(t *testing.T) {
 		}
 	}
 	j.audit(database)
-	settings := []string{"DATABASE_URL=" + database, "GOTRACEBACK=all", "LOG_LEVEL=info"}
-	idleGoroutines := start(t, "serve", settings...).goroutines()
-	instances := []*process{start(t, "serve", settings...), start(t, "serve", settings...)}
-	idleDescriptors := []int{instances[0].descriptors(), instances[1].descriptors()}
+	var instances []*process
+	var idleDescriptors, idleGoroutines []int
+	for range 2 {
+		p := start(t, "serve", "DATABASE_URL="+database, profiled(t), "LOG_LEVEL=info")
+		instances = append(instances, p)
+		idleDescriptors, idleGoroutines = append(idleDescriptors, p.ready()), append(idleGoroutines, p.goroutines())
+	}
 	var turn atomic.Int64
 	anyURL := func() string { return instances[int(turn.Add(1))%len(instances)].url }
 
@@ -125,12 +128,8 @@ func TestSoak(t *testing.T) {
 	}
 	j.client.CloseIdleConnections()
 	for i, p := range instances {
-		eventually(t, func() bool { return p.descriptors() <= idleDescriptors[i]+descriptorMargin }, func() string {
-			return fmt.Sprintf("descriptors: %d before the load, %d after it", idleDescriptors[i], p.descriptors())
-		})
-		if n := p.goroutines(); n > idleGoroutines+goroutineMargin {
-			t.Errorf("goroutines: %d in an idle instance, %d after the load", idleGoroutines, n)
-		}
+		p.wantDescriptors(idleDescriptors[i] + descriptorMargin)
+		p.wantGoroutines(idleGoroutines[i], goroutineMargin)
 	}
 }
 
