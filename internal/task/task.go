@@ -34,6 +34,9 @@ const (
 	Cancelled State = "cancelled"
 )
 
+// states are all of them, in the order of a task's life.
+var states = []State{Pending, Running, Succeeded, Failed, Cancelled}
+
 // Ended reports whether no transition leads out of s.
 func (s State) Ended() bool {
 	return s == Succeeded || s == Failed || s == Cancelled
@@ -69,6 +72,9 @@ const (
 	// TargetRefused: the target policy does not admit the address.
 	TargetRefused Reason = "target_refused"
 )
+
+// reasons are all of them.
+var reasons = []Reason{AttemptsExhausted, RetryDurationExhausted, ClientError, Expired, TargetRefused}
 
 // Task is one HTTP call to be carried out, and its story so far.
 type Task struct {
