@@ -89,6 +89,8 @@ func (d *Dispatcher) settle(s *session, c *task.Claim, outcome task.Outcome, dec
 		d.report(s.calls, c, outcome, decision)
 		if decision.State == task.Pending {
 			d.notify(decision.Wait)
+		} else {
+			d.watches.end(c.Task.ID)
 		}
 	}
 }

@@ -21,7 +21,7 @@ import (
 
 // store is where tasks are kept. Its errors are logged and survived.
 type store interface {
-	Register(ctx context.Context, worker task.ID, name string) error
+	Register(ctx context.Context, worker task.ID, name string, concurrency int) error
 	Heartbeat(ctx context.Context, worker task.ID) (known bool, err error)
 	Unregister(ctx context.Context, worker task.ID) error
 	Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (count int, err error)
@@ -33,6 +33,7 @@ type store interface {
 	Claim(ctx context.Context, worker task.ID, limit int) ([]*task.Claim, error)
 	ClaimOne(ctx context.Context, worker, id task.ID) (*task.Claim, error)
 	Finish(ctx context.Context, claim *task.Claim, d task.Decision) (matched bool, err error)
+	Unfinished(ctx context.Context, ids []task.ID) ([]task.ID, error)
 }
 
 // deliverer makes one call and says what came of it. It returns soon after ctx
@@ -99,6 +100,7 @@ type Dispatcher struct {
 	backlog atomic.Bool
 	begun   chan struct{} // closed when root is set
 	root    *session      // what sessions begin in
+	watches *watches
 
 	mu        sync.Mutex
 	session   *session                 // nil until registered
@@ -132,6 +134,7 @@ func New(o Options, s store, d deliverer) *Dispatcher {
 		freed:     make(chan struct{}, 1),
 		jobs:      make(chan job),
 		begun:     make(chan struct{}),
+		watches:   newWatches(),
 		running:   make(map[*task.Claim]struct{}),
 	}
 }
@@ -183,6 +186,7 @@ func (d *Dispatcher) Run(ctx context.Context) {
 		d.state.CompareAndSwap(starting, active)
 		keeping.Go(func() { d.keepAlive(keep, root) })
 		keeping.Go(func() { d.keepHouse(keep) })
+		keeping.Go(func() { d.followWatched(keep) })
 		claiming.Go(func() { d.claimDue(ctx) })
 	}
 
@@ -190,6 +194,7 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	d.mu.Lock() // no attempt begins between here and Wait
 	d.state.Store(stopping)
 	d.mu.Unlock()
+	d.watches.stop()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -26,7 +26,7 @@ func (d *Dispatcher) heartbeatInterval() time.Duration { return d.options.Lease 
 func (d *Dispatcher) register(ctx context.Context, root *session) bool {
 	worker := d.options.NewID()
 	for {
-		err := d.store.Register(ctx, worker, d.options.Name)
+		err := d.store.Register(ctx, worker, d.options.Name, d.options.Concurrency)
 		if err == nil {
 			break
 		}

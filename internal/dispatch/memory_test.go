@@ -217,7 +217,7 @@ func hang(ctx context.Context) error {
 	return fmt.Errorf("%w: %w", task.ErrUnavailable, ctx.Err())
 }
 
-func (m *memory) Register(ctx context.Context, worker task.ID, _ string) error {
+func (m *memory) Register(ctx context.Context, worker task.ID, _ string, _ int) error {
 	return m.do(ctx, asked{op: "Register", worker: worker}, func() { m.workers[worker] = m.now() })
 }
 
@@ -392,4 +392,18 @@ func (m *memory) Finish(ctx context.Context, c *task.Claim, d task.Decision) (ma
 		err = context.Cause(ctx)
 	}
 	return matched && err == nil, err
+}
+
+func (m *memory) Unfinished(ctx context.Context, ids []task.ID) (unfinished []task.ID, err error) {
+	err = m.do(ctx, asked{op: "Unfinished", limit: len(ids)}, func() {
+		for _, id := range ids {
+			if r := m.rows[id]; r != nil && !r.State.Ended() {
+				unfinished = append(unfinished, id)
+			}
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return unfinished, nil
 }

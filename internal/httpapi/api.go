@@ -28,6 +28,14 @@ import (
 // store is where tasks are kept.
 type store interface {
 	Get(ctx context.Context, id task.ID) (*task.Task, error)
+	// Find returns up to limit tasks that match a filter, in its order, from
+	// behind a position on.
+	Find(ctx context.Context, f *task.Filter, behind task.Position, limit int) ([]*task.Task, error)
+	// Counts also returns for how long the longest waiting task has been due.
+	Counts(ctx context.Context) (counts map[task.State]task.Count, overdue time.Duration, err error)
+	// Explain returns a task and the facts around it, where instances that were
+	// silent for lease do not count.
+	Explain(ctx context.Context, id task.ID, lease time.Duration) (*task.Task, task.Facts, error)
 	// Now returns the moment by the store's clock.
 	Now(ctx context.Context) (time.Time, error)
 	// Health returns for how long the longest waiting task has been due.
@@ -42,6 +50,9 @@ type dispatcher interface {
 	RunNow(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error)
 	// RunOnce makes one call for a task that is not stored.
 	RunOnce(ctx context.Context, t *task.Task) (task.Outcome, error)
+	// Watch returns a channel that is closed soon after the task has ended, or
+	// when the dispatcher is being stopped. Who watches has to leave.
+	Watch(id task.ID) (ended <-chan struct{}, leave func(), err error)
 	// Health returns "starting", "ok", "off" (takes no tasks by itself) or "stopped".
 	Health() (status string, running int)
 }
@@ -60,6 +71,8 @@ type Options struct {
 	Policy     targetPolicy
 	// Defaults are the settings' values for what a request leaves out: Timeout and Retry.
 	Defaults task.Spec
+	// Lease is how long an instance may be silent before others take its tasks.
+	Lease time.Duration
 	// NewID makes the ids of tasks and problems.
 	NewID func() task.ID
 	// Version is shown in /health and in the OpenAPI document.
@@ -110,6 +123,11 @@ func (a *API) routes(api huma.API) {
 	huma.Register(api, a.scheduleOperation(), a.schedule)
 	// Whoever submitted a task: what became of it (Location of the two above).
 	huma.Register(api, a.getTaskOperation(), a.getTask)
+	// People, and services that look after their own: which tasks are there, how
+	// many, and why has one not run?
+	huma.Register(api, findOperation(), a.find)
+	huma.Register(api, countsOperation(), a.counts)
+	huma.Register(api, explainOperation(), a.explain)
 	// An external engine (Cloud Tasks, Cloud Scheduler, Pub/Sub push) or an
 	// operator: carry out one task in this request.
 	huma.Register(api, a.workerOperation(), a.work)
@@ -197,8 +215,13 @@ var meanings = map[string]string{
 
 // completeDocument puts right what huma cannot say.
 func (a *API) completeDocument() {
-	reason := a.registry.Map()["Task"].Properties["reason"]
-	reason.Enum = append(reason.Enum, nil) // null must be in an enum, whatever the type admits
+	for _, p := range []*huma.Schema{
+		a.registry.Map()["Task"].Properties["reason"],
+		a.registry.Map()["Facts"].Properties["reason"],
+		a.registry.Map()["Facts"].Properties["last_outcome"],
+	} {
+		p.Enum = append(p.Enum, nil) // null must be in an enum, whatever the type admits
+	}
 	for _, path := range a.document.Paths {
 		for _, operation := range []*huma.Operation{path.Get, path.Post} {
 			if operation == nil {

@@ -37,9 +37,12 @@ var storedAt = time.Date(2026, 11, 24, 12, 0, 0, 123456000, time.UTC)
 // fakeStore keeps what is inserted. Its functions, where they are set, answer
 // instead of it.
 type fakeStore struct {
-	insert func(context.Context, *task.Task) error
-	get    func(context.Context, task.ID) (*task.Task, error)
-	health func(context.Context) (time.Duration, error)
+	insert  func(context.Context, *task.Task) error
+	get     func(context.Context, task.ID) (*task.Task, error)
+	find    func(f *task.Filter, behind task.Position, limit int) ([]*task.Task, error)
+	counts  func() (map[task.State]task.Count, time.Duration, error)
+	explain func(id task.ID, lease time.Duration) (*task.Task, task.Facts, error)
+	health  func(context.Context) (time.Duration, error)
 
 	mu    sync.Mutex
 	tasks []*task.Task
@@ -80,6 +83,30 @@ func (s *fakeStore) Get(ctx context.Context, id task.ID) (*task.Task, error) {
 	return s.get(ctx, id)
 }
 
+func (s *fakeStore) Find(_ context.Context, f *task.Filter, behind task.Position, limit int) ([]*task.Task, error) {
+	s.called()
+	if s.find == nil {
+		return nil, nil
+	}
+	return s.find(f, behind, limit)
+}
+
+func (s *fakeStore) Counts(context.Context) (map[task.State]task.Count, time.Duration, error) {
+	s.called()
+	if s.counts == nil {
+		return nil, 0, nil
+	}
+	return s.counts()
+}
+
+func (s *fakeStore) Explain(_ context.Context, id task.ID, lease time.Duration) (*task.Task, task.Facts, error) {
+	s.called()
+	if s.explain == nil {
+		return nil, task.Facts{}, task.ErrNotFound
+	}
+	return s.explain(id, lease)
+}
+
 func (s *fakeStore) Now(context.Context) (time.Time, error) { return storedAt, nil }
 
 func (s *fakeStore) Health(ctx context.Context) (time.Duration, error) {
@@ -109,6 +136,7 @@ type fakeDispatcher struct {
 	store   *fakeStore // takes what is submitted
 	runNow  func(context.Context, task.ID) (task.Outcome, task.Decision, error)
 	runOnce func(context.Context, *task.Task) (task.Outcome, error)
+	watch   func(task.ID) (<-chan struct{}, func(), error)
 	health  func() (string, int)
 
 	mu   sync.Mutex
@@ -138,6 +166,13 @@ func (d *fakeDispatcher) RunOnce(ctx context.Context, t *task.Task) (task.Outcom
 		return task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200}, nil
 	}
 	return d.runOnce(ctx, t)
+}
+
+func (d *fakeDispatcher) Watch(id task.ID) (<-chan struct{}, func(), error) {
+	if d.watch == nil {
+		return nil, func() {}, nil // it never ends
+	}
+	return d.watch(id)
 }
 
 func (d *fakeDispatcher) Health() (string, int) {
@@ -205,6 +240,7 @@ func newService(t testing.TB, change ...func(*Options)) *service {
 	s.dispatcher = &fakeDispatcher{store: s.store}
 	o := Options{
 		Store: s.store, Dispatcher: s.dispatcher, Policy: fakePolicy(nil),
+		Lease:      15 * time.Second,
 		Defaults:   task.Spec{Timeout: 30 * time.Second, Retry: task.DefaultRetryPolicy()},
 		NewID:      countingIDs(),
 		Version:    "1.2.3",

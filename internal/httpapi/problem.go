@@ -100,6 +100,8 @@ func (a *API) fail(ctx context.Context, err error) *Problem {
 		p = newProblem(http.StatusNotFound, "There is no task with this id, or its retention is over.")
 	case errors.Is(err, task.ErrNotPending):
 		p = newProblem(http.StatusConflict, "The task is running or has ended; only a pending task can be carried out.")
+	case errors.Is(err, task.ErrTooBroad):
+		p = newProblem(http.StatusServiceUnavailable, "The search took longer than it may. Ask for less: add a range of time, like created_after.").retryLater()
 	case errors.Is(err, task.ErrOverloaded):
 		p = newProblem(http.StatusTooManyRequests, overloadedDetail).retryLater()
 	case errors.Is(err, task.ErrUnavailable), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
@@ -275,6 +277,8 @@ var humaMessages = []struct{ prefix, kind, text string }{
 	{"expected string to be RFC 3339", "datetime_parsing", wantTime},
 	{"expected string to be ", "string_pattern_mismatch", "must be %"},
 	{"expected string", "string_type", "must be a string"},
+	{"invalid integer", "int_type", "must be a whole number"},
+	{"invalid float", "float_type", "must be a number"},
 	{"expected integer", "int_type", "must be a whole number"},
 	{"expected number", "float_type", "must be a number"},
 	{"expected boolean", "bool_type", "must be true or false"},

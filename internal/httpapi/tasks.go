@@ -62,6 +62,7 @@ type Task struct {
 	AttemptCount   int               `json:"attempt_count" example:"0" doc:"Ended attempts that count towards max_attempts: all but the interrupted ones."`
 	FinishedAt     Timestamp         `json:"finished_at" nullable:"true" example:"2026-12-25T00:00:01.000000Z" doc:"When it ended. Null until then."`
 	Reason         *task.Reason      `json:"reason" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" example:"attempts_exhausted" doc:"Why it failed. Null unless it did. client_error is a 4xx that is not retried, or a redirect."`
+	CreatedBy      *string           `json:"created_by" example:"plays@melodia.app" doc:"Who handed it in. Null where callers are not known."`
 	Attempts       []Attempt         `json:"attempts" nullable:"false" doc:"What was tried, oldest first."`
 }
 
@@ -253,8 +254,14 @@ func (r *ScheduleRequest) when() (task.When, task.Errors) {
 	return task.When{At: at}, nil
 }
 
-type getTaskInput struct {
+// TaskPath is the path of an operation on one task.
+type TaskPath struct {
 	ID string `path:"id" pattern:"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$" patternDescription:"a UUID" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"The task's id."`
+}
+
+type getTaskInput struct {
+	TaskPath
+	WaitSeconds float64 `query:"wait_seconds" minimum:"0" maximum:"60" example:"30" doc:"Answer as soon as the task has ended, or after this long with the task as it is then."`
 }
 
 type taskOutput struct {
@@ -265,8 +272,9 @@ func (a *API) getTaskOperation() huma.Operation {
 	return huma.Operation{
 		OperationID: "get-task", Method: http.MethodGet, Path: "/tasks/{id}", Tags: []string{"tasks"},
 		Summary:     "See what became of a task",
-		Description: "Returns the task and every attempt, until its retention ends.",
-		Errors:      []int{http.StatusNotFound, http.StatusTooManyRequests, http.StatusServiceUnavailable},
+		Description: "Returns the task and every attempt, until its retention ends. With wait_seconds the answer comes when the task has ended.",
+		Middlewares: huma.Middlewares{lateAnswer},
+		Errors:      append([]int{http.StatusNotFound}, readErrors...),
 	}
 }
 
@@ -275,11 +283,38 @@ func (a *API) getTask(ctx context.Context, in *getTaskInput) (*taskOutput, error
 	if err != nil {
 		return nil, a.fail(ctx, task.ErrNotFound) // the pattern lets no such id through
 	}
+	var ended <-chan struct{}
+	if in.WaitSeconds > 0 {
+		// Before the first look, so that an end right after it is not missed.
+		over, leave, err := a.Dispatcher.Watch(id)
+		if err != nil {
+			return nil, a.fail(ctx, err)
+		}
+		defer leave()
+		ended = over
+	}
 	t, err := a.Store.Get(ctx, id)
+	if err == nil && ended != nil && !t.State.Ended() {
+		await(ctx, ended, &in.WaitSeconds)
+		t, err = a.Store.Get(ctx, id)
+	}
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
 	return &taskOutput{Body: taskView(t)}, nil
+}
+
+// await returns when done is closed, after so many seconds, or when ctx ends.
+func await(ctx context.Context, done <-chan struct{}, seconds *float64) {
+	var limit time.Duration
+	setDuration(&limit, seconds)
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // taskView is a task as callers see it.
@@ -299,6 +334,7 @@ func taskView(t *task.Task) *Task {
 		AttemptCount:   t.AttemptCount,
 		FinishedAt:     Timestamp(t.FinishedAt),
 		Reason:         present(t.Reason),
+		CreatedBy:      present(t.CreatedBy),
 		Attempts:       make([]Attempt, len(t.Attempts)),
 	}
 	for i, at := range t.Attempts {

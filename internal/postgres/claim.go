@@ -181,8 +181,10 @@ SELECT now()`
 func (s *Store) Now(ctx context.Context) (now time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	before := localTime()
 	if err := s.pool.QueryRow(ctx, nowSQL).Scan(&now); err != nil {
 		return time.Time{}, fmt.Errorf("ask for the time: %w", classify(err))
 	}
+	s.clock.saw(now, before, localTime())
 	return now, nil
 }

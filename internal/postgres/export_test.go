@@ -15,3 +15,6 @@ var SessionSettings = sessionSettings
 // LookBack makes looks for due tasks begin at the very first one when again
 // yields something, and then only.
 func (s *Store) LookBack(again <-chan time.Time) { s.lowWater.back = again }
+
+// FindSQL is the statement of Find.
+var FindSQL = findSQL

@@ -55,7 +55,9 @@ type Store struct {
 	finishes *batch.Batcher[Result, bool]
 	gets     *batch.Batcher[task.ID, *task.Task]
 	probes   *batch.Batcher[struct{}, time.Duration]
+	searches *batch.Batcher[func(context.Context, pgx.Tx) error, struct{}]
 	lowWater *lowWater
+	clock    clock
 	// noRoom is when the database last refused tasks for want of room; nil when
 	// it has taken some since.
 	noRoom atomic.Pointer[time.Time]
@@ -81,11 +83,16 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{pool: pool, lowWater: newLowWater()}
+	if _, err := s.Now(ctx); err != nil { // for ids
+		pool.Close()
+		return nil, err
+	}
 	s.inserts = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, MaxWaiting: maxWaiting, Isolate: isRowError}, s.insert)
 	s.finishes = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, Gather: gatherTime, Isolate: isRowError}, s.finish)
 	// Tasks are as large as they were sent.
 	s.gets = batch.New(batch.Options{MaxSize: 16, MaxFlushes: flushes, MaxWaiting: maxWaiting}, s.get)
 	s.probes = batch.New(batch.Options{MaxSize: 1000, MaxFlushes: 1}, s.probe)
+	s.searches = batch.New(batch.Options{MaxSize: 1, MaxFlushes: 1, MaxWaiting: maxSearching}, s.runSearch)
 	return s, nil
 }
 
@@ -95,6 +102,7 @@ func (s *Store) Close() {
 	s.finishes.Close()
 	s.gets.Close()
 	s.probes.Close()
+	s.searches.Close()
 	s.pool.Close()
 }
 

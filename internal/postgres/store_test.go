@@ -91,7 +91,7 @@ func insert(t *testing.T, s *postgres.Store, tasks ...*task.Task) {
 func register(t *testing.T, s *postgres.Store) task.ID {
 	t.Helper()
 	worker := newID()
-	if err := s.Register(t.Context(), worker, t.Name()); err != nil {
+	if err := s.Register(t.Context(), worker, t.Name(), 200); err != nil {
 		t.Fatalf("Register: %v", err)
 	}
 	return worker
@@ -713,7 +713,7 @@ func TestRegisterMayBeRepeated(t *testing.T) {
 	s, pool := newStore(t)
 	worker := register(t, s)
 	silence(t, pool, worker)
-	if err := s.Register(t.Context(), worker, "again"); err != nil {
+	if err := s.Register(t.Context(), worker, "again", 200); err != nil {
 		t.Errorf("Register again: %v", err)
 	}
 	if fresh := query[bool](t, pool, "SELECT heartbeat_at > now() - interval '30 seconds' FROM workers"); !fresh {
@@ -805,7 +805,7 @@ func TestConcurrentFinishReapAndClaim(t *testing.T) {
 					}
 				}
 				finishes.Wait()
-				if err := s.Register(t.Context(), worker, "again"); err != nil {
+				if err := s.Register(t.Context(), worker, "again", 200); err != nil {
 					t.Errorf("Register: %v", err)
 				}
 			}

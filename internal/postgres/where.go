@@ -50,12 +50,12 @@ func matchLive(c *conditions, f *task.Filter) bool {
 	if f.Order() == task.ByFinishedAt || len(f.Reasons) > 0 {
 		return false
 	}
-	if f.States != nil {
+	if len(f.States) > 0 {
 		live := slices.DeleteFunc(slices.Clone(f.States), task.State.Ended)
 		if len(live) == 0 {
 			return false
 		}
-		c.add("state = ANY (%s)", live)
+		matchAny(c, "state", live)
 	}
 	matchBoth(c, f)
 	return true
@@ -63,15 +63,20 @@ func matchLive(c *conditions, f *task.Filter) bool {
 
 // matchEnded is matchLive for rows of task_history.
 func matchEnded(c *conditions, f *task.Filter) bool {
-	if f.States != nil {
-		ended := slices.DeleteFunc(slices.Clone(f.States), func(s task.State) bool { return !s.Ended() })
+	states := f.States
+	if len(f.Reasons) > 0 {
+		if len(states) > 0 && !slices.Contains(states, task.Failed) {
+			return false
+		}
+		states = []task.State{task.Failed}
+		matchAny(c, "reason", f.Reasons)
+	}
+	if len(states) > 0 {
+		ended := slices.DeleteFunc(slices.Clone(states), func(s task.State) bool { return !s.Ended() })
 		if len(ended) == 0 {
 			return false
 		}
-		c.add("state = ANY (%s)", ended)
-	}
-	if len(f.Reasons) > 0 {
-		c.add("state = 'failed' AND reason = ANY (%s)", f.Reasons)
+		matchAny(c, "state", ended)
 	}
 	matchRange(c, "finished_at", f.FinishedAfter, f.FinishedBefore)
 	if !f.CreatedAfter.IsZero() {
@@ -86,11 +91,11 @@ func matchBoth(c *conditions, f *task.Filter) {
 		c.add("labels @> %s::text::jsonb AND labels <> '{}'", encodeMap(f.Labels))
 	}
 	if f.Host != "" {
-		// Behind the host comes nothing, or one of / : ? (2F, 3A, 3F): two ranges up
-		// to 40, in which hosts may lie that only begin alike.
+		// Behind the host comes nothing, or one of / : ? (2F, 3A, 3F): a range up to
+		// 40, in which other hosts lie that only begin alike.
+		const arm = "url ~>=~ %s AND url ~<~ %s AND substr(url, %s, 1) IN ('', '/', ':', '?')"
 		http, https := "http://"+f.Host, "https://"+f.Host
-		c.add(`(url ~>=~ %s AND url ~<~ %s OR url ~>=~ %s AND url ~<~ %s)
-    AND substring(url FROM '^[^/]*//(\[[^]]*\]|[^/:?]*)') = %s`, http, http+"@", https, https+"@", f.Host)
+		c.add("("+arm+" OR "+arm+")", http, http+"@", len(http)+1, https, https+"@", len(https)+1)
 	}
 	if f.URLPrefix != "" {
 		c.add("url ~>=~ %s", f.URLPrefix)
@@ -112,6 +117,20 @@ func matchBoth(c *conditions, f *task.Filter) {
 	if f.CreatedBy != "" {
 		c.add("created_by = %s", f.CreatedBy)
 	}
+}
+
+// matchAny asks for any of some words. One alone is compared with, so that an
+// index that it leads to gives rows in its order.
+func matchAny[T ~string](c *conditions, column string, words []T) {
+	if len(words) == 1 {
+		c.add(column+" = %s", string(words[0]))
+		return
+	}
+	texts := make([]string, len(words))
+	for i, word := range words {
+		texts[i] = string(word)
+	}
+	c.add(column+" = ANY (%s)", texts)
 }
 
 func matchRange(c *conditions, column string, after, before time.Time) {

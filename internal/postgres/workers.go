@@ -12,14 +12,15 @@ import (
 )
 
 const registerSQL = `-- name: register worker
-INSERT INTO workers (id, name) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET heartbeat_at = now()`
+INSERT INTO workers (id, name, concurrency) VALUES ($1, $2, $3) ON CONFLICT (id) DO UPDATE SET heartbeat_at = now()`
 
-// Register makes a worker known, with a fresh heartbeat. name is for people
-// who look into the table. It may be repeated when an answer was lost.
-func (s *Store) Register(ctx context.Context, worker task.ID, name string) error {
+// Register makes a worker known, with a fresh heartbeat. name is for people, and
+// so is concurrency: how many tasks it carries out at a time, 0 if it takes none
+// by itself. It may be repeated when an answer was lost.
+func (s *Store) Register(ctx context.Context, worker task.ID, name string, concurrency int) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if _, err := s.pool.Exec(ctx, registerSQL, [16]byte(worker), name); err != nil {
+	if _, err := s.pool.Exec(ctx, registerSQL, [16]byte(worker), name, concurrency); err != nil {
 		return fmt.Errorf("register worker %s: %w", worker, classify(err))
 	}
 	return nil

@@ -14,4 +14,7 @@ var (
 	// ErrOverloaded: too much is under way at the moment. Nothing was begun, so
 	// the same may be tried again a little later.
 	ErrOverloaded = errors.New("overloaded")
+	// ErrTooBroad: too much would have to be looked through for too little that
+	// matches. A filter that asks for less may get an answer.
+	ErrTooBroad = errors.New("the search took too long")
 )

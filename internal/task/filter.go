@@ -205,3 +205,10 @@ func (f *Filter) checksum(position []byte) uint32 {
 	}
 	return crc32.Update(crc32.ChecksumIEEE(b), crc32.IEEETable, position)
 }
+
+// Count is how many tasks there are of a kind.
+type Count struct {
+	Tasks int64
+	// Exact: they were counted. Otherwise it is an estimate.
+	Exact bool
+}
