@@ -46,7 +46,7 @@ SELECT
 func (s *Store) Counts(ctx context.Context) (counts map[task.State]task.Count, overdue time.Duration, err error) {
 	var counted, estimated [5]int64
 	err = s.search(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		return tx.QueryRow(ctx, countsSQL, maxCounted).Scan(
+		return tx.QueryRow(ctx, countsSQL, searchMode, maxCounted).Scan(
 			&counted[0], &counted[1], &counted[2], &counted[3], &counted[4],
 			&estimated[0], &estimated[1], &estimated[2], &estimated[3], &estimated[4])
 	})

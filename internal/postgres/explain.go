@@ -33,7 +33,7 @@ FROM t LEFT JOIN workers w ON w.id = t.worker_id`
 func (s *Store) Explain(ctx context.Context, id task.ID, lease time.Duration) (t *task.Task, f task.Facts, err error) {
 	f.Lease = lease
 	err = s.search(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, explainSQL, [16]byte(id), seconds(lease), task.MaxAhead)
+		rows, err := tx.Query(ctx, explainSQL, searchMode, [16]byte(id), seconds(lease), task.MaxAhead)
 		if err != nil {
 			return err
 		}

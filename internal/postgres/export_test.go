@@ -16,5 +16,8 @@ var SessionSettings = sessionSettings
 // yields something, and then only.
 func (s *Store) LookBack(again <-chan time.Time) { s.lowWater.back = again }
 
-// FindSQL is the statement of Find.
-var FindSQL = findSQL
+// FindSQL makes the statement of Find, and BeginSearch what comes before it.
+var (
+	FindSQL     = findSQL
+	BeginSearch = beginSearch
+)

@@ -34,7 +34,7 @@ func (s *Store) Find(ctx context.Context, f *task.Filter, behind task.Position, 
 		return nil, nil // a failed task that is running, say
 	}
 	err = s.search(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, sql, args...)
+		rows, err := tx.Query(ctx, sql, append([]any{searchMode}, args...)...)
 		if err != nil {
 			return err
 		}
@@ -62,8 +62,7 @@ func findSQL(f *task.Filter, behind task.Position, limit int) (sql string, args 
 	first := c.arg(limit)
 	var branches []string
 	branch := func(columns, table string, f task.Filter, match func(*conditions, *task.Filter) bool) {
-		c.terms = nil
-		if !match(c, &f) {
+		if c.terms = nil; !match(c, &f) {
 			return
 		}
 		switch {
@@ -76,17 +75,14 @@ func findSQL(f *task.Filter, behind task.Position, limit int) (sql string, args 
 		branches = append(branches, "(SELECT "+columns+" FROM "+table+" WHERE "+c.sql()+
 			"\n    ORDER BY "+key+"id DESC LIMIT "+first+")")
 	}
-	for _, state := range liveStates(f) {
-		one := *f
+	one, states := *f, f.States
+	if len(states) == 0 {
+		branch(endedColumns, "task_history", one, matchEnded)
+		states = []task.State{task.Pending, task.Running} // what is running has an index of its own: it is little
+	}
+	for _, state := range states {
 		one.States = []task.State{state}
 		branch(liveColumns, "tasks", one, matchLive)
-	}
-	if len(f.States) == 0 {
-		branch(endedColumns, "task_history", *f, matchEnded)
-	}
-	for _, state := range f.States {
-		one := *f
-		one.States = []task.State{state}
 		branch(endedColumns, "task_history", one, matchEnded)
 	}
 	if branches == nil {
@@ -96,19 +92,14 @@ func findSQL(f *task.Filter, behind task.Position, limit int) (sql string, args 
 		"\n) found ORDER BY " + key + "id DESC LIMIT " + first, c.args
 }
 
-// liveStates are those that f asks for: running tasks have an index of their
-// own, and so they are few.
-func liveStates(f *task.Filter) []task.State {
-	if len(f.States) == 0 {
-		return []task.State{task.Pending, task.Running}
-	}
-	return f.States // the others match nothing in tasks
-}
-
 // beginSearch makes the planner look at the values that are searched for, and
 // lets it read a whole table where no index leads to them.
 var beginSearch = fmt.Sprintf(`BEGIN READ ONLY; SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = on;
 SET LOCAL jit = off; SET LOCAL statement_timeout = %d`, searchTimeout.Milliseconds())
+
+// searchMode leaves nothing prepared behind: there are many kinds of searches,
+// and each is planned anew.
+const searchMode = pgx.QueryExecModeCacheDescribe
 
 // search runs f when its turn comes, in a transaction for searching.
 func (s *Store) search(ctx context.Context, f func(context.Context, pgx.Tx) error) error {

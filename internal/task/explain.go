@@ -105,7 +105,7 @@ func whyFailed(t *Task) string {
 	last := lastAttempt(t)
 	switch t.Reason {
 	case Expired:
-		return "expires_at had passed, or would have before the next attempt, " + after(t)
+		return fmt.Sprintf("%s, expires_at had passed, or would have before the next attempt%s", after(t), because(last))
 	case AttemptsExhausted:
 		return fmt.Sprintf("all %s came to nothing%s", count(t.Retry.MaxAttempts, "attempt"), because(last))
 	case RetryDurationExhausted:
