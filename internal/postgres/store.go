@@ -68,7 +68,7 @@ type Options struct {
 	// URL is a connection string as libpq knows them, with pgx's additions.
 	URL string
 	// MaxConns is the most connections that are open at a time, 4 at least. Below
-	// 9 claims and heartbeats may have to wait for writes and reads to end.
+	// 10 claims and heartbeats may have to wait for writes and reads to end.
 	MaxConns int
 }
 
