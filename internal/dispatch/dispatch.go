@@ -22,7 +22,9 @@ import (
 // store is where tasks are kept. Its errors are logged and survived.
 type store interface {
 	Register(ctx context.Context, worker task.ID, name string, concurrency int) error
-	Heartbeat(ctx context.Context, worker task.ID) (known bool, err error)
+	// Heartbeat also returns which of the worker's tasks are to be cancelled, with
+	// the numbers of their claims.
+	Heartbeat(ctx context.Context, worker task.ID) (known bool, cancelled map[task.ID]int64, err error)
 	Unregister(ctx context.Context, worker task.ID) error
 	Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (count int, err error)
 	KeepHistory(ctx context.Context, retention time.Duration) error
@@ -78,6 +80,7 @@ const (
 var (
 	errShutdown  = errors.New("the instance is shutting down")
 	errLeaseLost = errors.New("the instance was silent for too long and lost its lease")
+	errCancelled = errors.New("the task is being cancelled")
 	// ErrStopping says that no task is taken any more.
 	ErrStopping = fmt.Errorf("%w: %w", task.ErrUnavailable, errShutdown)
 
@@ -102,14 +105,16 @@ type Dispatcher struct {
 	root    *session      // what sessions begin in
 	watches *watches
 
-	mu        sync.Mutex
-	session   *session                 // nil until registered
-	running   map[*task.Claim]struct{} // by claim: a task may be claimed again before its last attempt has quite ended
-	slots     int                      // taken by calls, claims and submissions under way
-	calls     int                      // under way in slots
-	unsettled int                      // begun and not written down yet
-	direct    int                      // RunNow and RunOnce under way
-	attempts  sync.WaitGroup           // guarded by mu where it grows from zero
+	mu      sync.Mutex
+	session *session // nil until registered
+	// running holds what cuts a call off, by claim: a task may be claimed again
+	// before its last attempt has quite ended.
+	running   map[*task.Claim]context.CancelCauseFunc
+	slots     int            // taken by calls, claims and submissions under way
+	calls     int            // under way in slots
+	unsettled int            // begun and not written down yet
+	direct    int            // RunNow and RunOnce under way
+	attempts  sync.WaitGroup // guarded by mu where it grows from zero
 
 	jobs    chan job // to goroutines that are idle
 	workers sync.WaitGroup
@@ -135,7 +140,7 @@ func New(o Options, s store, d deliverer) *Dispatcher {
 		jobs:      make(chan job),
 		begun:     make(chan struct{}),
 		watches:   newWatches(),
-		running:   make(map[*task.Claim]struct{}),
+		running:   make(map[*task.Claim]context.CancelCauseFunc),
 	}
 }
 
@@ -161,6 +166,22 @@ func (d *Dispatcher) Health() (status string, running int) {
 // notify says that a task was stored that is due in wait. It never blocks.
 func (d *Dispatcher) notify(wait time.Duration) {
 	d.due.set(time.Now().Add(wait))
+}
+
+// Wake says that a stored task may be due earlier than is known here. It never
+// blocks.
+func (d *Dispatcher) Wake() { d.notify(0) }
+
+// CutOff ends the calls of running tasks that are to be cancelled, as far as
+// they are made here: claims are their numbers by task. It never blocks.
+func (d *Dispatcher) CutOff(claims map[task.ID]int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for c, cutOff := range d.running {
+		if number, ok := claims[c.Task.ID]; ok && number == c.Number {
+			cutOff(errCancelled)
+		}
+	}
 }
 
 // Run works until ctx ends, then stops in order: it claims nothing more, lets

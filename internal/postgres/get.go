@@ -48,11 +48,7 @@ func (s *Store) Get(ctx context.Context, id task.ID) (*task.Task, error) {
 func (s *Store) get(ctx context.Context, ids []task.ID) ([]*task.Task, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	wanted := make([][16]byte, len(ids))
-	for i, id := range ids {
-		wanted[i] = id
-	}
-	rows, err := s.pool.Query(ctx, getSQL, wanted)
+	rows, err := s.pool.Query(ctx, getSQL, uuids(ids))
 	if err != nil {
 		return nil, err
 	}

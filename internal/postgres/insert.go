@@ -60,7 +60,7 @@ func (s *Store) insertOne(ctx context.Context, t newTask) (inserted, error) {
 	if err != nil {
 		return inserted{}, fmt.Errorf("insert task %s: %w", t.ID, classify(err))
 	}
-	t.RunAt, t.CreatedAt = in.runAt, in.createdAt
+	t.RunAt, t.CreatedAt, t.LastClaim = in.runAt, in.createdAt, in.claim
 	return in, nil
 }
 

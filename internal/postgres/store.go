@@ -56,6 +56,7 @@ type Store struct {
 	gets     *batch.Batcher[task.ID, *task.Task]
 	probes   *batch.Batcher[struct{}, time.Duration]
 	searches *batch.Batcher[func(context.Context, pgx.Tx) error, struct{}]
+	steering chan struct{} // full while one of the statements in steer.go runs
 	lowWater *lowWater
 	clock    clock
 	// noRoom is when the database last refused tasks for want of room; nil when
@@ -82,7 +83,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{pool: pool, lowWater: newLowWater()}
+	s := &Store{pool: pool, steering: make(chan struct{}, 1), lowWater: newLowWater()}
 	if _, err := s.Now(ctx); err != nil { // for ids
 		pool.Close()
 		return nil, err
@@ -183,7 +184,9 @@ func open(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
 }
 
 // specColumns are what a caller asked for, in tasks as in task_history.
-const specColumns = `expires_at, timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
+const specColumns = `expires_at, ` + specColumnsButExpiry
+
+const specColumnsButExpiry = `timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
     max_attempts, max_doublings, retry_client_errors, method, url, content_type, headers, labels, body,
     callbacks, oidc_audience, created_by, idempotency_key`
 

@@ -8,6 +8,15 @@ var (
 	ErrNotFound = errors.New("task not found")
 	// ErrNotPending: the task is running or has ended.
 	ErrNotPending = errors.New("task is not pending")
+	// ErrEnded: the task has ended.
+	ErrEnded = errors.New("task has ended")
+	// ErrCancelRequested: somebody asked before that the running task be cancelled.
+	ErrCancelRequested = errors.New("task is being cancelled")
+	// ErrNotRedrivable: the task has neither failed nor been cancelled.
+	ErrNotRedrivable = errors.New("task has neither failed nor been cancelled")
+	// ErrChanged: somebody else changed the task at the same moment. Nothing was
+	// written.
+	ErrChanged = errors.New("task was changed meanwhile")
 	// ErrUnavailable: the store could not be asked, or did not answer. What was
 	// to be written may or may not have been.
 	ErrUnavailable = errors.New("task store unavailable")

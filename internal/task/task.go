@@ -16,11 +16,14 @@ import "time"
 // State says where a task is on its way.
 //
 //	pending → running → succeeded | failed | cancelled
-//	   ↑         │
-//	   └─────────┘ retry, interrupted, lost
+//	   ↑         │                      │
+//	   ├─────────┘ retry, interrupted, lost
+//	   └────────────────────────────────┘ redriven
+//
+// A pending task can become cancelled too.
 type State string
 
-// The states. A task in an ended state never changes again.
+// The states. A task in an ended state changes only where somebody redrives it.
 const (
 	// Pending waits for its run_at, the first time or for a retry.
 	Pending State = "pending"
@@ -37,7 +40,7 @@ const (
 // states are all of them, in the order of a task's life.
 var states = []State{Pending, Running, Succeeded, Failed, Cancelled}
 
-// Ended reports whether no transition leads out of s.
+// Ended reports whether nothing happens to a task in s by itself.
 func (s State) Ended() bool {
 	return s == Succeeded || s == Failed || s == Cancelled
 }
@@ -50,7 +53,7 @@ func (s State) CanBecome(next State) bool {
 	case Running:
 		return next == Pending || next.Ended()
 	default:
-		return false
+		return next == Pending && (s == Failed || s == Cancelled)
 	}
 }
 
