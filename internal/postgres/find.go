@@ -29,7 +29,7 @@ const (
 //
 // One statement sees one snapshot: a task that ends meanwhile is found once.
 func (s *Store) Find(ctx context.Context, f *task.Filter, behind task.Position, limit int) (tasks []*task.Task, err error) {
-	sql, args := findSQL(f, behind, limit)
+	sql, args := findSQL(wholeTasks, f, behind, limit)
 	if sql == "" {
 		return nil, nil // a failed task that is running, say
 	}
@@ -47,6 +47,37 @@ func (s *Store) Find(ctx context.Context, f *task.Filter, behind task.Position, 
 	return tasks, nil
 }
 
+// Match returns the ids of up to limit tasks that match f, the newest first as
+// with Find, and the errors of that.
+func (s *Store) Match(ctx context.Context, f *task.Filter, limit int) (ids []task.ID, err error) {
+	sql, args := findSQL(idsAlone, f, task.Position{}, limit)
+	if sql == "" {
+		return nil, nil
+	}
+	err = s.search(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, sql, args...)
+		if err != nil {
+			return err
+		}
+		ids, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (id task.ID, err error) {
+			return id, row.Scan((*[16]byte)(&id))
+		})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("match tasks: %w", err)
+	}
+	return ids, nil
+}
+
+// selection is what a search reads of either table, and what it returns of that.
+type selection struct{ live, ended, found string }
+
+var (
+	wholeTasks = selection{liveColumns, endedColumns, listColumns}
+	idsAlone   = selection{"id, run_at, NULL::timestamptz AS finished_at", "id, run_at, finished_at", "id"}
+)
+
 // listColumns are those of a task in a list, for scanTask: no body, which may be
 // large, and the last attempt.
 var listColumns = `id, claim, run_at, created_at, finished_at, cancel_requested_at, state, reason, attempt_count,
@@ -56,7 +87,7 @@ var listColumns = `id, claim, run_at, created_at, finished_at, cancel_requested_
 // findSQL puts a search together: from each table, and for each state that has
 // an index of its own, the first rows in the order of an index, and of those
 // the first. "" says that nothing can match.
-func findSQL(f *task.Filter, behind task.Position, limit int) (sql string, args []any) {
+func findSQL(columns selection, f *task.Filter, behind task.Position, limit int) (sql string, args []any) {
 	key := map[task.Order]string{task.ByID: "", task.ByRunAt: "run_at DESC, ", task.ByFinishedAt: "finished_at DESC, "}[f.Order()]
 	c := &conditions{}
 	first := c.arg(limit)
@@ -77,18 +108,18 @@ func findSQL(f *task.Filter, behind task.Position, limit int) (sql string, args 
 	}
 	one, states := *f, f.States
 	if len(states) == 0 {
-		branch(endedColumns, "task_history", one, matchEnded)
+		branch(columns.ended, "task_history", one, matchEnded)
 		states = []task.State{task.Pending, task.Running} // what is running has an index of its own: it is little
 	}
 	for _, state := range states {
 		one.States = []task.State{state}
-		branch(liveColumns, "tasks", one, matchLive)
-		branch(endedColumns, "task_history", one, matchEnded)
+		branch(columns.live, "tasks", one, matchLive)
+		branch(columns.ended, "task_history", one, matchEnded)
 	}
 	if branches == nil {
 		return "", nil
 	}
-	return "-- name: find tasks\nSELECT " + listColumns + " FROM (\n" + strings.Join(branches, "\nUNION ALL\n") +
+	return "-- name: find tasks\nSELECT " + columns.found + " FROM (\n" + strings.Join(branches, "\nUNION ALL\n") +
 		"\n) found ORDER BY " + key + "id DESC LIMIT " + first, c.args
 }
 

@@ -211,7 +211,7 @@ func (s *Store) queryTask(ctx context.Context, sql string, args ...any) (*task.T
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectExactlyOneRow(rows, scanTask)
+	return pgx.CollectExactlyOneRow(rows, scanTaskOnly)
 }
 
 // steerMany runs a statement that returns a row for each task that it changed.
