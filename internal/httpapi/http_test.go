@@ -235,7 +235,8 @@ func TestMethodNotAllowed(t *testing.T) {
 	s := newService(t)
 	for path, allow := range map[string]string{
 		"/enqueue": "POST", "/schedule": "POST", "/worker-endpoint": "POST",
-		"/tasks/" + storedID: "GET, HEAD", "/tasks/a%2Fb": "GET, HEAD",
+		"/tasks/" + storedID: "GET, HEAD, PATCH", "/tasks/a%2Fb": "GET, HEAD, PATCH",
+		"/tasks/" + storedID + "/cancel": "POST", "/tasks/" + storedID + "/run": "POST", "/tasks/" + storedID + "/redrive": "POST",
 		"/health": "GET, HEAD", "/health/live": "GET, HEAD", "/docs": "GET, HEAD", "/docs/": "GET, HEAD",
 		"/docs/index.html": "GET, HEAD", "/openapi.json": "GET, HEAD", "/openapi.yaml": "GET, HEAD",
 	} {

@@ -44,6 +44,13 @@ type fakeStore struct {
 	explain func(id task.ID, lease time.Duration) (*task.Task, task.Facts, error)
 	health  func(context.Context) (time.Duration, error)
 
+	// act answers for "Cancel", "RunNow" and "Redrive".
+	act         func(name string, id task.ID) (*task.Task, error)
+	change      func(t *task.Task) (*task.Task, error)
+	match       func(f *task.Filter, limit int) ([]task.ID, error)
+	cancelMany  func(ids []task.ID) (int, map[task.ID]int64, error)
+	redriveMany func(ids []task.ID, wait, apart time.Duration) (int, error)
+
 	mu    sync.Mutex
 	tasks []*task.Task
 	calls int
@@ -107,6 +114,49 @@ func (s *fakeStore) Explain(_ context.Context, id task.ID, lease time.Duration) 
 	return s.explain(id, lease)
 }
 
+func (s *fakeStore) Cancel(_ context.Context, id task.ID) (*task.Task, error) {
+	return s.doAct("Cancel", id)
+}
+
+func (s *fakeStore) RunNow(_ context.Context, id task.ID) (*task.Task, error) {
+	return s.doAct("RunNow", id)
+}
+
+func (s *fakeStore) Redrive(_ context.Context, id task.ID) (*task.Task, error) {
+	return s.doAct("Redrive", id)
+}
+
+func (s *fakeStore) doAct(name string, id task.ID) (*task.Task, error) {
+	s.called()
+	if s.act == nil {
+		return nil, task.ErrNotFound
+	}
+	return s.act(name, id)
+}
+
+func (s *fakeStore) Change(_ context.Context, t *task.Task) (*task.Task, error) {
+	s.called()
+	return s.change(t)
+}
+
+func (s *fakeStore) Match(_ context.Context, f *task.Filter, limit int) ([]task.ID, error) {
+	s.called()
+	if s.match == nil {
+		return nil, nil
+	}
+	return s.match(f, limit)
+}
+
+func (s *fakeStore) CancelMany(_ context.Context, ids []task.ID) (int, map[task.ID]int64, error) {
+	s.called()
+	return s.cancelMany(ids)
+}
+
+func (s *fakeStore) RedriveMany(_ context.Context, ids []task.ID, wait, apart time.Duration) (int, error) {
+	s.called()
+	return s.redriveMany(ids, wait, apart)
+}
+
 func (s *fakeStore) Now(context.Context) (time.Time, error) { return storedAt, nil }
 
 func (s *fakeStore) Health(ctx context.Context) (time.Duration, error) {
@@ -140,6 +190,8 @@ type fakeDispatcher struct {
 	health  func() (string, int)
 
 	mu   sync.Mutex
+	cut  []map[task.ID]int64
+	woke int
 	ran  []task.ID
 	once []*task.Task
 }
@@ -173,6 +225,18 @@ func (d *fakeDispatcher) Watch(id task.ID) (<-chan struct{}, func(), error) {
 		return nil, func() {}, nil // it never ends
 	}
 	return d.watch(id)
+}
+
+func (d *fakeDispatcher) CutOff(claims map[task.ID]int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.cut = append(d.cut, claims)
+}
+
+func (d *fakeDispatcher) Wake() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.woke++
 }
 
 func (d *fakeDispatcher) Health() (string, int) {

@@ -62,8 +62,10 @@ type Task struct {
 	AttemptCount   int               `json:"attempt_count" example:"0" doc:"Ended attempts that count towards max_attempts: all but the interrupted ones."`
 	FinishedAt     Timestamp         `json:"finished_at" nullable:"true" example:"2026-12-25T00:00:01.000000Z" doc:"When it ended. Null until then."`
 	Reason         *task.Reason      `json:"reason" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" example:"attempts_exhausted" doc:"Why it failed. Null unless it did. client_error is a 4xx that is not retried, or a redirect."`
-	CreatedBy      *string           `json:"created_by" example:"plays@melodia.app" doc:"Who handed it in. Null where callers are not known."`
-	Attempts       []Attempt         `json:"attempts" nullable:"false" doc:"What was tried, oldest first."`
+	// Not for tasks that have ended: then it has been heard, or came too late.
+	CancelRequestedAt Timestamp `json:"cancel_requested_at" nullable:"true" example:"2026-12-25T00:00:00.500000Z" doc:"Since when it is being cancelled while its call is still under way. Null otherwise."`
+	CreatedBy         *string   `json:"created_by" example:"plays@melodia.app" doc:"Who handed it in. Null where callers are not known."`
+	Attempts          []Attempt `json:"attempts" nullable:"false" doc:"What was tried, oldest first."`
 }
 
 // Retry is a retry policy in force.
@@ -90,6 +92,7 @@ type Attempt struct {
 
 type acceptedOutput struct {
 	Location string `header:"Location" doc:"Where the task can be looked at: /tasks/{id}." example:"/tasks/01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b"`
+	ETag     string `header:"ETag" doc:"The version of the task, for If-Match." example:"\"0-pending-0\""`
 	Body     *Task
 }
 
@@ -146,8 +149,14 @@ func (a *API) submit(ctx context.Context, t *task.Task, err error) (*acceptedOut
 		return nil, a.fail(ctx, err)
 	}
 	view := taskView(t)
-	return &acceptedOutput{Location: "/tasks/" + view.ID, Body: view}, nil
+	return &acceptedOutput{Location: "/tasks/" + view.ID, ETag: etag(t), Body: view}, nil
 }
+
+// The content types of what a request gives as payload and as body.
+const (
+	jsonContent = "application/json"
+	textContent = "text/plain; charset=utf-8"
+)
 
 // newTask checks a request by the domain's rules and the target policy.
 func (a *API) newTask(r request) (*task.Task, error) {
@@ -182,9 +191,9 @@ func (r *TaskRequest) spec(defaults task.Spec) (s task.Spec, errs task.Errors) {
 	case hasPayload && r.Body != nil:
 		errs = append(errs, task.FieldError{Path: []string{"body"}, Message: "must not be there together with payload", Kind: "conflict"})
 	case hasPayload:
-		s.Body, s.ContentType = r.Payload, "application/json"
+		s.Body, s.ContentType = r.Payload, jsonContent
 	case r.Body != nil:
-		s.Body, s.ContentType = []byte(*r.Body), "text/plain; charset=utf-8"
+		s.Body, s.ContentType = []byte(*r.Body), textContent
 	}
 	setDuration(&s.Timeout, r.TimeoutSeconds)
 	if r.ExpiresAt != nil {
@@ -265,8 +274,11 @@ type getTaskInput struct {
 }
 
 type taskOutput struct {
+	ETag string `header:"ETag" doc:"The version of the task, for If-Match." example:"\"0-pending-0\""`
 	Body *Task
 }
+
+func newTaskOutput(t *task.Task) *taskOutput { return &taskOutput{ETag: etag(t), Body: taskView(t)} }
 
 func (a *API) getTaskOperation() huma.Operation {
 	return huma.Operation{
@@ -301,7 +313,7 @@ func (a *API) getTask(ctx context.Context, in *getTaskInput) (*taskOutput, error
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
-	return &taskOutput{Body: taskView(t)}, nil
+	return newTaskOutput(t), nil
 }
 
 // await returns when done is closed, after so many seconds, or when ctx ends.
@@ -320,22 +332,23 @@ func await(ctx context.Context, done <-chan struct{}, seconds *float64) {
 // taskView is a task as callers see it.
 func taskView(t *task.Task) *Task {
 	v := &Task{
-		ID:             t.ID.String(),
-		State:          t.State,
-		URL:            t.URL,
-		Method:         t.Method,
-		Headers:        redact(t.Headers),
-		Labels:         t.Labels,
-		RunAt:          Timestamp(t.RunAt),
-		CreatedAt:      Timestamp(t.CreatedAt),
-		ExpiresAt:      Timestamp(t.ExpiresAt),
-		TimeoutSeconds: t.Timeout.Seconds(),
-		Retry:          retryView(t.Retry),
-		AttemptCount:   t.AttemptCount,
-		FinishedAt:     Timestamp(t.FinishedAt),
-		Reason:         present(t.Reason),
-		CreatedBy:      present(t.CreatedBy),
-		Attempts:       make([]Attempt, len(t.Attempts)),
+		ID:                t.ID.String(),
+		State:             t.State,
+		URL:               t.URL,
+		Method:            t.Method,
+		Headers:           redact(t.Headers),
+		Labels:            t.Labels,
+		RunAt:             Timestamp(t.RunAt),
+		CreatedAt:         Timestamp(t.CreatedAt),
+		ExpiresAt:         Timestamp(t.ExpiresAt),
+		TimeoutSeconds:    t.Timeout.Seconds(),
+		Retry:             retryView(t.Retry),
+		AttemptCount:      t.AttemptCount,
+		FinishedAt:        Timestamp(t.FinishedAt),
+		Reason:            present(t.Reason),
+		CreatedBy:         present(t.CreatedBy),
+		CancelRequestedAt: Timestamp(t.CancelRequestedAt),
+		Attempts:          make([]Attempt, len(t.Attempts)),
 	}
 	for i, at := range t.Attempts {
 		v.Attempts[i] = Attempt{
@@ -372,12 +385,15 @@ func present[T comparable](v T) *T {
 	return &v
 }
 
+// redacted stands for the value of a secret header.
+const redacted = "[redacted]"
+
 // redact hides the values of secret headers.
 func redact(headers map[string]string) map[string]string {
 	shown := make(map[string]string, len(headers))
 	for name, value := range headers {
 		if task.IsSecretHeader(name) {
-			value = "[redacted]"
+			value = redacted
 		}
 		shown[name] = value
 	}

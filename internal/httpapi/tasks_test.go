@@ -66,7 +66,7 @@ func TestEnqueueDefaults(t *testing.T) {
 		`"headers":{},"labels":{},"run_at":"2026-11-24T12:00:00.123456Z","created_at":"2026-11-24T12:00:00.123456Z",` +
 		`"expires_at":null,"timeout_seconds":30,"retry":{"max_attempts":10,"max_retry_duration_seconds":0,` +
 		`"min_backoff_seconds":1,"max_backoff_seconds":3600,"max_doublings":16,"retry_client_errors":false},` +
-		`"attempt_count":0,"finished_at":null,"reason":null,"created_by":null,"attempts":[]}`
+		`"attempt_count":0,"finished_at":null,"reason":null,"cancel_requested_at":null,"created_by":null,"attempts":[]}`
 	if strings.TrimSpace(a.text) != wantText {
 		t.Errorf("got  %s\nwant %s", a.text, wantText)
 	}
@@ -637,7 +637,8 @@ func TestGetTask(t *testing.T) {
 		"id": "01020300-0000-0000-0000-000000000000", "url": target, "method": "PUT",
 		"headers": map[string]any{"X-Access-Token": "[redacted]", "X-Plain": "p"}, "labels": map[string]any{},
 		"run_at": "2026-12-25T00:00:00.000000Z", "created_at": "2026-12-25T00:00:00.123456Z", "timeout_seconds": 1.5,
-		"created_by": "plays@melodia.app",
+		"created_by":          "plays@melodia.app",
+		"cancel_requested_at": nil,
 		"retry": map[string]any{
 			"max_attempts": 2.0, "max_retry_duration_seconds": 60.0, "min_backoff_seconds": 1.0,
 			"max_backoff_seconds": 2.0, "max_doublings": 1.0, "retry_client_errors": false,

@@ -29,7 +29,7 @@ const (
 //
 // One statement sees one snapshot: a task that ends meanwhile is found once.
 func (s *Store) Find(ctx context.Context, f *task.Filter, behind task.Position, limit int) (tasks []*task.Task, err error) {
-	sql, args := findSQL(wholeTasks, f, behind, limit)
+	sql, args := findSQL(f, behind, limit)
 	if sql == "" {
 		return nil, nil // a failed task that is running, say
 	}
@@ -50,7 +50,7 @@ func (s *Store) Find(ctx context.Context, f *task.Filter, behind task.Position, 
 // Match returns the ids of up to limit tasks that match f, the newest first as
 // with Find, and the errors of that.
 func (s *Store) Match(ctx context.Context, f *task.Filter, limit int) (ids []task.ID, err error) {
-	sql, args := findSQL(idsAlone, f, task.Position{}, limit)
+	sql, args := searchSQL(idsAlone, f, task.Position{}, limit)
 	if sql == "" {
 		return nil, nil
 	}
@@ -84,10 +84,15 @@ var listColumns = `id, claim, run_at, created_at, finished_at, cancel_requested_
     CASE WHEN jsonb_array_length(attempts) > 1 THEN jsonb_build_array(attempts -> -1) ELSE attempts END, ` +
 	strings.Replace(specColumns, " body,", " NULL::bytea,", 1)
 
-// findSQL puts a search together: from each table, and for each state that has
+// findSQL is the statement of Find.
+func findSQL(f *task.Filter, behind task.Position, limit int) (sql string, args []any) {
+	return searchSQL(wholeTasks, f, behind, limit)
+}
+
+// searchSQL puts a search together: from each table, and for each state that has
 // an index of its own, the first rows in the order of an index, and of those
 // the first. "" says that nothing can match.
-func findSQL(columns selection, f *task.Filter, behind task.Position, limit int) (sql string, args []any) {
+func searchSQL(columns selection, f *task.Filter, behind task.Position, limit int) (sql string, args []any) {
 	key := map[task.Order]string{task.ByID: "", task.ByRunAt: "run_at DESC, ", task.ByFinishedAt: "finished_at DESC, "}[f.Order()]
 	c := &conditions{}
 	first := c.arg(limit)
