@@ -44,7 +44,7 @@ func TestSteeringWhileInstancesAreKilled(t *testing.T) {
 		j.load(t.Context(), tasks/2, 16, 0, instances.url, `"retry":{"max_attempts":5,"min_backoff_seconds":0.05,"max_backoff_seconds":0.2}`)
 		j.load(t.Context(), tasks/2, 16, 0, instances.url, `"delay_seconds":0.5,"retry":{"max_attempts":5,"min_backoff_seconds":0.05,"max_backoff_seconds":0.2}`)
 	})
-	for range 4 {
+	for range 16 {
 		steering.Go(func() {
 			for over.Err() == nil {
 				s.steer(over)
@@ -80,7 +80,7 @@ func (s *steerers) steer(ctx context.Context) {
 	s.journal.mu.Lock()
 	id := ""
 	if n := len(s.journal.submissions); n > 0 {
-		id = s.journal.submissions[max(0, n-1-rand.IntN(100))].id
+		id = s.journal.submissions[max(0, n-1-rand.IntN(200))].id
 	}
 	s.journal.mu.Unlock()
 	if id == "" {
@@ -91,11 +91,11 @@ func (s *steerers) steer(ctx context.Context) {
 		s.do(ctx, "cancel many", http.MethodPost, "/tasks/cancel", `{"filter":{"state":["pending"],"run_after":"2020-01-01T00:00:00Z","min_attempts":2},"dry_run":false}`)
 	case 1:
 		s.do(ctx, "redrive many", http.MethodPost, "/tasks/redrive", `{"filter":{"state":["cancelled"]},"dry_run":false,"spread_seconds":0.5}`)
-	case 2, 3, 4, 5, 6, 7, 8:
+	case 2, 3, 4, 5, 6:
 		s.do(ctx, "cancel", http.MethodPost, "/tasks/"+id+"/cancel", "")
-	case 9, 10, 11:
+	case 7, 8, 9:
 		s.do(ctx, "run", http.MethodPost, "/tasks/"+id+"/run", "")
-	case 12, 13, 14:
+	case 10, 11, 12:
 		s.do(ctx, "change", http.MethodPatch, "/tasks/"+id, `{"delay_seconds":0.2,"labels":{"changed":"yes"}}`)
 	default:
 		s.do(ctx, "redrive", http.MethodPost, "/tasks/"+id+"/redrive", "")

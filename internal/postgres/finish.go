@@ -67,9 +67,9 @@ WITH result AS MATERIALIZED (
 )
 SELECT id, claim FROM again UNION ALL SELECT id, claim FROM ended`
 
-// Its parameters are those of finishSQL. Of what somebody wants to be cancelled
-// this ends what is not to be tried again because of that; the state that was
-// decided for it may say so or not.
+// Its parameters are those of finishSQL. It ends what is not to be tried again
+// because somebody wants it to be cancelled: the decision says so, or was made
+// before that was known.
 const finishCancelledSQL = `-- name: finish cancelled tasks
 WITH result AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::float8[], $6::text[], $7::int[])
@@ -78,7 +78,8 @@ WITH result AS MATERIALIZED (
     ORDER BY id
 ), gone AS (
     DELETE FROM tasks t USING result r
-    WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending' AND t.cancel_requested_at IS NOT NULL
+    WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending'
+        AND (r.state = 'cancelled' OR t.cancel_requested_at IS NOT NULL)
     RETURNING t.id, t.claim, t.run_at, t.created_at, t.attempt_count + r.counted AS attempt_count,
         t.attempts || r.attempts::jsonb AS attempts, ` + specColumns + `
 ), ` + historyOfGone + `
