@@ -7,6 +7,10 @@ const (
 	ClaimDueSQL = claimDueSQL
 	FinishSQL   = finishSQL
 	NextDueSQL  = nextDueSQL
+
+	HeartbeatSQL       = heartbeatSQL
+	FinishCancelledSQL = finishCancelledSQL
+	CancelManySQL      = cancelManySQL
 )
 
 // SessionSettings are those of a direct connection.
