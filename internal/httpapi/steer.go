@@ -99,7 +99,7 @@ func (a *API) act(ctx context.Context, in *TaskPath, done string, do func(contex
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
-	a.Log.InfoContext(ctx, done, "task_id", t.ID.String(), "state", string(t.State))
+	a.Log.InfoContext(ctx, done, "task_id", t.ID.String(), "state", string(t.State)) //nolint:sloglint // one of a few constants
 	return t, nil
 }
 
