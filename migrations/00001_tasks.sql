@@ -101,6 +101,21 @@ CREATE TABLE task_history (
 
 CREATE TABLE task_history_default PARTITION OF task_history DEFAULT;
 
+-- For finding. These four every ended task pays for, the last one if it has
+-- labels; together they take some three microseconds of it.
+CREATE INDEX task_history_finished ON task_history (finished_at, id);
+CREATE INDEX task_history_run ON task_history (run_at, id);
+CREATE INDEX task_history_url ON task_history (url text_pattern_ops);
+-- What waits to be sorted in is read by each search, and by one task in the end.
+CREATE INDEX task_history_labels ON task_history USING gin (labels jsonb_path_ops)
+    WITH (gin_pending_list_limit = 256) WHERE labels <> '{}';
+-- These a task that succeeds at once does not touch. Of the first two the
+-- number of entries is known without counting.
+CREATE INDEX task_history_failed ON task_history (id) WHERE state = 'failed';
+CREATE INDEX task_history_cancelled ON task_history (id) WHERE state = 'cancelled';
+CREATE INDEX task_history_reason ON task_history (reason, id) WHERE state = 'failed';
+CREATE INDEX task_history_retried ON task_history (attempt_count, id) WHERE attempt_count > 1;
+
 -- +goose Down
 DROP TABLE task_history;
 DROP TABLE tasks;

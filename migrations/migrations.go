@@ -89,15 +89,17 @@ func tryLock(ctx context.Context, db *sql.DB) (unlock func(), err error) {
 		return nil, fmt.Errorf("connect for migrations: %w", err)
 	}
 	var locked bool
-	// The transaction idles while the migrations run on another connection.
-	_, err = tx.ExecContext(ctx, "SET LOCAL idle_in_transaction_session_timeout = 0")
+	err = tx.QueryRowContext(ctx, "SELECT pg_try_advisory_xact_lock($1)", lockKey).Scan(&locked)
 	if err == nil {
-		err = tx.QueryRowContext(ctx, "SELECT pg_try_advisory_xact_lock($1)", lockKey).Scan(&locked)
+		// The transaction idles while the migrations run on another connection. This
+		// comes last: a SELECT keeps its snapshot until the next statement, and an
+		// index that is made CONCURRENTLY would wait for the end of that.
+		_, err = tx.ExecContext(ctx, "SET LOCAL idle_in_transaction_session_timeout = 0")
 	}
 	if err != nil {
 		err = fmt.Errorf("take the migrations' lock: %w", err)
 	}
-	if !locked {
+	if err != nil || !locked {
 		_ = tx.Rollback()
 		return nil, err
 	}

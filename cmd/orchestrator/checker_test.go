@@ -216,11 +216,12 @@ func (j *journal) called() int {
 const auditSQL = `
 CREATE TABLE audit (
     seq bigserial PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    id uuid NOT NULL, was text, became text, old_claim bigint, claim bigint, run_at timestamptz, worker_id uuid, lost boolean);
+    id uuid NOT NULL, was text, became text, old_claim bigint, claim bigint, run_at timestamptz, worker_id uuid, lost boolean, told int);
 CREATE FUNCTION audit_task() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-    INSERT INTO audit (id, was, became, old_claim, claim, run_at, worker_id, lost) VALUES (
+    INSERT INTO audit (id, was, became, old_claim, claim, run_at, worker_id, lost, told) VALUES (
         COALESCE(NEW.id, OLD.id), OLD.state, NEW.state, OLD.claim, NEW.claim, COALESCE(NEW.run_at, OLD.run_at), COALESCE(NEW.worker_id, OLD.worker_id),
-        TG_OP = 'UPDATE' AND NEW.attempts->-1->>'outcome' = 'lost' AND NEW.attempts <> OLD.attempts);
+        TG_OP = 'UPDATE' AND NEW.attempts->-1->>'outcome' = 'lost' AND NEW.attempts <> OLD.attempts,
+        jsonb_array_length(NEW.attempts));
     RETURN NULL;
 END $$;
 CREATE TRIGGER audit_task AFTER INSERT OR UPDATE OR DELETE ON tasks FOR EACH ROW EXECUTE FUNCTION audit_task();
@@ -256,6 +257,8 @@ type figures struct {
 	lost, unexpected, duplicated, recovered int
 	// repeated tasks have an attempt that was lost or interrupted.
 	repeated int
+	// cancelled is how many tasks ended so, redriven how often one began anew.
+	cancelled, redriven int
 	// lostAttempts are those whose instance stopped answering.
 	lostAttempts int
 	// failed tasks are those that ended so.
@@ -287,6 +290,8 @@ type story struct {
 	CreatedAt     time.Time
 	FinishedAt    time.Time
 	Attempts      []attemptStory
+	// redriven is how many attempts there were each time that it was redriven.
+	redriven []int
 }
 
 type attemptStory struct {
@@ -337,10 +342,10 @@ func (j *journal) check(databaseURL string) figures {
 	f.stored = len(stories)
 	j.checkSubmissions(&f, byID, byMark)
 	j.checkArrivals(&f, byID)
+	j.checkTransitions(&f, conn, byID)
 	for _, s := range byID {
 		j.checkStory(&f, s)
 	}
-	j.checkTransitions(&f, conn, byID)
 	j.t.Log(f)
 	return f
 }
@@ -403,6 +408,14 @@ func (j *journal) checkStory(f *figures, s *story) {
 	complain := func(format string, args ...any) {
 		j.t.Errorf("%s: %s\n  %+v\n  target: %s", s.ID, fmt.Sprintf(format, args...), *s, describeArrivals(arrivals))
 	}
+	// Attempts count since it was last redriven; those before stay in its story.
+	since := 0
+	if n := len(s.redriven); n > 0 {
+		since = s.redriven[n-1]
+	}
+	if s.State == "cancelled" {
+		f.cancelled++
+	}
 	counted, repeated := 0, false
 	recorded, answered := map[int]int{}, map[int][]int{}
 	for i, a := range s.Attempts {
@@ -410,7 +423,7 @@ func (j *journal) checkStory(f *figures, s *story) {
 		if a.StatusCode != 0 {
 			answered[a.Number] = append(answered[a.Number], a.StatusCode)
 		}
-		if a.Outcome != "interrupted" {
+		if a.Outcome != "interrupted" && i >= since {
 			counted++
 		}
 		repeated = repeated || a.Outcome == "lost" || a.Outcome == "interrupted"
@@ -431,7 +444,7 @@ func (j *journal) checkStory(f *figures, s *story) {
 			complain("attempt %d succeeded, which the target does not know of", a.Number)
 		}
 		last := i == len(s.Attempts)-1
-		if !last && (a.Outcome == "succeeded" || a.Outcome == "permanent") {
+		if !last && (a.Outcome == "succeeded" || a.Outcome == "permanent" && !slices.Contains(s.redriven, i+1)) {
 			complain("attempt %d was final and others followed", a.Number)
 		}
 		if last && (a.Outcome == "succeeded") != (s.State == "succeeded") {
@@ -492,7 +505,7 @@ func describeArrivals(arrivals []*arrival) string {
 	return b.String()
 }
 
-const transitionsSQL = `SELECT a.id::text, a.was, a.became, a.old_claim, a.claim, a.run_at, a.at, CASE WHEN a.lost THEN w.last_seen END AS last_seen
+const transitionsSQL = `SELECT a.id::text, a.was, a.became, a.old_claim, a.claim, a.run_at, a.at, CASE WHEN a.lost THEN w.last_seen END AS last_seen, a.told
 FROM audit a LEFT JOIN audit_workers w ON w.id = a.worker_id ORDER BY a.seq`
 
 func (j *journal) checkTransitions(f *figures, conn *pgx.Conn, byID map[string]*story) {
@@ -511,11 +524,12 @@ func (j *journal) checkTransitions(f *figures, conn *pgx.Conn, byID map[string]*
 	var oldClaim, claim *int64
 	var runAt, at time.Time
 	var lastSeen *time.Time
+	var told *int
 	rows, err := conn.Query(j.t.Context(), transitionsSQL)
 	if err != nil {
 		j.t.Fatal(err)
 	}
-	_, err = pgx.ForEachRow(rows, []any{&id, &was, &became, &oldClaim, &claim, &runAt, &at, &lastSeen}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&id, &was, &became, &oldClaim, &claim, &runAt, &at, &lastSeen, &told}, func() error {
 		illegal := func() {
 			j.t.Errorf("task %s went from %s (claim %d) to %s (claim %d)", id, or(was, "nothing"), or(oldClaim, 0), or(became, "its end"), or(claim, 0))
 		}
@@ -524,10 +538,20 @@ func (j *journal) checkTransitions(f *figures, conn *pgx.Conn, byID map[string]*
 		}
 		o := tasks[id]
 		switch {
+		case was == nil && o != nil: // redriven
+			if o.state != "ended" && o.state != "cancelled" || *became != "pending" || *claim <= o.claim {
+				illegal()
+			}
+			if s := byID[id]; s != nil {
+				s.redriven = append(s.redriven, *told)
+			}
+			f.redriven++
+			o.state, o.claim = *became, *claim
+			return nil
 		case was == nil: // submitted
 			o = &open{state: or(became, ""), claim: or(claim, -1)}
 			claimed := o.state == "running" && o.claim == 1 // by the instance that it was submitted to
-			if tasks[id] != nil || !claimed && (o.state != "pending" || o.claim != 0) {
+			if !claimed && (o.state != "pending" || o.claim != 0) {
 				illegal()
 			}
 			tasks[id] = o
@@ -535,12 +559,24 @@ func (j *journal) checkTransitions(f *figures, conn *pgx.Conn, byID map[string]*
 		case o == nil || o.state != *was || o.claim != *oldClaim:
 			illegal()
 			return nil
+		case became == nil && *was == "pending": // cancelled
+			o.state, o.lostFrom = "cancelled", time.Time{}
+			return nil
 		case became == nil: // ended
 			if o.state != "running" || byID[id] == nil {
 				illegal()
 			}
 			o.state = "ended"
 			return nil
+		case *was == "pending" && *became == "pending": // changed by somebody
+			if *claim != o.claim+1 {
+				illegal()
+			}
+			o.lostFrom = time.Time{}
+		case *was == "running" && *became == "running": // to be cancelled
+			if *claim != o.claim {
+				illegal()
+			}
 		case *was == "pending" && *became == "running": // claimed
 			if *claim != o.claim+1 {
 				illegal()
@@ -566,8 +602,12 @@ func (j *journal) checkTransitions(f *figures, conn *pgx.Conn, byID map[string]*
 		j.t.Fatal(err)
 	}
 	for id, s := range byID {
-		if o := tasks[id]; o == nil || o.state != "ended" || o.claim != s.Claim {
+		o := tasks[id]
+		switch {
+		case o == nil || o.state != "ended" && o.state != "cancelled" || o.claim != s.Claim:
 			j.t.Errorf("task %s is in the history under claim %d, but its transitions end otherwise: %+v", id, s.Claim, o)
+		case o.state == "cancelled" && s.State != "cancelled":
+			j.t.Errorf("task %s went from pending to its end as %s", id, s.State)
 		}
 	}
 	slices.SortFunc(f.takeovers, cmp.Compare[time.Duration])

@@ -16,8 +16,6 @@ import (
 	"syscall"
 	_ "time/tzdata" // time zones of requests, where the machine has none
 
-	"github.com/google/uuid"
-
 	"github.com/melodia/orchestrator/internal/config"
 	"github.com/melodia/orchestrator/internal/httpapi"
 	"github.com/melodia/orchestrator/internal/postgres"
@@ -149,9 +147,4 @@ func newLogger(c *config.Config, w io.Writer) *slog.Logger {
 		return slog.New(slog.NewTextHandler(w, options))
 	}
 	return slog.New(slog.NewJSONHandler(w, options))
-}
-
-// newID makes UUIDs of version 7, which sort by the time they were made.
-func newID() task.ID {
-	return task.ID(uuid.Must(uuid.NewV7()))
 }

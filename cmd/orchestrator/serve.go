@@ -52,11 +52,11 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 		return err
 	}
 	deliverer := deliver.New(deliver.Options{Policy: policy, Version: version, Concurrency: c.DispatchConcurrency})
-	dispatcher := dispatch.New(dispatchOptions(c, log), store, deliverer)
+	dispatcher := dispatch.New(dispatchOptions(c, store, log), store, deliverer)
 	server := &http.Server{
 		Handler: httpapi.New(httpapi.Options{
 			Store: store, Dispatcher: dispatcher, Policy: policy,
-			Defaults: c.Defaults(), NewID: newID, Version: version, ExampleURL: exampleURL, Log: log,
+			Defaults: c.Defaults(), Lease: c.LeaseDuration, NewID: store.NewID, Version: version, ExampleURL: exampleURL, Log: log,
 		}),
 		ReadHeaderTimeout: 10 * time.Second,
 		// For answers that nobody reads. /worker-endpoint counts from its answer on.
@@ -112,7 +112,7 @@ func within(limit time.Duration, f func(context.Context)) {
 	cancel()
 }
 
-func dispatchOptions(c *config.Config, log *slog.Logger) dispatch.Options {
+func dispatchOptions(c *config.Config, store *postgres.Store, log *slog.Logger) dispatch.Options {
 	name, err := os.Hostname()
 	if err != nil {
 		name = "unknown host"
@@ -123,7 +123,7 @@ func dispatchOptions(c *config.Config, log *slog.Logger) dispatch.Options {
 		Lease:        c.LeaseDuration,
 		Grace:        c.ShutdownGrace,
 		Retention:    c.Retention,
-		NewID:        newID,
+		NewID:        store.NewID,
 		Log:          log,
 	}
 	if c.Dispatch {

@@ -15,23 +15,32 @@ import (
 type job struct {
 	session *session
 	claim   *task.Claim
+	call    context.Context //nolint:containedctx // the call's lifetime
+	cutOff  context.CancelCauseFunc
+}
+
+// newJob returns a job that can be cut off, and must be in the end.
+func newJob(s *session, c *task.Claim) job {
+	call, cutOff := context.WithCancelCause(s.calls)
+	return job{s, c, call, cutOff}
 }
 
 // begin has a claimed task carried out in a slot that was taken for it, and
 // that is free again when the call has ended: writing down what came of it
 // needs none.
 func (d *Dispatcher) begin(s *session, c *task.Claim) {
+	j := newJob(s, c)
 	d.mu.Lock()
-	d.enrol(c)
+	d.enrol(j)
 	d.mu.Unlock()
-	d.hand(job{s, c})
+	d.hand(j)
 }
 
 // enrol counts in a task that is to be carried out. d.mu is held.
-func (d *Dispatcher) enrol(c *task.Claim) {
+func (d *Dispatcher) enrol(j job) {
 	d.calls++
 	d.unsettled++
-	d.running[c] = struct{}{}
+	d.running[j.claim] = j.cutOff
 	d.attempts.Add(1)
 }
 
@@ -54,7 +63,7 @@ func (d *Dispatcher) carryOutAll(j job) {
 	defer idle.Stop()
 	for more := true; more; {
 		c := j.claim
-		outcome, decision := d.attempt(j.session, task.Call{Task: c.Task, Attempt: c.AttemptNumber()}, c)
+		outcome, decision := d.attempt(j, task.Call{Task: c.Task, Attempt: c.AttemptNumber()})
 		d.mu.Lock()
 		d.slots--
 		d.calls--
@@ -78,7 +87,9 @@ func (d *Dispatcher) carryOutAll(j job) {
 }
 
 // attempt makes one attempt under a claim and decides what follows from it.
-func (d *Dispatcher) attempt(s *session, call task.Call, c *task.Claim) (task.Outcome, task.Decision) {
+func (d *Dispatcher) attempt(j job, call task.Call) (task.Outcome, task.Decision) {
+	defer j.cutOff(nil)
+	c := j.claim
 	// The database's clock, carried on from the claim by a monotonic one.
 	claimed := time.Now()
 	now := func() time.Time { return c.At.Add(time.Since(claimed)) }
@@ -86,7 +97,13 @@ func (d *Dispatcher) attempt(s *session, call task.Call, c *task.Claim) (task.Ou
 		return task.Outcome{}, decision
 	}
 	call.At = now()
-	outcome := d.deliver(s.calls, call)
+	outcome := d.deliver(j.call, call)
+	if context.Cause(j.call) == errCancelled { //nolint:errorlint // it is this very error
+		outcome.Cancelled = true
+		if outcome.Kind == task.OutcomeInterrupted {
+			outcome.Error = "the task was cancelled before the call ended"
+		}
+	}
 	return outcome, c.Next(outcome, now(), rand.Float64()) //nolint:gosec // not a secret
 }
 
@@ -101,6 +118,8 @@ func (d *Dispatcher) settle(s *session, c *task.Claim, outcome task.Outcome, dec
 		d.report(s.calls, c, outcome, decision)
 		if decision.State == task.Pending {
 			d.notify(decision.Wait)
+		} else {
+			d.watches.end(c.Task.ID)
 		}
 	}
 }
@@ -155,6 +174,8 @@ func (d *Dispatcher) report(ctx context.Context, c *task.Claim, o task.Outcome, 
 	switch {
 	case decision.State == task.Failed:
 		level, message = slog.LevelWarn, "task failed"
+	case decision.State == task.Cancelled:
+		message = "task cancelled"
 	case o.Kind == task.OutcomeInterrupted:
 		message = "attempt interrupted"
 	case decision.State == task.Pending:

@@ -20,8 +20,10 @@ type plenty struct {
 	done     chan struct{}
 }
 
-func (p *plenty) Register(context.Context, task.ID, string) error  { return nil }
-func (p *plenty) Heartbeat(context.Context, task.ID) (bool, error) { return true, nil }
+func (p *plenty) Register(context.Context, task.ID, string, int) error { return nil }
+func (p *plenty) Heartbeat(context.Context, task.ID) (bool, map[task.ID]int64, error) {
+	return true, nil, nil
+}
 func (p *plenty) Unregister(context.Context, task.ID) error        { return nil }
 func (p *plenty) KeepHistory(context.Context, time.Duration) error { return nil }
 func (p *plenty) NextDue(context.Context) (time.Duration, bool, error) {

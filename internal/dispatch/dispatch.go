@@ -21,8 +21,10 @@ import (
 
 // store is where tasks are kept. Its errors are logged and survived.
 type store interface {
-	Register(ctx context.Context, worker task.ID, name string) error
-	Heartbeat(ctx context.Context, worker task.ID) (known bool, err error)
+	Register(ctx context.Context, worker task.ID, name string, concurrency int) error
+	// Heartbeat also returns which of the worker's tasks are to be cancelled, with
+	// the numbers of their claims.
+	Heartbeat(ctx context.Context, worker task.ID) (known bool, cancelled map[task.ID]int64, err error)
 	Unregister(ctx context.Context, worker task.ID) error
 	Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (count int, err error)
 	KeepHistory(ctx context.Context, retention time.Duration) error
@@ -33,6 +35,7 @@ type store interface {
 	Claim(ctx context.Context, worker task.ID, limit int) ([]*task.Claim, error)
 	ClaimOne(ctx context.Context, worker, id task.ID) (*task.Claim, error)
 	Finish(ctx context.Context, claim *task.Claim, d task.Decision) (matched bool, err error)
+	Unfinished(ctx context.Context, ids []task.ID) ([]task.ID, error)
 }
 
 // deliverer makes one call and says what came of it. It returns soon after ctx
@@ -76,6 +79,7 @@ const (
 
 var (
 	errLeaseLost = errors.New("the instance was silent for too long and lost its lease")
+	errCancelled = errors.New("the task is being cancelled")
 	// ErrStopping says that no task is taken any more.
 	ErrStopping = fmt.Errorf("%w: the instance is shutting down", task.ErrUnavailable)
 
@@ -98,15 +102,18 @@ type Dispatcher struct {
 	backlog atomic.Bool
 	begun   chan struct{} // closed when root is set
 	root    *session      // what sessions begin in
+	watches *watches
 
-	mu        sync.Mutex
-	session   *session                 // nil until registered
-	running   map[*task.Claim]struct{} // by claim: a task may be claimed again before its last attempt has quite ended
-	slots     int                      // taken by calls, claims and submissions under way
-	calls     int                      // under way in slots
-	unsettled int                      // begun and not written down yet
-	direct    int                      // RunNow and RunOnce under way
-	attempts  sync.WaitGroup           // guarded by mu where it grows from zero
+	mu      sync.Mutex
+	session *session // nil until registered
+	// running holds what cuts a call off, by claim: a task may be claimed again
+	// before its last attempt has quite ended.
+	running   map[*task.Claim]context.CancelCauseFunc
+	slots     int            // taken by calls, claims and submissions under way
+	calls     int            // under way in slots
+	unsettled int            // begun and not written down yet
+	direct    int            // RunNow and RunOnce under way
+	attempts  sync.WaitGroup // guarded by mu where it grows from zero
 
 	jobs    chan job // to goroutines that are idle
 	workers sync.WaitGroup
@@ -131,7 +138,8 @@ func New(o Options, s store, d deliverer) *Dispatcher {
 		freed:     make(chan struct{}, 1),
 		jobs:      make(chan job),
 		begun:     make(chan struct{}),
-		running:   make(map[*task.Claim]struct{}),
+		watches:   newWatches(),
+		running:   make(map[*task.Claim]context.CancelCauseFunc),
 	}
 }
 
@@ -159,6 +167,22 @@ func (d *Dispatcher) notify(wait time.Duration) {
 	d.due.set(time.Now().Add(wait))
 }
 
+// Wake says that a stored task may be due earlier than is known here. It never
+// blocks.
+func (d *Dispatcher) Wake() { d.notify(0) }
+
+// CutOff ends the calls of running tasks that are to be cancelled, as far as
+// they are made here: claims are their numbers by task. It never blocks.
+func (d *Dispatcher) CutOff(claims map[task.ID]int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for c, cutOff := range d.running {
+		if number, ok := claims[c.Task.ID]; ok && number == c.Number {
+			cutOff(errCancelled)
+		}
+	}
+}
+
 // Run works until ctx ends, then stops in order: it claims nothing more, lets
 // running calls go on for Grace, cuts off and gives back what is left, and
 // signs off. It returns when all its goroutines are gone, Grace plus about a
@@ -182,6 +206,7 @@ func (d *Dispatcher) Run(ctx context.Context) {
 		d.state.CompareAndSwap(starting, active)
 		keeping.Go(func() { d.keepAlive(keep, root) })
 		keeping.Go(func() { d.keepHouse(keep) })
+		keeping.Go(func() { d.followWatched(keep) })
 		claiming.Go(func() { d.claimDue(ctx) })
 	}
 
@@ -189,6 +214,7 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	d.mu.Lock() // no attempt begins between here and Wait
 	d.state.Store(stopping)
 	d.mu.Unlock()
+	d.watches.stop()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -26,7 +26,7 @@ func (d *Dispatcher) heartbeatInterval() time.Duration { return d.options.Lease 
 func (d *Dispatcher) register(ctx context.Context, root *session) bool {
 	worker := d.options.NewID()
 	for {
-		err := d.store.Register(ctx, worker, d.options.Name)
+		err := d.store.Register(ctx, worker, d.options.Name, d.options.Concurrency)
 		if err == nil {
 			break
 		}
@@ -81,7 +81,7 @@ func (d *Dispatcher) heartbeat(ctx context.Context, root *session) bool {
 	s := d.currentSession()
 	// One that hangs must not cost the lease: the next gets its turn.
 	beat, cancel := context.WithTimeout(ctx, d.heartbeatInterval())
-	known, err := d.store.Heartbeat(beat, s.worker)
+	known, cancelled, err := d.store.Heartbeat(beat, s.worker)
 	cancel()
 	switch {
 	case ctx.Err() != nil:
@@ -94,6 +94,8 @@ func (d *Dispatcher) heartbeat(ctx context.Context, root *session) bool {
 		s.lose(errLeaseLost)
 		d.register(ctx, root)
 		return false
+	case len(cancelled) > 0:
+		d.CutOff(cancelled)
 	}
 	return true
 }

@@ -323,7 +323,7 @@ func TestTakesOverFromTheSilent(t *testing.T) {
 		m := newMemory()
 		id := m.store(1, 0)
 		silent := newID('w', 99)
-		if err := m.Register(t.Context(), silent, "silent"); err != nil {
+		if err := m.Register(t.Context(), silent, "silent", 1); err != nil {
 			t.Fatal(err)
 		}
 		if claims, err := m.Claim(t.Context(), silent, 1); err != nil || len(claims) != 1 {

@@ -73,7 +73,8 @@ type row struct {
 	worker             task.ID
 	claimedAt, firstAt time.Time
 	claims             int  // how often it was claimed
-	returned           int  // how often that came to nothing
+	returned           int  // how often that came to nothing, or ended the task without a call
+	told               int  // how many attempts there were when it was last redriven
 	locked             bool // by another instance's transaction
 }
 
@@ -217,17 +218,59 @@ func hang(ctx context.Context) error {
 	return fmt.Errorf("%w: %w", task.ErrUnavailable, ctx.Err())
 }
 
-func (m *memory) Register(ctx context.Context, worker task.ID, _ string) error {
+func (m *memory) Register(ctx context.Context, worker task.ID, _ string, _ int) error {
 	return m.do(ctx, asked{op: "Register", worker: worker}, func() { m.workers[worker] = m.now() })
 }
 
-func (m *memory) Heartbeat(ctx context.Context, worker task.ID) (known bool, err error) {
+func (m *memory) Heartbeat(ctx context.Context, worker task.ID) (known bool, cancelled map[task.ID]int64, err error) {
+	cancelled = make(map[task.ID]int64)
 	err = m.do(ctx, asked{op: "Heartbeat", worker: worker}, func() {
 		if _, known = m.workers[worker]; known {
 			m.workers[worker] = m.now()
 		}
+		for id, r := range m.rows {
+			if r.worker == worker && !r.CancelRequestedAt.IsZero() {
+				cancelled[id] = r.claim
+			}
+		}
 	})
-	return known && err == nil, err
+	if err != nil {
+		return false, nil, err
+	}
+	return known, cancelled, nil
+}
+
+// cancel is what somebody does to a task, through any instance. It returns the
+// number of the claim under which the task runs, 0 where it does not.
+func (m *tables) cancel(id task.ID) (claim int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch r := m.rows[id]; {
+	case r == nil || r.State.Ended():
+	case r.State == task.Running:
+		r.CancelRequestedAt = m.now()
+		return r.claim
+	default:
+		r.State, r.FinishedAt = task.Cancelled, m.now()
+		r.claim++
+	}
+	return 0
+}
+
+// redrive is what somebody does to a task that failed or was cancelled. It
+// reports whether there was such a task.
+func (m *tables) redrive(id task.ID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.rows[id]
+	if r == nil || !r.State.CanBecome(task.Pending) || r.State == task.Running {
+		return false
+	}
+	r.told = len(r.Attempts)
+	r.State, r.Reason, r.RunAt, r.AttemptCount = task.Pending, "", m.now(), 0
+	r.FinishedAt, r.CancelRequestedAt, r.firstAt, r.ExpiresAt = time.Time{}, time.Time{}, time.Time{}, time.Time{}
+	r.claim++
+	return true
 }
 
 func (m *memory) Unregister(ctx context.Context, worker task.ID) error {
@@ -377,10 +420,13 @@ func (m *memory) Finish(ctx context.Context, c *task.Claim, d task.Decision) (ma
 		if d.Counted {
 			r.AttemptCount++
 		}
-		r.State, r.Reason, r.worker = d.State, d.Reason, task.ID{}
-		if d.State == task.Pending && d.Attempt == nil {
+		if d.Attempt == nil && d.State != task.Succeeded {
 			r.returned++
 		}
+		if d.State == task.Pending && !r.CancelRequestedAt.IsZero() {
+			d.State = task.Cancelled
+		}
+		r.State, r.Reason, r.worker = d.State, d.Reason, task.ID{}
 		if d.State == task.Pending {
 			r.RunAt = m.now().Add(d.Wait)
 		} else {
@@ -392,4 +438,18 @@ func (m *memory) Finish(ctx context.Context, c *task.Claim, d task.Decision) (ma
 		err = context.Cause(ctx)
 	}
 	return matched && err == nil, err
+}
+
+func (m *memory) Unfinished(ctx context.Context, ids []task.ID) (unfinished []task.ID, err error) {
+	err = m.do(ctx, asked{op: "Unfinished", limit: len(ids)}, func() {
+		for _, id := range ids {
+			if r := m.rows[id]; r != nil && !r.State.Ended() {
+				unfinished = append(unfinished, id)
+			}
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return unfinished, nil
 }

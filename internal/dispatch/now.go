@@ -48,15 +48,16 @@ func (d *Dispatcher) RunNow(ctx context.Context, id task.ID) (task.Outcome, task
 	if err != nil {
 		return task.Outcome{}, task.Decision{}, err
 	}
+	j := newJob(s, c)
 	d.mu.Lock()
-	d.running[c] = struct{}{}
+	d.running[c] = j.cutOff
 	d.mu.Unlock()
 	defer func() {
 		d.mu.Lock()
 		delete(d.running, c)
 		d.mu.Unlock()
 	}()
-	outcome, decision := d.attempt(s, task.Call{Task: c.Task, Attempt: c.AttemptNumber(), ViaWorkerEndpoint: true}, c)
+	outcome, decision := d.attempt(j, task.Call{Task: c.Task, Attempt: c.AttemptNumber(), ViaWorkerEndpoint: true})
 	d.settle(s, c, outcome, decision)
 	return outcome, decision, nil
 }

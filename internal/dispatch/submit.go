@@ -58,14 +58,17 @@ func (d *Dispatcher) reserve(t *task.Task) *session {
 // beginReserved begins to carry out what a slot was reserved for, and reports
 // whether it did: not where the instance is being stopped.
 func (d *Dispatcher) beginReserved(s *session, c *task.Claim) bool {
+	j := newJob(s, c)
 	d.mu.Lock()
 	begin := d.state.Load() == active
 	if begin {
-		d.enrol(c)
+		d.enrol(j)
 	}
 	d.mu.Unlock()
 	if begin {
-		d.hand(job{s, c})
+		d.hand(j)
+	} else {
+		j.cutOff(nil)
 	}
 	return begin
 }

@@ -28,6 +28,28 @@ import (
 // store is where tasks are kept.
 type store interface {
 	Get(ctx context.Context, id task.ID) (*task.Task, error)
+	// Find returns up to limit tasks that match a filter, in its order, from
+	// behind a position on.
+	Find(ctx context.Context, f *task.Filter, behind task.Position, limit int) ([]*task.Task, error)
+	// Counts also returns for how long the longest waiting task has been due.
+	Counts(ctx context.Context) (counts map[task.State]task.Count, overdue time.Duration, err error)
+	// Explain returns a task and the facts around it, where instances that were
+	// silent for lease do not count.
+	Explain(ctx context.Context, id task.ID, lease time.Duration) (*task.Task, task.Facts, error)
+	// What people do to tasks; each returns the task as it is then.
+	Cancel(ctx context.Context, id task.ID) (*task.Task, error)
+	RunNow(ctx context.Context, id task.ID) (*task.Task, error)
+	Redrive(ctx context.Context, id task.ID) (*task.Task, error)
+	// Change writes a task that was changed since it was read, or returns
+	// [task.ErrChanged] where others were faster.
+	Change(ctx context.Context, t *task.Task) (*task.Task, error)
+	// Match returns the ids of up to limit tasks that match a filter, the newest first.
+	Match(ctx context.Context, f *task.Filter, limit int) ([]task.ID, error)
+	// CancelMany also returns the running tasks among those that it cancelled, with
+	// the numbers of their claims.
+	CancelMany(ctx context.Context, ids []task.ID) (count int, running map[task.ID]int64, err error)
+	// RedriveMany makes the first task due after wait, each further one apart later.
+	RedriveMany(ctx context.Context, ids []task.ID, wait, apart time.Duration) (count int, err error)
 	// Now returns the moment by the store's clock.
 	Now(ctx context.Context) (time.Time, error)
 	// Health returns for how long the longest waiting task has been due.
@@ -42,6 +64,14 @@ type dispatcher interface {
 	RunNow(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error)
 	// RunOnce makes one call for a task that is not stored.
 	RunOnce(ctx context.Context, t *task.Task) (task.Outcome, error)
+	// Watch returns a channel that is closed soon after the task has ended, or
+	// when the dispatcher is being stopped. Who watches has to leave.
+	Watch(id task.ID) (ended <-chan struct{}, leave func(), err error)
+	// CutOff ends the calls of running tasks that are to be cancelled, as far as
+	// they are made here: claims are their numbers by task.
+	CutOff(claims map[task.ID]int64)
+	// Wake says that a stored task may be due earlier than before.
+	Wake()
 	// Health returns "starting", "ok", "off" (takes no tasks by itself) or "stopped".
 	Health() (status string, running int)
 }
@@ -60,6 +90,8 @@ type Options struct {
 	Policy     targetPolicy
 	// Defaults are the settings' values for what a request leaves out: Timeout and Retry.
 	Defaults task.Spec
+	// Lease is how long an instance may be silent before others take its tasks.
+	Lease time.Duration
 	// NewID makes the ids of tasks and problems.
 	NewID func() task.ID
 	// Version is shown in /health and in the OpenAPI document.
@@ -78,6 +110,7 @@ type API struct {
 
 	bodies     atomic.Int64 // bytes of request bodies in memory
 	callBodies atomic.Int64 // of those whose calls are under way
+	bulkActs   atomic.Bool  // whether an act on many tasks is under way
 	refusals   turnedAway
 	unhealthy  turnedAway // answers of /health
 }
@@ -112,6 +145,19 @@ func (a *API) routes(api huma.API) {
 	huma.Register(api, a.scheduleOperation(), a.schedule)
 	// Whoever submitted a task: what became of it (Location of the two above).
 	huma.Register(api, a.getTaskOperation(), a.getTask)
+	// People, and services that look after their own: which tasks are there, how
+	// many, and why has one not run?
+	huma.Register(api, findOperation(), a.find)
+	huma.Register(api, countsOperation(), a.counts)
+	huma.Register(api, explainOperation(), a.explain)
+	// People, at night: call a task off, make it due, change it, give it another
+	// chance; one, or all that match.
+	huma.Register(api, cancelOperation(), a.cancel)
+	huma.Register(api, runOperation(), a.run)
+	huma.Register(api, a.changeOperation(), a.change)
+	huma.Register(api, redriveOperation(), a.redrive)
+	huma.Register(api, a.cancelManyOperation(), a.cancelMany)
+	huma.Register(api, a.redriveManyOperation(), a.redriveMany)
 	// An external engine (Cloud Tasks, Cloud Scheduler, Pub/Sub push) or an
 	// operator: carry out one task in this request.
 	huma.Register(api, a.workerOperation(), a.work)
@@ -153,6 +199,7 @@ func describe(version string) *huma.OpenAPI {
 		},
 		Tags: []*huma.Tag{
 			{Name: "tasks", Description: "Hand in tasks and see what became of them."},
+			{Name: "steering", Description: "Cancel, run, change and redrive tasks, one by one or many at once."},
 			{Name: "worker", Description: "Carry out a task in the request itself."},
 			{Name: "health", Description: "For probes and monitoring."},
 		},
@@ -185,7 +232,8 @@ var meanings = map[string]string{
 	"403": "The request comes from a web page of another site.",
 	"404": "No task has this id, or its retention is over.",
 	"408": "The body did not arrive within 10 seconds.",
-	"409": "The task is running or has ended.",
+	"409": "The task is not in a state for this; detail says why.",
+	"412": "The task is not in a version that If-Match names.",
 	"413": "The body is larger than 1 MiB.",
 	"415": "The body is not JSON by its Content-Type.",
 	"422": "The request breaks rules; errors says which.",
@@ -199,10 +247,20 @@ var meanings = map[string]string{
 
 // completeDocument puts right what huma cannot say.
 func (a *API) completeDocument() {
-	reason := a.registry.Map()["Task"].Properties["reason"]
-	reason.Enum = append(reason.Enum, nil) // null must be in an enum, whatever the type admits
+	for _, p := range []*huma.Schema{
+		a.registry.Map()["Task"].Properties["reason"],
+		a.registry.Map()["Facts"].Properties["reason"],
+		a.registry.Map()["Facts"].Properties["last_outcome"],
+	} {
+		p.Enum = append(p.Enum, nil) // null must be in an enum, whatever the type admits
+	}
+	// A running task is answered with another status; all else is the same.
+	cancel := a.document.Paths["/tasks/{id}/cancel"].Post.Responses
+	accepted := *cancel["200"]
+	cancel["200"].Description, accepted.Description = "The task is cancelled.", "The task is running: its call is being cut off."
+	cancel["202"] = &accepted
 	for _, path := range a.document.Paths {
-		for _, operation := range []*huma.Operation{path.Get, path.Post} {
+		for _, operation := range []*huma.Operation{path.Get, path.Post, path.Patch} {
 			if operation == nil {
 				continue
 			}

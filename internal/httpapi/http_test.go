@@ -211,7 +211,7 @@ func TestUnknownPaths(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	for _, path := range []string{
-		"/", "/" + marker, "/enqueue/", "/Enqueue", "/health/", "/health/live/", "/tasks", "/openapi", "/openapi.json/", "/schemas/Task.json",
+		"/", "/" + marker, "/enqueue/", "/Enqueue", "/health/", "/health/live/", "/tasks/", "/openapi", "/openapi.json/", "/schemas/Task.json",
 		"/enqueue%2f", "/%2e%2e/enqueue", "//enqueue", "/docs.html", "/" + strings.Repeat("a", 3000), "/%ff", "/%00", "/{id}", "/*",
 	} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "FETCH"} {
@@ -235,7 +235,8 @@ func TestMethodNotAllowed(t *testing.T) {
 	s := newService(t)
 	for path, allow := range map[string]string{
 		"/enqueue": "POST", "/schedule": "POST", "/worker-endpoint": "POST",
-		"/tasks/" + storedID: "GET, HEAD", "/tasks/a%2Fb": "GET, HEAD",
+		"/tasks/" + storedID: "GET, HEAD, PATCH", "/tasks/a%2Fb": "GET, HEAD, PATCH",
+		"/tasks/" + storedID + "/cancel": "POST", "/tasks/" + storedID + "/run": "POST", "/tasks/" + storedID + "/redrive": "POST",
 		"/health": "GET, HEAD", "/health/live": "GET, HEAD", "/docs": "GET, HEAD", "/docs/": "GET, HEAD",
 		"/docs/index.html": "GET, HEAD", "/openapi.json": "GET, HEAD", "/openapi.yaml": "GET, HEAD",
 	} {
@@ -264,7 +265,7 @@ func TestHead(t *testing.T) {
 	s.store.get = func(context.Context, task.ID) (*task.Task, error) {
 		return &task.Task{State: task.Pending, RunAt: storedAt, CreatedAt: storedAt}, nil
 	}
-	for _, path := range []string{"/tasks/" + storedID, "/health", "/health/live", "/openapi.json", "/openapi.yaml", "/docs/index.html", "/docs/swagger-ui.css"} {
+	for _, path := range []string{"/tasks/" + storedID, "/tasks", "/tasks/counts", "/health", "/health/live", "/openapi.json", "/openapi.yaml", "/docs/index.html", "/docs/swagger-ui.css"} {
 		a := s.do(http.MethodHead, path, "")
 		if a.status != http.StatusOK || a.text != "" {
 			t.Errorf("HEAD %s: got %d %q, want 200 without a body", path, a.status, clipped(a.text))

@@ -37,9 +37,19 @@ var storedAt = time.Date(2026, 11, 24, 12, 0, 0, 123456000, time.UTC)
 // fakeStore keeps what is inserted. Its functions, where they are set, answer
 // instead of it.
 type fakeStore struct {
-	insert func(context.Context, *task.Task) error
-	get    func(context.Context, task.ID) (*task.Task, error)
-	health func(context.Context) (time.Duration, error)
+	insert  func(context.Context, *task.Task) error
+	get     func(context.Context, task.ID) (*task.Task, error)
+	find    func(f *task.Filter, behind task.Position, limit int) ([]*task.Task, error)
+	counts  func() (map[task.State]task.Count, time.Duration, error)
+	explain func(id task.ID, lease time.Duration) (*task.Task, task.Facts, error)
+	health  func(context.Context) (time.Duration, error)
+
+	// act answers for "Cancel", "RunNow" and "Redrive".
+	act         func(name string, id task.ID) (*task.Task, error)
+	change      func(t *task.Task) (*task.Task, error)
+	match       func(f *task.Filter, limit int) ([]task.ID, error)
+	cancelMany  func(ids []task.ID) (int, map[task.ID]int64, error)
+	redriveMany func(ids []task.ID, wait, apart time.Duration) (int, error)
 
 	mu    sync.Mutex
 	tasks []*task.Task
@@ -80,6 +90,73 @@ func (s *fakeStore) Get(ctx context.Context, id task.ID) (*task.Task, error) {
 	return s.get(ctx, id)
 }
 
+func (s *fakeStore) Find(_ context.Context, f *task.Filter, behind task.Position, limit int) ([]*task.Task, error) {
+	s.called()
+	if s.find == nil {
+		return nil, nil
+	}
+	return s.find(f, behind, limit)
+}
+
+func (s *fakeStore) Counts(context.Context) (map[task.State]task.Count, time.Duration, error) {
+	s.called()
+	if s.counts == nil {
+		return nil, 0, nil
+	}
+	return s.counts()
+}
+
+func (s *fakeStore) Explain(_ context.Context, id task.ID, lease time.Duration) (*task.Task, task.Facts, error) {
+	s.called()
+	if s.explain == nil {
+		return nil, task.Facts{}, task.ErrNotFound
+	}
+	return s.explain(id, lease)
+}
+
+func (s *fakeStore) Cancel(_ context.Context, id task.ID) (*task.Task, error) {
+	return s.doAct("Cancel", id)
+}
+
+func (s *fakeStore) RunNow(_ context.Context, id task.ID) (*task.Task, error) {
+	return s.doAct("RunNow", id)
+}
+
+func (s *fakeStore) Redrive(_ context.Context, id task.ID) (*task.Task, error) {
+	return s.doAct("Redrive", id)
+}
+
+func (s *fakeStore) doAct(name string, id task.ID) (*task.Task, error) {
+	s.called()
+	if s.act == nil {
+		return nil, task.ErrNotFound
+	}
+	return s.act(name, id)
+}
+
+func (s *fakeStore) Change(_ context.Context, t *task.Task) (*task.Task, error) {
+	s.called()
+	return s.change(t)
+}
+
+func (s *fakeStore) Match(_ context.Context, f *task.Filter, limit int) ([]task.ID, error) {
+	s.called()
+	if s.match == nil {
+		return nil, nil
+	}
+	return s.match(f, limit)
+}
+
+func (s *fakeStore) CancelMany(_ context.Context, ids []task.ID) (int, map[task.ID]int64, error) {
+	s.called()
+	return s.cancelMany(ids)
+}
+
+func (s *fakeStore) RedriveMany(_ context.Context, ids []task.ID, wait, apart time.Duration) (int, error) {
+	s.called()
+	return s.redriveMany(ids, wait, apart)
+}
+
 func (s *fakeStore) Now(context.Context) (time.Time, error) { return storedAt, nil }
 
 func (s *fakeStore) Health(ctx context.Context) (time.Duration, error) {
@@ -109,9 +186,12 @@ type fakeDispatcher struct {
 	store   *fakeStore // takes what is submitted
 	runNow  func(context.Context, task.ID) (task.Outcome, task.Decision, error)
 	runOnce func(context.Context, *task.Task) (task.Outcome, error)
+	watch   func(task.ID) (<-chan struct{}, func(), error)
 	health  func() (string, int)
 
 	mu   sync.Mutex
+	cut  []map[task.ID]int64
+	woke int
 	ran  []task.ID
 	once []*task.Task
 }
@@ -138,6 +218,25 @@ func (d *fakeDispatcher) RunOnce(ctx context.Context, t *task.Task) (task.Outcom
 		return task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200}, nil
 	}
 	return d.runOnce(ctx, t)
+}
+
+func (d *fakeDispatcher) Watch(id task.ID) (<-chan struct{}, func(), error) {
+	if d.watch == nil {
+		return nil, func() {}, nil // it never ends
+	}
+	return d.watch(id)
+}
+
+func (d *fakeDispatcher) CutOff(claims map[task.ID]int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.cut = append(d.cut, claims)
+}
+
+func (d *fakeDispatcher) Wake() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.woke++
 }
 
 func (d *fakeDispatcher) Health() (string, int) {
@@ -205,6 +304,7 @@ func newService(t testing.TB, change ...func(*Options)) *service {
 	s.dispatcher = &fakeDispatcher{store: s.store}
 	o := Options{
 		Store: s.store, Dispatcher: s.dispatcher, Policy: fakePolicy(nil),
+		Lease:      15 * time.Second,
 		Defaults:   task.Spec{Timeout: 30 * time.Second, Retry: task.DefaultRetryPolicy()},
 		NewID:      countingIDs(),
 		Version:    "1.2.3",

@@ -99,7 +99,17 @@ func (a *API) fail(ctx context.Context, err error) *Problem {
 	case errors.Is(err, task.ErrNotFound):
 		p = newProblem(http.StatusNotFound, "There is no task with this id, or its retention is over.")
 	case errors.Is(err, task.ErrNotPending):
-		p = newProblem(http.StatusConflict, "The task is running or has ended; only a pending task can be carried out.")
+		p = newProblem(http.StatusConflict, "The task is running or has ended; only a pending task can be carried out or changed.")
+	case errors.Is(err, task.ErrEnded):
+		p = newProblem(http.StatusConflict, "The task has ended; only a pending or running task can be cancelled.")
+	case errors.Is(err, task.ErrCancelRequested):
+		p = newProblem(http.StatusConflict, "The task is being cancelled already.")
+	case errors.Is(err, task.ErrNotRedrivable):
+		p = newProblem(http.StatusConflict, "The task has neither failed nor been cancelled; only such a task can be redriven.")
+	case errors.Is(err, task.ErrChanged):
+		p = newProblem(http.StatusConflict, "The task was changed by others at the same moment, and nothing was done. Read it again, and decide anew.")
+	case errors.Is(err, task.ErrTooBroad):
+		p = newProblem(http.StatusServiceUnavailable, "The search took longer than it may. Ask for less: add a range of time, like created_after.").retryLater()
 	case errors.Is(err, task.ErrOverloaded):
 		p = newProblem(http.StatusTooManyRequests, overloadedDetail).retryLater()
 	case errors.Is(err, task.ErrUnavailable), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
@@ -205,7 +215,7 @@ func fromHuma(status int, message string, errs []error) *Problem {
 		return newProblem(status, "The body must be JSON. Send it with the header Content-Type: application/json.")
 	case http.StatusBadRequest:
 		var syntax *huma.ErrorDetail
-		if len(errs) > 0 && errors.As(errs[0], &syntax) {
+		if len(errs) > 0 && errors.As(errs[0], &syntax) && syntax.Location == "body" {
 			return newProblem(status, syntax.Message) // made by decode
 		}
 		return newProblem(status, "The request must have a JSON body.")
@@ -275,6 +285,8 @@ var humaMessages = []struct{ prefix, kind, text string }{
 	{"expected string to be RFC 3339", "datetime_parsing", wantTime},
 	{"expected string to be ", "string_pattern_mismatch", "must be %"},
 	{"expected string", "string_type", "must be a string"},
+	{"invalid integer", "int_type", "must be a whole number"},
+	{"invalid float", "float_type", "must be a number"},
 	{"expected integer", "int_type", "must be a whole number"},
 	{"expected number", "float_type", "must be a number"},
 	{"expected boolean", "bool_type", "must be true or false"},

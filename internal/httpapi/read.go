@@ -9,7 +9,7 @@ import (
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-// submitInput is what /enqueue and /schedule are sent; read makes sense of it.
+// submitInput is a body as it was sent, which the handler makes sense of.
 type submitInput struct {
 	ContentType string `header:"Content-Type" hidden:"true"`
 	RawBody     []byte
@@ -31,26 +31,39 @@ func read[R any, P interface {
 	*R
 	request
 }](a *API, in *submitInput) (*task.Task, error) {
-	switch {
-	case len(in.RawBody) == 0:
-		return nil, newProblem(http.StatusBadRequest, "The request must have a JSON body.")
-	case in.ContentType != "" && !isJSON(in.ContentType):
-		return nil, newProblem(http.StatusUnsupportedMediaType, "The body must be JSON. Send it with the header Content-Type: application/json.")
+	if err := in.check(); err != nil {
+		return nil, err
 	}
 	if quick := P(new(R)); isPlain(in.RawBody) && decode(in.RawBody, quick) == nil {
 		if t, err := a.newTask(quick); err == nil {
 			return t, nil
 		}
 	}
-	var tree any
-	if err := decode(in.RawBody, &tree); err != nil {
-		return nil, newProblem(http.StatusBadRequest, err.Error())
-	}
 	thorough := P(new(R))
-	if err := a.validate(tree, in.RawBody, thorough); err != nil {
+	if err := a.readThorough(in.RawBody, thorough); err != nil {
 		return nil, err
 	}
 	return a.newTask(thorough)
+}
+
+// check returns an error unless there is a body that claims to be JSON.
+func (in *submitInput) check() error {
+	switch {
+	case len(in.RawBody) == 0:
+		return newProblem(http.StatusBadRequest, "The request must have a JSON body.")
+	case in.ContentType != "" && !isJSON(in.ContentType):
+		return newProblem(http.StatusUnsupportedMediaType, "The body must be JSON. Send it with the header Content-Type: application/json.")
+	}
+	return nil
+}
+
+// readThorough checks a body against the schema of into, and fills into from it.
+func (a *API) readThorough(body []byte, into any) error {
+	var tree any
+	if err := decode(body, &tree); err != nil {
+		return newProblem(http.StatusBadRequest, err.Error())
+	}
+	return a.validate(tree, body, into)
 }
 
 // isPlain reports that a JSON text holds no null, which types take for absent,

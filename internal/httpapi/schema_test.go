@@ -40,6 +40,10 @@ func parseDocument(t testing.TB, a *API) *document {
 		pattern := "^" + parameter.ReplaceAllString(regexp.QuoteMeta(template), "[^/]+") + "$"
 		d.paths = append(d.paths, documentPath{regexp.MustCompile(pattern), member(item)})
 	}
+	// A path that is spelt out comes before one with a parameter in its place.
+	slices.SortFunc(d.paths, func(a, b documentPath) int {
+		return strings.Count(a.pattern.String(), "[^/]+") - strings.Count(b.pattern.String(), "[^/]+")
+	})
 	return d
 }
 

@@ -62,7 +62,10 @@ type Task struct {
 	AttemptCount   int               `json:"attempt_count" example:"0" doc:"Ended attempts that count towards max_attempts: all but the interrupted ones."`
 	FinishedAt     Timestamp         `json:"finished_at" nullable:"true" example:"2026-12-25T00:00:01.000000Z" doc:"When it ended. Null until then."`
 	Reason         *task.Reason      `json:"reason" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" example:"attempts_exhausted" doc:"Why it failed. Null unless it did. client_error is a 4xx that is not retried, or a redirect."`
-	Attempts       []Attempt         `json:"attempts" nullable:"false" doc:"What was tried, oldest first."`
+	// Not for tasks that have ended: then it has been heard, or came too late.
+	CancelRequestedAt Timestamp `json:"cancel_requested_at" nullable:"true" example:"2026-12-25T00:00:00.500000Z" doc:"Since when it is being cancelled while its call is still under way. Null otherwise."`
+	CreatedBy         *string   `json:"created_by" example:"plays@melodia.app" doc:"Who handed it in. Null where callers are not known."`
+	Attempts          []Attempt `json:"attempts" nullable:"false" doc:"What was tried, oldest first."`
 }
 
 // Retry is a retry policy in force.
@@ -89,6 +92,7 @@ type Attempt struct {
 
 type acceptedOutput struct {
 	Location string `header:"Location" doc:"Where the task can be looked at: /tasks/{id}." example:"/tasks/01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b"`
+	ETag     string `header:"ETag" doc:"The version of the task, for If-Match." example:"\"0-pending-0\""`
 	Body     *Task
 }
 
@@ -145,8 +149,14 @@ func (a *API) submit(ctx context.Context, t *task.Task, err error) (*acceptedOut
 		return nil, a.fail(ctx, err)
 	}
 	view := taskView(t)
-	return &acceptedOutput{Location: "/tasks/" + view.ID, Body: view}, nil
+	return &acceptedOutput{Location: "/tasks/" + view.ID, ETag: etag(t), Body: view}, nil
 }
+
+// The content types of what a request gives as payload and as body.
+const (
+	jsonContent = "application/json"
+	textContent = "text/plain; charset=utf-8"
+)
 
 // newTask checks a request by the domain's rules and the target policy.
 func (a *API) newTask(r request) (*task.Task, error) {
@@ -181,9 +191,9 @@ func (r *TaskRequest) spec(defaults task.Spec) (s task.Spec, errs task.Errors) {
 	case hasPayload && r.Body != nil:
 		errs = append(errs, task.FieldError{Path: []string{"body"}, Message: "must not be there together with payload", Kind: "conflict"})
 	case hasPayload:
-		s.Body, s.ContentType = r.Payload, "application/json"
+		s.Body, s.ContentType = r.Payload, jsonContent
 	case r.Body != nil:
-		s.Body, s.ContentType = []byte(*r.Body), "text/plain; charset=utf-8"
+		s.Body, s.ContentType = []byte(*r.Body), textContent
 	}
 	setDuration(&s.Timeout, r.TimeoutSeconds)
 	if r.ExpiresAt != nil {
@@ -253,20 +263,30 @@ func (r *ScheduleRequest) when() (task.When, task.Errors) {
 	return task.When{At: at}, nil
 }
 
-type getTaskInput struct {
+// TaskPath is the path of an operation on one task.
+type TaskPath struct {
 	ID string `path:"id" pattern:"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$" patternDescription:"a UUID" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"The task's id."`
 }
 
+type getTaskInput struct {
+	TaskPath
+	WaitSeconds float64 `query:"wait_seconds" minimum:"0" maximum:"60" example:"30" doc:"Answer as soon as the task has ended, or after this long with the task as it is then."`
+}
+
 type taskOutput struct {
+	ETag string `header:"ETag" doc:"The version of the task, for If-Match." example:"\"0-pending-0\""`
 	Body *Task
 }
+
+func newTaskOutput(t *task.Task) *taskOutput { return &taskOutput{ETag: etag(t), Body: taskView(t)} }
 
 func (a *API) getTaskOperation() huma.Operation {
 	return huma.Operation{
 		OperationID: "get-task", Method: http.MethodGet, Path: "/tasks/{id}", Tags: []string{"tasks"},
 		Summary:     "See what became of a task",
-		Description: "Returns the task and every attempt, until its retention ends.",
-		Errors:      []int{http.StatusNotFound, http.StatusTooManyRequests, http.StatusServiceUnavailable},
+		Description: "Returns the task and every attempt, until its retention ends. With wait_seconds the answer comes when the task has ended.",
+		Middlewares: huma.Middlewares{lateAnswer},
+		Errors:      append([]int{http.StatusNotFound}, readErrors...),
 	}
 }
 
@@ -275,31 +295,60 @@ func (a *API) getTask(ctx context.Context, in *getTaskInput) (*taskOutput, error
 	if err != nil {
 		return nil, a.fail(ctx, task.ErrNotFound) // the pattern lets no such id through
 	}
+	var ended <-chan struct{}
+	if in.WaitSeconds > 0 {
+		// Before the first look, so that an end right after it is not missed.
+		over, leave, err := a.Dispatcher.Watch(id)
+		if err != nil {
+			return nil, a.fail(ctx, err)
+		}
+		defer leave()
+		ended = over
+	}
 	t, err := a.Store.Get(ctx, id)
+	if err == nil && ended != nil && !t.State.Ended() {
+		await(ctx, ended, &in.WaitSeconds)
+		t, err = a.Store.Get(ctx, id)
+	}
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
-	return &taskOutput{Body: taskView(t)}, nil
+	return newTaskOutput(t), nil
+}
+
+// await returns when done is closed, after so many seconds, or when ctx ends.
+func await(ctx context.Context, done <-chan struct{}, seconds *float64) {
+	var limit time.Duration
+	setDuration(&limit, seconds)
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // taskView is a task as callers see it.
 func taskView(t *task.Task) *Task {
 	v := &Task{
-		ID:             t.ID.String(),
-		State:          t.State,
-		URL:            t.URL,
-		Method:         t.Method,
-		Headers:        redact(t.Headers),
-		Labels:         t.Labels,
-		RunAt:          Timestamp(t.RunAt),
-		CreatedAt:      Timestamp(t.CreatedAt),
-		ExpiresAt:      Timestamp(t.ExpiresAt),
-		TimeoutSeconds: t.Timeout.Seconds(),
-		Retry:          retryView(t.Retry),
-		AttemptCount:   t.AttemptCount,
-		FinishedAt:     Timestamp(t.FinishedAt),
-		Reason:         present(t.Reason),
-		Attempts:       make([]Attempt, len(t.Attempts)),
+		ID:                t.ID.String(),
+		State:             t.State,
+		URL:               t.URL,
+		Method:            t.Method,
+		Headers:           redact(t.Headers),
+		Labels:            t.Labels,
+		RunAt:             Timestamp(t.RunAt),
+		CreatedAt:         Timestamp(t.CreatedAt),
+		ExpiresAt:         Timestamp(t.ExpiresAt),
+		TimeoutSeconds:    t.Timeout.Seconds(),
+		Retry:             retryView(t.Retry),
+		AttemptCount:      t.AttemptCount,
+		FinishedAt:        Timestamp(t.FinishedAt),
+		Reason:            present(t.Reason),
+		CreatedBy:         present(t.CreatedBy),
+		CancelRequestedAt: Timestamp(t.CancelRequestedAt),
+		Attempts:          make([]Attempt, len(t.Attempts)),
 	}
 	for i, at := range t.Attempts {
 		v.Attempts[i] = Attempt{
@@ -336,12 +385,15 @@ func present[T comparable](v T) *T {
 	return &v
 }
 
+// redacted stands for the value of a secret header.
+const redacted = "[redacted]"
+
 // redact hides the values of secret headers.
 func redact(headers map[string]string) map[string]string {
 	shown := make(map[string]string, len(headers))
 	for name, value := range headers {
 		if task.IsSecretHeader(name) {
-			value = "[redacted]"
+			value = redacted
 		}
 		shown[name] = value
 	}

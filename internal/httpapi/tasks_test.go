@@ -66,7 +66,7 @@ func TestEnqueueDefaults(t *testing.T) {
 		`"headers":{},"labels":{},"run_at":"2026-11-24T12:00:00.123456Z","created_at":"2026-11-24T12:00:00.123456Z",` +
 		`"expires_at":null,"timeout_seconds":30,"retry":{"max_attempts":10,"max_retry_duration_seconds":0,` +
 		`"min_backoff_seconds":1,"max_backoff_seconds":3600,"max_doublings":16,"retry_client_errors":false},` +
-		`"attempt_count":0,"finished_at":null,"reason":null,"attempts":[]}`
+		`"attempt_count":0,"finished_at":null,"reason":null,"cancel_requested_at":null,"created_by":null,"attempts":[]}`
 	if strings.TrimSpace(a.text) != wantText {
 		t.Errorf("got  %s\nwant %s", a.text, wantText)
 	}
@@ -631,12 +631,14 @@ func TestGetTask(t *testing.T) {
 			URL: target, Method: "PUT", Headers: map[string]string{"X-Access-Token": marker, "X-Plain": "p"}, Body: []byte(marker),
 			Timeout: 1500 * time.Millisecond, Retry: task.RetryPolicy{MaxAttempts: 2, MaxRetryDuration: time.Minute, MinBackoff: time.Second, MaxBackoff: 2 * time.Second, MaxDoublings: 1},
 		},
-		State: task.Pending, RunAt: at(0, 1), CreatedAt: at(0, 123456789),
+		State: task.Pending, RunAt: at(0, 1), CreatedAt: at(0, 123456789), CreatedBy: "plays@melodia.app",
 	}
 	fixed := map[string]any{
 		"id": "01020300-0000-0000-0000-000000000000", "url": target, "method": "PUT",
 		"headers": map[string]any{"X-Access-Token": "[redacted]", "X-Plain": "p"}, "labels": map[string]any{},
 		"run_at": "2026-12-25T00:00:00.000000Z", "created_at": "2026-12-25T00:00:00.123456Z", "timeout_seconds": 1.5,
+		"created_by":          "plays@melodia.app",
+		"cancel_requested_at": nil,
 		"retry": map[string]any{
 			"max_attempts": 2.0, "max_retry_duration_seconds": 60.0, "min_backoff_seconds": 1.0,
 			"max_backoff_seconds": 2.0, "max_doublings": 1.0, "retry_client_errors": false,
@@ -752,7 +754,7 @@ func TestGetTaskRefuses(t *testing.T) {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}
-	for _, path := range []string{"/tasks", "/tasks/", "/tasks/a/b"} {
+	for _, path := range []string{"/tasks/", "/tasks/a/b"} {
 		s.refused(s.get(path), http.StatusNotFound)
 	}
 }
@@ -777,6 +779,10 @@ func TestStoreErrors(t *testing.T) {
 			s := newService(t)
 			s.store.insert = func(context.Context, *task.Task) error { return tt.err }
 			s.store.get = func(context.Context, task.ID) (*task.Task, error) { return nil, tt.err }
+			s.store.find = func(*task.Filter, task.Position, int) ([]*task.Task, error) { return nil, tt.err }
+			s.store.counts = func() (map[task.State]task.Count, time.Duration, error) { return nil, 0, tt.err }
+			s.store.explain = func(task.ID, time.Duration) (*task.Task, task.Facts, error) { return nil, task.Facts{}, tt.err }
+			s.dispatcher.watch = func(task.ID) (<-chan struct{}, func(), error) { return nil, nil, tt.err }
 			s.dispatcher.runNow = func(context.Context, task.ID) (task.Outcome, task.Decision, error) {
 				return task.Outcome{}, task.Decision{}, tt.err
 			}
@@ -784,6 +790,7 @@ func TestStoreErrors(t *testing.T) {
 			for i, a := range []*answer{
 				s.post("/enqueue", with("labels", "{}")), s.post("/schedule", with("delay_seconds", "1")),
 				s.post("/worker-endpoint", `{"task_id":"`+id+`"}`), s.post("/worker-endpoint", with("labels", "{}")), s.get("/tasks/" + id),
+				s.get("/tasks/" + id + "?wait_seconds=1"), s.get("/tasks"), s.get("/tasks/counts"), s.get("/tasks/" + id + "/explain"),
 			} {
 				if a.status != tt.status {
 					t.Errorf("got status %d, want %d: %s", a.status, tt.status, a.text)

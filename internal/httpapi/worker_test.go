@@ -143,7 +143,7 @@ func TestWorkStored(t *testing.T) {
 		detail   string
 	}{
 		{"unknown", task.Decision{}, fmt.Errorf("claim task: %w", task.ErrNotFound), http.StatusNotFound, "There is no task with this id, or its retention is over."},
-		{"running or over", task.Decision{}, fmt.Errorf("claim task: %w", task.ErrNotPending), http.StatusConflict, "The task is running or has ended; only a pending task can be carried out."},
+		{"running or over", task.Decision{}, fmt.Errorf("claim task: %w", task.ErrNotPending), http.StatusConflict, "The task is running or has ended; only a pending task can be carried out or changed."},
 		{"expired", task.Decision{State: task.Failed, Reason: task.Expired}, nil, http.StatusBadGateway, "The task was not carried out and has failed: expired."},
 		{"attempts exhausted", task.Decision{State: task.Failed, Reason: task.AttemptsExhausted}, nil, http.StatusBadGateway, "The task was not carried out and has failed: attempts_exhausted."},
 	}

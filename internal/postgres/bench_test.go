@@ -18,7 +18,7 @@ func openForBenchmark(b *testing.B) (*postgres.Store, task.ID) {
 	}
 	b.Cleanup(s.Close)
 	worker := newID()
-	if err := s.Register(b.Context(), worker, b.Name()); err != nil {
+	if err := s.Register(b.Context(), worker, b.Name(), 200); err != nil {
 		b.Fatal(err)
 	}
 	return s, worker

@@ -98,19 +98,6 @@ func (s *Store) claimOne(ctx context.Context, worker, id task.ID) (*task.Claim, 
 	return pgx.CollectExactlyOneRow(rows, scanClaim)
 }
 
-// takeTurn waits until no other call of /worker-endpoint asks the database: as
-// many as come at once would take all connections, and keep heartbeats waiting.
-func (s *Store) takeTurn(ctx context.Context) error {
-	select {
-	case s.direct <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-func (s *Store) endTurn() { <-s.direct }
-
 // whyNotClaimed explains a ClaimOne without a row.
 func (s *Store) whyNotClaimed(ctx context.Context, id task.ID) error {
 	t, err := s.Get(ctx, id)
@@ -206,8 +193,10 @@ func (s *Store) Now(ctx context.Context) (now time.Time, err error) {
 		return time.Time{}, fmt.Errorf("ask for the time: %w", classify(err))
 	}
 	defer s.endTurn()
+	before := localTime()
 	if err := s.pool.QueryRow(ctx, nowSQL).Scan(&now); err != nil {
 		return time.Time{}, fmt.Errorf("ask for the time: %w", classify(err))
 	}
+	s.clock.saw(now, before, localTime())
 	return now, nil
 }

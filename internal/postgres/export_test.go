@@ -7,6 +7,10 @@ const (
 	ClaimDueSQL = claimDueSQL
 	FinishSQL   = finishSQL
 	NextDueSQL  = nextDueSQL
+
+	HeartbeatSQL       = heartbeatSQL
+	FinishCancelledSQL = finishCancelledSQL
+	CancelManySQL      = cancelManySQL
 )
 
 // SessionSettings are those of a direct connection.
@@ -15,3 +19,9 @@ var SessionSettings = sessionSettings
 // LookBack makes looks for due tasks begin at the very first one when again
 // yields something, and then only.
 func (s *Store) LookBack(again <-chan time.Time) { s.lowWater.back = again }
+
+// FindSQL makes the statement of Find, and BeginSearch what comes before it.
+var (
+	FindSQL     = findSQL
+	BeginSearch = beginSearch
+)

@@ -54,10 +54,11 @@ WITH result AS MATERIALIZED (
         worker_id = NULL, claimed_at = NULL,
         attempts = t.attempts || r.attempts::jsonb, attempt_count = t.attempt_count + r.counted
     FROM result r WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending' AND r.state = 'pending'
+        AND t.cancel_requested_at IS NULL
     RETURNING t.id, t.claim
 ), ended AS (
     DELETE FROM tasks t USING result r
-    WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending' AND r.state <> 'pending'
+    WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending' AND r.state NOT IN ('pending', 'cancelled')
     RETURNING t.id, t.claim, t.run_at, t.created_at, r.state, r.reason, t.attempt_count + r.counted AS attempt_count,
         t.attempts || r.attempts::jsonb AS attempts, ` + specColumns + `
 ), moved AS (
@@ -66,13 +67,59 @@ WITH result AS MATERIALIZED (
 )
 SELECT id, claim FROM again UNION ALL SELECT id, claim FROM ended`
 
+// Its parameters are those of finishSQL. It ends what is not to be tried again
+// because somebody wants it to be cancelled: the decision says so, or was made
+// before that was known.
+const finishCancelledSQL = `-- name: finish cancelled tasks
+WITH result AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::float8[], $6::text[], $7::int[])
+        AS r (id, claim, state, reason, wait_seconds, attempts, counted)
+    WHERE state IN ('pending', 'cancelled')
+    ORDER BY id
+), gone AS (
+    DELETE FROM tasks t USING result r
+    WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending'
+        AND (r.state = 'cancelled' OR t.cancel_requested_at IS NOT NULL)
+    RETURNING t.id, t.claim, t.run_at, t.created_at, t.attempt_count + r.counted AS attempt_count,
+        t.attempts || r.attempts::jsonb AS attempts, ` + specColumns + `
+), ` + historyOfGone + `
+SELECT id, claim FROM gone`
+
 // finish is the flush of Finish.
 func (s *Store) finish(ctx context.Context, results []Result) ([]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	matched, err := s.write(ctx, results)
+	matched, err := s.finishAs(ctx, finishSQL, results)
+	if err != nil {
+		return nil, err
+	}
+	// What was to be tried again and matched nothing may have been cancelled
+	// meanwhile: the statement did not see that, or only when it came to the row.
+	var again []Result
+	var at []int
+	for i, r := range results {
+		if !matched[i] && (r.Decision.State == task.Pending || r.Decision.State == task.Cancelled) {
+			again, at = append(again, r), append(at, i)
+		}
+	}
+	if len(again) == 0 {
+		return matched, nil
+	}
+	cancelled, err := s.finishAs(ctx, finishCancelledSQL, again)
+	if err != nil {
+		return nil, err
+	}
+	for i, ok := range cancelled {
+		matched[at[i]] = ok
+	}
+	return matched, nil
+}
+
+// finishAs writes results with one of the two statements.
+func (s *Store) finishAs(ctx context.Context, sql string, results []Result) ([]bool, error) {
+	matched, err := s.write(ctx, sql, results)
 	if isMisrouted(err) {
-		matched, err = s.write(ctx, results)
+		matched, err = s.write(ctx, sql, results)
 	}
 	return matched, err
 }
@@ -86,7 +133,7 @@ func isMisrouted(err error) bool {
 	return errors.As(err, &pgErr) && pgErr.Code == "23514" && pgErr.ConstraintName == ""
 }
 
-func (s *Store) write(ctx context.Context, results []Result) ([]bool, error) {
+func (s *Store) write(ctx context.Context, sql string, results []Result) ([]bool, error) {
 	n := len(results)
 	var (
 		ids      = make([][16]byte, n)
@@ -108,7 +155,7 @@ func (s *Store) write(ctx context.Context, results []Result) ([]bool, error) {
 			counted[i] = 1
 		}
 	}
-	rows, err := s.pool.Query(ctx, finishSQL, ids, claims, states, reasons, waits, attempts, counted)
+	rows, err := s.pool.Query(ctx, sql, ids, claims, states, reasons, waits, attempts, counted)
 	if err != nil {
 		return nil, classify(err)
 	}

@@ -48,15 +48,11 @@ func (s *Store) Get(ctx context.Context, id task.ID) (*task.Task, error) {
 func (s *Store) get(ctx context.Context, ids []task.ID) ([]*task.Task, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	wanted := make([][16]byte, len(ids))
-	for i, id := range ids {
-		wanted[i] = id
-	}
-	rows, err := s.pool.Query(ctx, getSQL, wanted)
+	rows, err := s.pool.Query(ctx, getSQL, uuids(ids))
 	if err != nil {
 		return nil, err
 	}
-	found, err := pgx.CollectRows(rows, scanTask)
+	found, err := pgx.CollectRows(rows, scanTaskOnly)
 	if err != nil {
 		return nil, err
 	}
@@ -71,8 +67,10 @@ func (s *Store) get(ctx context.Context, ids []task.ID) ([]*task.Task, error) {
 	return tasks, nil
 }
 
-// scanTask reads one row of liveColumns or endedColumns.
-func scanTask(row pgx.CollectableRow) (*task.Task, error) {
+func scanTaskOnly(row pgx.CollectableRow) (*task.Task, error) { return scanTask(row) }
+
+// scanTask reads one row of liveColumns or endedColumns, and more behind it.
+func scanTask(row pgx.CollectableRow, more ...any) (*task.Task, error) {
 	t := &task.Task{}
 	var (
 		spec                                 specRow
@@ -80,11 +78,11 @@ func scanTask(row pgx.CollectableRow) (*task.Task, error) {
 		headers, labels, attempts, callbacks []byte
 		audience, creator, key               *string
 	)
-	err := row.Scan((*[16]byte)(&t.ID), &t.LastClaim, &t.RunAt, &t.CreatedAt, &finishedAt, &cancelRequested, &t.State, &t.Reason,
+	columns := []any{(*[16]byte)(&t.ID), &t.LastClaim, &t.RunAt, &t.CreatedAt, &finishedAt, &cancelRequested, &t.State, &t.Reason,
 		&t.AttemptCount, &attempts, &spec.expiresAt, &spec.timeout, &spec.maxRetryDuration, &spec.minBackoff, &spec.maxBackoff,
 		&t.Retry.MaxAttempts, &t.Retry.MaxDoublings, &t.Retry.RetryClientErrors, &t.Method, &t.URL, &t.ContentType,
-		&headers, &labels, &t.Body, &callbacks, &audience, &creator, &key)
-	if err != nil {
+		&headers, &labels, &t.Body, &callbacks, &audience, &creator, &key}
+	if err := row.Scan(append(columns, more...)...); err != nil {
 		return nil, err
 	}
 	spec.fill(&t.Spec)

@@ -60,7 +60,7 @@ func (s *Store) insertOne(ctx context.Context, t newTask) (inserted, error) {
 	if err != nil {
 		return inserted{}, fmt.Errorf("insert task %s: %w", t.ID, classify(err))
 	}
-	t.RunAt, t.CreatedAt = in.runAt, in.createdAt
+	t.RunAt, t.CreatedAt, t.LastClaim = in.runAt, in.createdAt, in.claim
 	return in, nil
 }
 
@@ -138,6 +138,7 @@ func (s *Store) insert(ctx context.Context, tasks []newTask) (_ []inserted, err 
 		creators[i] = nullText(t.CreatedBy)
 		keys[i] = nullText(t.IdempotencyKey)
 	}
+	before := localTime()
 	rows, err := s.pool.Query(ctx, insertSQL, ids, workers, runAts, delays, expiresAts, timeouts, maxDurations,
 		minBackoffs, maxBackoffs, maxAttempts, maxDoublings, clientErrors,
 		methods, urls, contentTypes, headers, labels, bodies, callbacks, audiences, creators, keys)
@@ -159,6 +160,7 @@ func (s *Store) insert(ctx context.Context, tasks []newTask) (_ []inserted, err 
 	if err != nil {
 		return nil, classify(err)
 	}
+	s.clock.saw(in.createdAt, before, localTime())
 	return out, nil
 }
 

@@ -68,12 +68,16 @@ func TestPlans(t *testing.T) {
 				}
 			}
 			do("ALTER TABLE tasks SET (autovacuum_enabled = off)")
+			results := "(array_fill(" + somebody + ", '{200}'), array_fill(1::bigint, '{200}'), " +
+				"array_fill('succeeded'::text, '{200}'), array_fill(''::text, '{200}'), array_fill(0::float8, '{200}'), " +
+				"array_fill('[]'::text, '{200}'), array_fill(1, '{200}'))"
 			statements := []struct{ name, sql, arguments, index string }{
 				{"claim", postgres.ClaimDueSQL, "(" + somebody + ", 100, now() - interval '1 hour')", "tasks_due"},
 				{"due", postgres.NextDueSQL, "(now() - interval '1 hour')", "tasks_due"},
-				{"finish", postgres.FinishSQL, "(array_fill(" + somebody + ", '{200}'), array_fill(1::bigint, '{200}'), " +
-					"array_fill('succeeded'::text, '{200}'), array_fill(''::text, '{200}'), array_fill(0::float8, '{200}'), " +
-					"array_fill('[]'::text, '{200}'), array_fill(1, '{200}'))", "tasks_pkey"},
+				{"heartbeat", postgres.HeartbeatSQL, "(" + somebody + ")", "tasks_cancel_requested"},
+				{"cancel", postgres.CancelManySQL, "(array_fill(" + somebody + ", '{200}'))", "tasks_pkey"},
+				{"finish_cancelled", postgres.FinishCancelledSQL, results, "tasks_pkey"},
+				{"finish", postgres.FinishSQL, results, "tasks_pkey"},
 			}
 			prepare := func() {
 				do("SET LOCAL plan_cache_mode = force_generic_plan") // what a busy connection comes to

@@ -58,8 +58,12 @@ type Store struct {
 	finishes *batch.Batcher[Result, bool]
 	gets     *batch.Batcher[task.ID, *task.Task]
 	probes   *batch.Batcher[struct{}, time.Duration]
-	direct   chan struct{} // held by the one call at a time that /worker-endpoint makes
+	// turn is held by the one call at a time that /worker-endpoint, or somebody who
+	// steers a task, makes.
+	turn     chan struct{}
+	searches *batch.Batcher[func(context.Context, pgx.Tx) error, struct{}]
 	lowWater *lowWater
+	clock    clock
 	// noRoom is when the database last refused tasks for want of room; nil when
 	// it has taken some since.
 	noRoom atomic.Pointer[time.Time]
@@ -84,12 +88,17 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{pool: pool, direct: make(chan struct{}, 1), lowWater: newLowWater()}
+	s := &Store{pool: pool, turn: make(chan struct{}, 1), lowWater: newLowWater()}
+	if _, err := s.Now(ctx); err != nil { // for ids
+		pool.Close()
+		return nil, err
+	}
 	s.inserts = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, MaxWaiting: maxWaiting, Isolate: isRowError}, s.insert)
 	s.finishes = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, Gather: gatherTime, Isolate: isRowError}, s.finish)
 	// Tasks are as large as they were sent.
 	s.gets = batch.New(batch.Options{MaxSize: 16, MaxFlushes: flushes, MaxWaiting: maxWaiting}, s.get)
 	s.probes = batch.New(batch.Options{MaxSize: 1000, MaxFlushes: 1}, s.probe)
+	s.searches = batch.New(batch.Options{MaxSize: 1, MaxFlushes: 1, MaxWaiting: maxSearching}, s.runSearch)
 	return s, nil
 }
 
@@ -99,6 +108,7 @@ func (s *Store) Close() {
 	s.finishes.Close()
 	s.gets.Close()
 	s.probes.Close()
+	s.searches.Close()
 	s.pool.Close()
 }
 
@@ -179,7 +189,9 @@ func open(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
 }
 
 // specColumns are what a caller asked for, in tasks as in task_history.
-const specColumns = `expires_at, timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
+const specColumns = `expires_at, ` + specColumnsButExpiry
+
+const specColumnsButExpiry = `timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
     max_attempts, max_doublings, retry_client_errors, method, url, content_type, headers, labels, body,
     callbacks, oidc_audience, created_by, idempotency_key`
 

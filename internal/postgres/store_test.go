@@ -91,7 +91,7 @@ func insert(t *testing.T, s *postgres.Store, tasks ...*task.Task) {
 func register(t *testing.T, s *postgres.Store) task.ID {
 	t.Helper()
 	worker := newID()
-	if err := s.Register(t.Context(), worker, t.Name()); err != nil {
+	if err := s.Register(t.Context(), worker, t.Name(), 200); err != nil {
 		t.Fatalf("Register: %v", err)
 	}
 	return worker
@@ -670,10 +670,10 @@ func TestReap(t *testing.T) {
 	if due, _, _ := s.NextDue(t.Context()); due > 0 {
 		t.Errorf("the lost tasks are due in %v, want at once", due)
 	}
-	if known, err := s.Heartbeat(t.Context(), silent); known || err != nil {
+	if known, _, err := s.Heartbeat(t.Context(), silent); known || err != nil {
 		t.Errorf("Heartbeat of the silent worker = %v, %v, want false: it must learn that it lost its lease", known, err)
 	}
-	if known, err := s.Heartbeat(t.Context(), alive); !known || err != nil {
+	if known, cancelled, err := s.Heartbeat(t.Context(), alive); !known || len(cancelled) > 0 || err != nil {
 		t.Errorf("Heartbeat of the live worker = %v, %v, want true", known, err)
 	}
 }
@@ -725,7 +725,7 @@ func TestRegisterMayBeRepeated(t *testing.T) {
 	s, pool := newStore(t)
 	worker := register(t, s)
 	silence(t, pool, worker)
-	if err := s.Register(t.Context(), worker, "again"); err != nil {
+	if err := s.Register(t.Context(), worker, "again", 200); err != nil {
 		t.Errorf("Register again: %v", err)
 	}
 	if fresh := query[bool](t, pool, "SELECT heartbeat_at > now() - interval '30 seconds' FROM workers"); !fresh {
@@ -817,7 +817,7 @@ func TestConcurrentFinishReapAndClaim(t *testing.T) {
 					}
 				}
 				finishes.Wait()
-				if err := s.Register(t.Context(), worker, "again"); err != nil {
+				if err := s.Register(t.Context(), worker, "again", 200); err != nil {
 					t.Errorf("Register: %v", err)
 				}
 			}

@@ -6,44 +6,69 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/melodia/orchestrator/internal/task"
 )
 
 const registerSQL = `-- name: register worker
-INSERT INTO workers (id, name) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET heartbeat_at = now()`
+INSERT INTO workers (id, name, concurrency) VALUES ($1, $2, $3) ON CONFLICT (id) DO UPDATE SET heartbeat_at = now()`
 
-// Register makes a worker known, with a fresh heartbeat. name is for people
-// who look into the table. It may be repeated when an answer was lost.
-func (s *Store) Register(ctx context.Context, worker task.ID, name string) error {
+// Register makes a worker known, with a fresh heartbeat. name is for people, and
+// so is concurrency: how many tasks it carries out at a time, 0 if it takes none
+// by itself. It may be repeated when an answer was lost.
+func (s *Store) Register(ctx context.Context, worker task.ID, name string, concurrency int) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if _, err := s.pool.Exec(ctx, registerSQL, [16]byte(worker), name); err != nil {
+	if _, err := s.pool.Exec(ctx, registerSQL, [16]byte(worker), name, concurrency); err != nil {
 		return fmt.Errorf("register worker %s: %w", worker, classify(err))
 	}
 	return nil
 }
 
 const heartbeatSQL = `-- name: heartbeat
-UPDATE workers SET heartbeat_at = now() WHERE id = $1`
+WITH beat AS (UPDATE workers SET heartbeat_at = now() WHERE id = $1 RETURNING id)
+SELECT t.id, t.claim FROM beat LEFT JOIN tasks t ON t.worker_id = $1 AND t.cancel_requested_at IS NOT NULL`
 
 // Heartbeat renews the worker's lease on all it runs. It reports false when the
 // worker is not known any more: it was silent too long, and others may carry
-// out its tasks by now.
-func (s *Store) Heartbeat(ctx context.Context, worker task.ID) (known bool, err error) {
+// out its tasks by now. cancelled are the tasks it runs that somebody wants to
+// be cancelled, with the numbers of their claims.
+func (s *Store) Heartbeat(ctx context.Context, worker task.ID) (known bool, cancelled map[task.ID]int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	tag, err := s.pool.Exec(ctx, heartbeatSQL, [16]byte(worker))
+	known, cancelled, err = s.heartbeat(ctx, worker)
 	if isReadOnly(err) {
 		// Connections to a server that was demoted, or made while the database
 		// took no writes, stay read-only; new ones may not be.
 		s.pool.Reset()
 	}
 	if err != nil {
-		return false, fmt.Errorf("heartbeat of worker %s: %w", worker, classify(err))
+		return false, nil, fmt.Errorf("heartbeat of worker %s: %w", worker, classify(err))
 	}
-	return tag.RowsAffected() == 1, nil
+	return known, cancelled, nil
+}
+
+func (s *Store) heartbeat(ctx context.Context, worker task.ID) (known bool, cancelled map[task.ID]int64, err error) {
+	rows, err := s.pool.Query(ctx, heartbeatSQL, [16]byte(worker))
+	if err != nil {
+		return false, nil, err
+	}
+	var id *[16]byte // none where nothing is to be cancelled
+	var claim *int64
+	_, err = pgx.ForEachRow(rows, []any{&id, &claim}, func() error {
+		known = true
+		if id == nil {
+			return nil
+		}
+		if cancelled == nil {
+			cancelled = make(map[task.ID]int64)
+		}
+		cancelled[*id] = *claim
+		return nil
+	})
+	return known, cancelled, err
 }
 
 func isReadOnly(err error) bool {
@@ -100,13 +125,9 @@ WHERE t.id = ANY (ARRAY(SELECT id FROM lost))`
 func (s *Store) Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	ids := make([][16]byte, len(held))
-	for i, id := range held {
-		ids[i] = id
-	}
 	// An answer can be under way for as long as a call may take.
 	unanswered := max(lease, 2*callTimeout)
-	tag, err := s.pool.Exec(ctx, reapSQL, seconds(lease), [16]byte(worker), ids, seconds(unanswered))
+	tag, err := s.pool.Exec(ctx, reapSQL, seconds(lease), [16]byte(worker), uuids(held), seconds(unanswered))
 	if err != nil {
 		return 0, fmt.Errorf("reap: %w", classify(err))
 	}

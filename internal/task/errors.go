@@ -8,10 +8,22 @@ var (
 	ErrNotFound = errors.New("task not found")
 	// ErrNotPending: the task is running or has ended.
 	ErrNotPending = errors.New("task is not pending")
+	// ErrEnded: the task has ended.
+	ErrEnded = errors.New("task has ended")
+	// ErrCancelRequested: somebody asked before that the running task be cancelled.
+	ErrCancelRequested = errors.New("task is being cancelled")
+	// ErrNotRedrivable: the task has neither failed nor been cancelled.
+	ErrNotRedrivable = errors.New("task has neither failed nor been cancelled")
+	// ErrChanged: somebody else changed the task at the same moment. Nothing was
+	// written.
+	ErrChanged = errors.New("task was changed meanwhile")
 	// ErrUnavailable: the store could not be asked, or did not answer. What was
 	// to be written may or may not have been.
 	ErrUnavailable = errors.New("task store unavailable")
 	// ErrOverloaded: too much is under way at the moment. Nothing was begun, so
 	// the same may be tried again a little later.
 	ErrOverloaded = errors.New("overloaded")
+	// ErrTooBroad: too much would have to be looked through for too little that
+	// matches. A filter that asks for less may get an answer.
+	ErrTooBroad = errors.New("the search took too long")
 )

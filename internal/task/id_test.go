@@ -3,8 +3,10 @@ package task_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
+	"pgregory.net/rapid"
 
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -112,4 +114,44 @@ func BenchmarkIDString(b *testing.B) {
 	for b.Loop() {
 		_ = id.String()
 	}
+}
+
+func TestNewID(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 11, 24, 12, 0, 0, 123456789, time.UTC)
+	for name, tt := range map[string]struct {
+		at     time.Time
+		random uint64
+		want   string
+	}{
+		"no random bits":      {at, 0, "01a20d6d-5a7b-774f-8000-000000000000"},
+		"all random bits":     {at, 1<<64 - 1, "01a20d6d-5a7b-774f-bfff-ffffffffffff"},
+		"the start of 1970":   {time.Unix(0, 0), 0, "00000000-0000-7000-8000-000000000000"},
+		"a nanosecond before": {at.Truncate(time.Millisecond).Add(-1), 0, "01a20d6d-5a7a-7fff-8000-000000000000"},
+	} {
+		if got := task.NewID(tt.at, tt.random).String(); got != tt.want {
+			t.Errorf("%s: %s, want %s", name, got, tt.want)
+		}
+	}
+	if first, id := task.FirstID(at), task.NewID(at.Truncate(time.Millisecond), 0); first != id {
+		t.Errorf("FirstID = %s, want %s", first, id)
+	}
+}
+
+func TestIDsSortByTheirMoment(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		moment := func(name string) time.Time {
+			return time.Unix(0, rapid.Int64Range(0, 1<<62).Draw(t, name))
+		}
+		a, b := moment("a"), moment("b")
+		if b.Sub(a) < 245*time.Nanosecond { // 2^-12 ms
+			return
+		}
+		random := rapid.Uint64()
+		x, y := task.NewID(a, random.Draw(t, "x")), task.NewID(b, random.Draw(t, "y"))
+		if x.String() >= y.String() {
+			t.Errorf("the ID of %v is %s, that of %v is %s", a, x, b, y)
+		}
+	})
 }

@@ -13,8 +13,8 @@ const (
 	OutcomeRetryable Kind = "retryable"
 	// OutcomePermanent: trying the same call again cannot help.
 	OutcomePermanent Kind = "permanent"
-	// OutcomeInterrupted: our own shutdown cut the call short. The target may
-	// have seen it.
+	// OutcomeInterrupted: our own shutdown, or a request to cancel the task, cut
+	// the call short. The target may have seen it.
 	OutcomeInterrupted Kind = "interrupted"
 	// OutcomeLost: the instance that held the task fell silent. The target may
 	// have seen the call. Only reaping records it.
@@ -38,6 +38,8 @@ type Outcome struct {
 	TimedOut bool
 	// Refused: the target policy did not admit the address (Kind is permanent).
 	Refused bool
+	// Cancelled: somebody asked meanwhile that the task be cancelled.
+	Cancelled bool
 }
 
 // Classify says what an HTTP status code means for an attempt: 2xx succeeded;
@@ -103,6 +105,9 @@ type Decision struct {
 func (c *Claim) Admit(now time.Time) (d Decision, ok bool) {
 	t := c.Task
 	switch {
+	case !t.CancelRequestedAt.IsZero():
+		// Asked for while an attempt was under way that got lost.
+		return Decision{State: Cancelled}, false
 	case t.expiredBy(now):
 		return Decision{State: Failed, Reason: Expired}, false
 	case t.AttemptCount >= t.Retry.MaxAttempts:
@@ -117,7 +122,9 @@ func (c *Claim) Admit(now time.Time) (d Decision, ok bool) {
 // Next decides what follows from the outcome of the attempt made under c, at
 // now, by the clock of c.At. random, in [0, 1), spreads the wait before a retry.
 //
-// A target's Retry-After raises the wait and is not jittered downwards.
+// A target's Retry-After raises the wait and is not jittered downwards. A task
+// that is to be cancelled is not tried again; what it came to all the same
+// stays.
 func (c *Claim) Next(o Outcome, now time.Time, random float64) Decision {
 	d := Decision{
 		Attempt: &Attempt{
@@ -137,6 +144,9 @@ func (c *Claim) Next(o Outcome, now time.Time, random float64) Decision {
 	switch {
 	case o.Kind == OutcomeInterrupted:
 		d.State = Pending
+		if o.Cancelled {
+			d.State = Cancelled
+		}
 		return d
 	case o.Kind == OutcomeSucceeded:
 		d.State = Succeeded
@@ -159,6 +169,8 @@ func (c *Claim) Next(o Outcome, now time.Time, random float64) Decision {
 		d.State, d.Reason, d.Wait = Failed, RetryDurationExhausted, 0
 	} else if t.expiredBy(next) {
 		d.State, d.Reason, d.Wait = Failed, Expired, 0
+	} else if o.Cancelled {
+		d.State, d.Wait = Cancelled, 0
 	}
 	return d
 }

@@ -89,6 +89,7 @@ func TestNext(t *testing.T) {
 		succeeded = result{State: task.Succeeded}
 		retry     = result{State: task.Pending, Wait: 8 * time.Second}
 		atOnce    = result{State: task.Pending}
+		cancelled = result{State: task.Cancelled}
 		failed    = func(r task.Reason) result { return result{State: task.Failed, Reason: r} }
 	)
 	tests := map[string]struct {
@@ -134,6 +135,11 @@ func TestNext(t *testing.T) {
 		"500, last":                            {status(500), 4, nil, failed(task.AttemptsExhausted)},
 		"500, beyond the last":                 {status(500), 5, nil, failed(task.AttemptsExhausted)},
 		"500, the only attempt":                {status(500), 0, maxAttempts(1), failed(task.AttemptsExhausted)},
+		"cancelled":                            {task.Outcome{Kind: task.OutcomeInterrupted, Cancelled: true}, 0, nil, cancelled},
+		"cancelled, and it succeeded":          {task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200, Cancelled: true}, 0, nil, succeeded},
+		"cancelled, and it would be retried":   {task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 503, Cancelled: true}, 0, nil, cancelled},
+		"cancelled, and it was the last":       {task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 503, Cancelled: true}, 4, nil, failed(task.AttemptsExhausted)},
+		"cancelled, and it was refused":        {task.Outcome{Kind: task.OutcomePermanent, StatusCode: 403, Cancelled: true}, 0, nil, failed(task.ClientError)},
 		"500, a policy that allows no attempt": {status(500), 0, maxAttempts(0), failed(task.AttemptsExhausted)},
 	}
 	for name, tt := range tests {
@@ -306,6 +312,17 @@ func TestAdmit(t *testing.T) {
 	}
 }
 
+// A request to cancel that outlived an attempt is honoured before all else.
+func TestAdmitHonoursARequestToCancel(t *testing.T) {
+	t.Parallel()
+	c := claimOf(5, func(c *task.Claim) {
+		c.Task.CancelRequestedAt, c.Task.ExpiresAt = began, began
+	})
+	if d, ok := c.Admit(began.Add(time.Second)); ok || d != (task.Decision{State: task.Cancelled}) {
+		t.Errorf("got %+v, %t; want cancelled, false", d, ok)
+	}
+}
+
 func TestAttemptNumber(t *testing.T) {
 	t.Parallel()
 	for count, want := range []int{1, 2, 3} {
@@ -335,6 +352,9 @@ func checkNext(t interface {
 	}
 	if (d.State == task.Failed) != (d.Reason != "") {
 		t.Errorf("got %+v: a reason goes with failed, and only with it", resultOf(d))
+	}
+	if o.Cancelled && d.State == task.Pending || !o.Cancelled && d.State == task.Cancelled {
+		t.Errorf("got %+v from an outcome with Cancelled = %t", resultOf(d), o.Cancelled)
 	}
 	if d.State != task.Pending && d.Wait != 0 {
 		t.Errorf("got %+v: only a pending task waits", resultOf(d))
@@ -385,6 +405,7 @@ func TestNextHoldsItsBounds(t *testing.T) {
 			StatusCode: rapid.IntRange(0, 999).Draw(t, "status"),
 			RetryAfter: time.Duration(absurdNumbers.Draw(t, "retry_after")),
 			Refused:    rapid.Bool().Draw(t, "refused"),
+			Cancelled:  rapid.Bool().Draw(t, "cancelled"),
 		}
 		checkNext(t, c, o, began.Add(time.Duration(absurdNumbers.Draw(t, "passed"))), randoms.Draw(t, "random"))
 	})

@@ -130,7 +130,7 @@ func (s *Spec) check(add func(message, kind string, path ...string)) {
 	if !slices.Contains(methods, s.Method) {
 		add("must be one of "+strings.Join(methods, ", "), "invalid", "method")
 	}
-	if s.Body != nil && (s.Method == "GET" || s.Method == "HEAD") {
+	if s.Body != nil && s.carriesNone() {
 		add("GET and HEAD calls carry no payload or body; use another method or leave it out", "conflict", "method")
 	}
 	checkHeaders(s.Headers, add)
@@ -140,6 +140,9 @@ func (s *Spec) check(add func(message, kind string, path ...string)) {
 	}
 	s.Retry.check(add)
 }
+
+// carriesNone reports that calls of this method have no body.
+func (s *Spec) carriesNone() bool { return s.Method == "GET" || s.Method == "HEAD" }
 
 // checkURL returns what is wrong with a target's URL, or "".
 func checkURL(raw string) string {

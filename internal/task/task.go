@@ -16,11 +16,14 @@ import "time"
 // State says where a task is on its way.
 //
 //	pending → running → succeeded | failed | cancelled
-//	   ↑         │
-//	   └─────────┘ retry, interrupted, lost
+//	   ↑         │                      │
+//	   ├─────────┘ retry, interrupted, lost
+//	   └────────────────────────────────┘ redriven
+//
+// A pending task can become cancelled too.
 type State string
 
-// The states. A task in an ended state never changes again.
+// The states. A task in an ended state changes only where somebody redrives it.
 const (
 	// Pending waits for its run_at, the first time or for a retry.
 	Pending State = "pending"
@@ -34,7 +37,10 @@ const (
 	Cancelled State = "cancelled"
 )
 
-// Ended reports whether no transition leads out of s.
+// states are all of them, in the order of a task's life.
+var states = []State{Pending, Running, Succeeded, Failed, Cancelled}
+
+// Ended reports whether nothing happens to a task in s by itself.
 func (s State) Ended() bool {
 	return s == Succeeded || s == Failed || s == Cancelled
 }
@@ -47,7 +53,7 @@ func (s State) CanBecome(next State) bool {
 	case Running:
 		return next == Pending || next.Ended()
 	default:
-		return false
+		return next == Pending && (s == Failed || s == Cancelled)
 	}
 }
 
@@ -69,6 +75,9 @@ const (
 	// TargetRefused: the target policy does not admit the address.
 	TargetRefused Reason = "target_refused"
 )
+
+// reasons are all of them.
+var reasons = []Reason{AttemptsExhausted, RetryDurationExhausted, ClientError, Expired, TargetRefused}
 
 // Task is one HTTP call to be carried out, and its story so far.
 type Task struct {

@@ -1,0 +1,112 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// Explanation is why a task has not run, or what became of it.
+type Explanation struct {
+	Summary string `json:"summary" example:"It is due in 37 s for attempt 3 of 10, since attempt 2 came to nothing: the target answered 503 Service Unavailable." doc:"One sentence for people."`
+	Facts   Facts  `json:"facts" doc:"What it was made from."`
+}
+
+// Facts are what is known around a task at one moment.
+type Facts struct {
+	Now                   Timestamp    `json:"now" example:"2026-11-24T12:00:00.000000Z" doc:"The moment, by the database's clock."`
+	State                 task.State   `json:"state" enum:"pending,running,succeeded,failed,cancelled" example:"pending" doc:"The task's state."`
+	Reason                *task.Reason `json:"reason" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" example:"attempts_exhausted" doc:"Why it failed. Null unless it did."`
+	RunAt                 Timestamp    `json:"run_at" example:"2026-11-24T12:00:37.000000Z" doc:"When it is due next, or was due last."`
+	DueInSeconds          *float64     `json:"due_in_seconds" example:"37" doc:"How long until run_at; negative when it has passed. Null unless the task is pending."`
+	ExpiresAt             Timestamp    `json:"expires_at" nullable:"true" example:"2026-12-31T23:59:59.000000Z" doc:"No attempt starts after it. Null: never."`
+	AttemptCount          int          `json:"attempt_count" example:"2" doc:"Ended attempts that count."`
+	MaxAttempts           int          `json:"max_attempts" example:"10" doc:"How many there are at most."`
+	LastOutcome           *task.Kind   `json:"last_outcome" enum:"succeeded,retryable,permanent,interrupted,lost" example:"retryable" doc:"What the last attempt came to. Null before any."`
+	LastStatusCode        *int         `json:"last_status_code" example:"503" doc:"The target's last answer. Null when none came."`
+	LastError             *string      `json:"last_error" example:"the target answered 503 Service Unavailable" doc:"What went wrong last. Null when nothing did."`
+	RunningForSeconds     *float64     `json:"running_for_seconds" example:"3.2" doc:"How long the attempt under way has taken. Null unless the task is running."`
+	Holder                *string      `json:"holder" example:"orchestrator-00042-abc 1.0.0" doc:"The instance that carries it out. Null unless the task is running, or when that instance is gone."`
+	HolderSilentSeconds   *float64     `json:"holder_silent_seconds" example:"1.4" doc:"How long ago the holder was last seen. After lease_seconds others take its tasks. Null without a holder."`
+	LeaseSeconds          float64      `json:"lease_seconds" example:"15" doc:"How long an instance may be silent."`
+	CancelRequestedAt     Timestamp    `json:"cancel_requested_at" nullable:"true" example:"2026-11-24T11:59:58.000000Z" doc:"When somebody asked to stop the running task. Null where nobody did."`
+	TasksAhead            *int         `json:"tasks_ahead" example:"12" doc:"How many tasks are due before it, counted up to 10000. Null unless it is pending and due."`
+	Instances             int          `json:"instances" example:"3" doc:"How many instances carry out tasks."`
+	Slots                 *int         `json:"slots" example:"600" doc:"How many tasks they carry out at a time. Null when one of them does not say, or there is none."`
+	RunningTasks          int          `json:"running_tasks" example:"17" doc:"How many tasks are running."`
+	InstanceSilentSeconds *float64     `json:"instance_silent_seconds" example:"0.4" doc:"How long ago any of them was last seen. Null when there is none."`
+	FinishedAt            Timestamp    `json:"finished_at" nullable:"true" example:"2026-11-24T12:00:01.000000Z" doc:"When it ended. Null until then."`
+}
+
+type explainOutput struct {
+	Body Explanation
+}
+
+func explainOperation() huma.Operation {
+	return huma.Operation{
+		OperationID: "explain-task", Method: http.MethodGet, Path: "/tasks/{id}/explain", Tags: []string{"tasks"},
+		Summary:     "Why has it not run, or what happened?",
+		Description: "Says in one sentence why a task has not run, or what became of it, and gives the facts.",
+		Errors:      append([]int{http.StatusNotFound}, readErrors...),
+	}
+}
+
+func (a *API) explain(ctx context.Context, in *TaskPath) (*explainOutput, error) {
+	id, err := task.ParseID(in.ID)
+	if err != nil {
+		return nil, a.fail(ctx, task.ErrNotFound) // the pattern lets no such id through
+	}
+	t, facts, err := a.Store.Explain(ctx, id, a.Lease)
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	return &explainOutput{Body: Explanation{Summary: task.Explain(t, facts), Facts: factsView(t, facts)}}, nil
+}
+
+// factsView is the facts as callers see them.
+func factsView(t *task.Task, f task.Facts) Facts {
+	v := Facts{
+		Now:                   Timestamp(f.Now),
+		State:                 t.State,
+		Reason:                present(t.Reason),
+		RunAt:                 Timestamp(t.RunAt),
+		ExpiresAt:             Timestamp(t.ExpiresAt),
+		AttemptCount:          t.AttemptCount,
+		MaxAttempts:           t.Retry.MaxAttempts,
+		RunningForSeconds:     since(f.ClaimedAt, f.Now),
+		Holder:                present(f.Holder),
+		HolderSilentSeconds:   since(f.HolderSeenAt, f.Now),
+		LeaseSeconds:          f.Lease.Seconds(),
+		CancelRequestedAt:     Timestamp(t.CancelRequestedAt),
+		Instances:             f.Instances,
+		Slots:                 present(f.Slots),
+		RunningTasks:          f.Running,
+		InstanceSilentSeconds: since(f.InstanceSeenAt, f.Now),
+		FinishedAt:            Timestamp(t.FinishedAt),
+	}
+	if t.State == task.Pending {
+		wait := t.RunAt.Sub(f.Now).Seconds()
+		v.DueInSeconds = &wait
+		if wait <= 0 {
+			v.TasksAhead = &f.Ahead
+		}
+	}
+	if n := len(t.Attempts); n > 0 {
+		last := t.Attempts[n-1]
+		v.LastOutcome, v.LastStatusCode, v.LastError = present(last.Outcome), present(last.StatusCode), present(last.Error)
+	}
+	return v
+}
+
+// since is the seconds from a moment to now; nil for no moment.
+func since(moment, now time.Time) *float64 {
+	if moment.IsZero() {
+		return nil
+	}
+	seconds := now.Sub(moment).Seconds()
+	return &seconds
+}

@@ -1,0 +1,273 @@
+package httpapi
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// Filter says which tasks are meant: those that match all that is given. In a
+// query a state or reason may be given several times, and labels are
+// label.<name>=<value>.
+type Filter struct {
+	State          []task.State      `query:"state,explode" json:"state,omitempty" enum:"pending,running,succeeded,failed,cancelled" nullable:"false" example:"[\"failed\"]" doc:"In any of these states."`
+	Labels         map[string]string `json:"labels,omitempty" maxProperties:"16" example:"{\"kind\":\"play\"}" doc:"With all of these labels."`
+	Host           string            `query:"host" json:"host,omitempty" minLength:"1" example:"example.com" doc:"Whose URL has this host, on any port; as it is written there."`
+	URL            string            `query:"url" json:"url,omitempty" minLength:"1" example:"https://example.com/plays" doc:"Whose URL begins like this."`
+	CreatedAfter   string            `query:"created_after" json:"created_after,omitempty" minLength:"1" format:"date-time" example:"2026-11-24T12:00:00Z" doc:"Stored at this moment or later."`
+	CreatedBefore  string            `query:"created_before" json:"created_before,omitempty" minLength:"1" format:"date-time" example:"2026-11-25T12:00:00Z" doc:"Stored before this moment."`
+	RunAfter       string            `query:"run_after" json:"run_after,omitempty" minLength:"1" format:"date-time" example:"2026-11-24T12:00:00Z" doc:"Whose run_at is this moment or later."`
+	RunBefore      string            `query:"run_before" json:"run_before,omitempty" minLength:"1" format:"date-time" example:"2026-11-25T12:00:00Z" doc:"Whose run_at is before this moment."`
+	FinishedAfter  string            `query:"finished_after" json:"finished_after,omitempty" minLength:"1" format:"date-time" example:"2026-11-24T12:00:00Z" doc:"Ended at this moment or later."`
+	FinishedBefore string            `query:"finished_before" json:"finished_before,omitempty" minLength:"1" format:"date-time" example:"2026-11-25T12:00:00Z" doc:"Ended before this moment."`
+	Reason         []task.Reason     `query:"reason,explode" json:"reason,omitempty" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" nullable:"false" example:"[\"attempts_exhausted\"]" doc:"Failed for any of these reasons."`
+	MinAttempts    int               `query:"min_attempts" json:"min_attempts,omitempty" minimum:"1" maximum:"100" example:"3" doc:"With so many attempts that count, or more."`
+	CreatedBy      string            `query:"created_by" json:"created_by,omitempty" minLength:"1" example:"plays@melodia.app" doc:"Handed in by this caller."`
+}
+
+// filter returns r in the domain's terms, or [task.Errors].
+func (r *Filter) filter() (f task.Filter, err error) {
+	f = task.Filter{
+		States: r.State, Labels: r.Labels, Host: r.Host, URLPrefix: r.URL,
+		Reasons: r.Reason, MinAttempts: r.MinAttempts, CreatedBy: r.CreatedBy,
+	}
+	var errs task.Errors
+	for _, t := range []struct {
+		name   string
+		text   string
+		moment *time.Time
+	}{
+		{"created_after", r.CreatedAfter, &f.CreatedAfter}, {"created_before", r.CreatedBefore, &f.CreatedBefore},
+		{"run_after", r.RunAfter, &f.RunAfter}, {"run_before", r.RunBefore, &f.RunBefore},
+		{"finished_after", r.FinishedAfter, &f.FinishedAfter}, {"finished_before", r.FinishedBefore, &f.FinishedBefore},
+	} {
+		if t.text == "" {
+			continue
+		}
+		if *t.moment, err = task.ParseRunAt(t.text, nil); err != nil || t.moment.IsZero() {
+			errs = append(errs, task.FieldError{Path: []string{t.name}, Message: wantTime, Kind: "datetime_parsing"})
+		}
+	}
+	found, _ := f.Check().(task.Errors) //nolint:errorlint // Check wraps nothing
+	if errs = append(errs, found...); errs != nil {
+		return task.Filter{}, errs
+	}
+	return f, nil
+}
+
+// maxLimit is the most tasks of one answer.
+const maxLimit = 200
+
+type findInput struct {
+	Filter
+	Limit  int    `query:"limit" minimum:"1" maximum:"200" default:"50" example:"50" doc:"How many tasks to answer with at most."`
+	Cursor string `query:"cursor" example:"AQAAAAAAAAAAAZOeDFwefMGxpp2KTWwaK0xlA5M" doc:"The next_cursor of the answer before, with the same filters: goes on behind it."`
+
+	rawQuery string
+}
+
+// Resolve is huma.Resolver: it keeps what the declared parameters do not hold.
+func (in *findInput) Resolve(ctx huma.Context) []error {
+	u := ctx.URL()
+	in.rawQuery = u.RawQuery
+	return nil
+}
+
+// TaskList is a page of tasks.
+type TaskList struct {
+	Tasks      []*Task `json:"tasks" nullable:"false" doc:"The newest first: by run_at where the filter has run_after or run_before, by finished_at where it has finished_after or finished_before, otherwise by creation. Of their attempts each shows the last one only."`
+	NextCursor *string `json:"next_cursor" example:"AQAAAAAAAAAAAZOeDFwefMGxpp2KTWwaK0xlA5M" doc:"Send it as cursor, with the same filters, for the tasks behind these. Null when there are none."`
+}
+
+type findOutput struct {
+	Body TaskList
+}
+
+// readErrors are the statuses that a look at tasks can be answered with, besides 422 and 500.
+var readErrors = []int{http.StatusTooManyRequests, http.StatusServiceUnavailable}
+
+func findOperation() huma.Operation {
+	explode := true
+	return huma.Operation{
+		OperationID: "find-tasks", Method: http.MethodGet, Path: "/tasks", Tags: []string{"tasks"},
+		Summary: "Find tasks",
+		Description: "Lists the tasks that match all that is given, the newest first. A parameter that does not exist is refused, so that a misspelt one does not match everything. " +
+			"state and reason may be given several times, or several values joined by commas; the others once. " +
+			"A cursor stays right while tasks end meanwhile. A search that takes longer than 3 seconds is given up with 503: ask for less, by a range of time.",
+		Errors: readErrors, SkipValidateParams: true, // the domain does, in words that fit a query
+		// An object in this style is a parameter for each of its members.
+		Parameters: []*huma.Param{{
+			Name: "labels", In: "query", Style: "form", Explode: &explode,
+			Description: "With all of these labels, each as a parameter label.<name>: label.kind=play.",
+			Schema: &huma.Schema{
+				Type: huma.TypeObject, AdditionalProperties: &huma.Schema{Type: huma.TypeString},
+				Examples: []any{map[string]any{"label.kind": "play"}},
+			},
+		}},
+	}
+}
+
+func (a *API) find(ctx context.Context, in *findInput) (*findOutput, error) {
+	f, behind, err := in.read()
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	tasks, err := a.Store.Find(ctx, &f, behind, in.Limit+1)
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	out := &findOutput{}
+	if len(tasks) > in.Limit {
+		tasks = tasks[:in.Limit]
+		cursor := f.Cursor(f.PositionOf(tasks[len(tasks)-1]))
+		out.Body.NextCursor = &cursor
+	}
+	out.Body.Tasks = make([]*Task, len(tasks))
+	for i, t := range tasks {
+		out.Body.Tasks[i] = taskView(t)
+	}
+	return out, nil
+}
+
+// findParameters are those of a search but for labels, and whether they may be
+// given several times.
+var findParameters = map[string]bool{
+	"state": true, "reason": true, "host": false, "url": false,
+	"created_after": false, "created_before": false, "run_after": false, "run_before": false,
+	"finished_after": false, "finished_before": false, "min_attempts": false, "created_by": false,
+	"limit": false, "cursor": false,
+}
+
+// read returns what is searched for, from where on, or a problem with the query.
+func (in *findInput) read() (f task.Filter, behind task.Position, err error) {
+	var errs task.Errors
+	add := func(name, message, kind string) {
+		errs = append(errs, task.FieldError{Path: []string{name}, Message: message, Kind: kind})
+	}
+	query, err := url.ParseQuery(in.rawQuery)
+	if err != nil {
+		return f, behind, invalid([]FieldProblem{{Loc: []string{"query"}, Msg: "must be percent-encoded: % is written %25", Type: "invalid"}})
+	}
+	for _, name := range slices.Sorted(maps.Keys(query)) {
+		values := query[name]
+		label, isLabel := strings.CutPrefix(name, "label.")
+		several, known := findParameters[name]
+		switch {
+		case !isLabel && !known:
+			add(clipName(name), "is not a parameter of this request; look for a spelling mistake", "extra_forbidden")
+		case len(values) > 1 && !several:
+			add(clipName(name), "must not be there twice", "duplicate")
+		case isLabel:
+			if in.Labels == nil {
+				in.Labels = make(map[string]string)
+			}
+			in.Labels[label] = values[0]
+		case slices.Contains(values, ""):
+			add(name, "must not be empty; leave it out", "string_too_short")
+		case name == "min_attempts" && in.MinAttempts == 0:
+			add(name, "must be between 1 and 100", "out_of_range")
+		}
+	}
+	in.State, in.Reason = splitCommas(in.State), splitCommas(in.Reason)
+	if in.Limit < 1 || in.Limit > maxLimit {
+		add("limit", fmt.Sprintf("must be between 1 and %d", maxLimit), "out_of_range")
+	}
+	f, err = in.filter()
+	if found, ok := err.(task.Errors); ok { //nolint:errorlint // filter wraps nothing
+		errs = append(errs, found...)
+	}
+	if errs == nil && in.Cursor != "" {
+		behind, err = f.ParseCursor(in.Cursor)
+		errs, _ = err.(task.Errors) //nolint:errorlint // ParseCursor wraps nothing
+	}
+	if errs != nil {
+		return f, behind, invalid(queryProblems(errs))
+	}
+	return f, behind, nil
+}
+
+// clipName keeps the answer to a query smaller than the query.
+func clipName(name string) string {
+	const most = 64
+	return strings.ToValidUTF8(name[:min(len(name), most)], "")
+}
+
+func splitCommas[T ~string](values []T) (words []T) {
+	for _, value := range values {
+		for word := range strings.SplitSeq(string(value), ",") {
+			words = append(words, T(word))
+		}
+	}
+	return words
+}
+
+// queryProblems names the parameters as they were sent.
+func queryProblems(errs task.Errors) []FieldProblem {
+	problems := fieldProblems(errs)
+	for i, p := range problems {
+		name := p.Loc[1]
+		if name == "labels" {
+			name = strings.Join(append([]string{"label"}, p.Loc[2:]...), ".")
+		}
+		problems[i].Loc = []string{"query", name}
+	}
+	return problems
+}
+
+// Counts is how many tasks there are.
+type Counts struct {
+	States           StateCounts `json:"states" doc:"By state."`
+	OldestDueSeconds float64     `json:"oldest_due_seconds" example:"0" doc:"For how long the longest waiting task has been due."`
+}
+
+// StateCounts is how many tasks are in each state.
+type StateCounts struct {
+	Pending   Count `json:"pending" doc:"They wait for their run_at, the first time or for a retry."`
+	Running   Count `json:"running" doc:"They are being carried out."`
+	Succeeded Count `json:"succeeded" doc:"They ended with a 2xx answer, within the retention."`
+	Failed    Count `json:"failed" doc:"The dead letters, within the retention."`
+	Cancelled Count `json:"cancelled" doc:"They were called off, within the retention."`
+}
+
+// Count is how many tasks there are of a kind.
+type Count struct {
+	Count int64 `json:"count" example:"42" doc:"How many."`
+	Exact bool  `json:"exact" example:"true" doc:"Whether they were counted. More than 10,000 are estimated from the database's statistics."`
+}
+
+type countsOutput struct {
+	Body Counts
+}
+
+func countsOperation() huma.Operation {
+	return huma.Operation{
+		OperationID: "count-tasks", Method: http.MethodGet, Path: "/tasks/counts", Tags: []string{"tasks"},
+		Summary:     "Count tasks",
+		Description: "How many tasks there are in each state, and for how long the longest waiting one has been due. It stays cheap however many there are.",
+		Errors:      readErrors,
+	}
+}
+
+func (a *API) counts(ctx context.Context, _ *struct{}) (*countsOutput, error) {
+	counts, overdue, err := a.Store.Counts(ctx)
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	view := func(s task.State) Count { return Count{Count: counts[s].Tasks, Exact: counts[s].Exact} }
+	return &countsOutput{Body: Counts{
+		States: StateCounts{
+			Pending: view(task.Pending), Running: view(task.Running),
+			Succeeded: view(task.Succeeded), Failed: view(task.Failed), Cancelled: view(task.Cancelled),
+		},
+		OldestDueSeconds: overdue.Seconds(),
+	}}, nil
+}

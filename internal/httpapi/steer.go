@@ -1,0 +1,419 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// steerErrors are the statuses that an act on one task can be answered with,
+// besides 422 and 500.
+var steerErrors = []int{
+	http.StatusForbidden, http.StatusNotFound, http.StatusConflict, http.StatusTooManyRequests, http.StatusServiceUnavailable,
+}
+
+type cancelOutput struct {
+	Status int
+	ETag   string `header:"ETag" doc:"The version of the task, for If-Match." example:"\"1-running-0-cancelling\""`
+	Body   *Task
+}
+
+func cancelOperation() huma.Operation {
+	return huma.Operation{
+		OperationID: "cancel-task", Method: http.MethodPost, Path: "/tasks/{id}/cancel", Tags: []string{"steering"},
+		Summary: "Cancel a task",
+		Description: "A pending task is cancelled at once: 200. Of a running one the call is to be cut off (202): at once where this instance makes it, " +
+			"otherwise with the next heartbeat of the one that does. The target may have done the work all the same: a task that succeeds or fails meanwhile stays so, " +
+			"but it is never retried. A cancelled task calls nobody back, and its idempotency key is free again; that of a batch is not. 409: it has ended, or is being cancelled already.",
+		Errors: steerErrors,
+	}
+}
+
+func (a *API) cancel(ctx context.Context, in *TaskPath) (*cancelOutput, error) {
+	t, err := a.act(ctx, in, "task cancelled", a.Store.Cancel)
+	if err != nil {
+		return nil, err
+	}
+	out := &cancelOutput{Status: http.StatusOK, ETag: etag(t), Body: taskView(t)}
+	if t.State == task.Running {
+		a.Dispatcher.CutOff(map[task.ID]int64{t.ID: t.LastClaim})
+		out.Status = http.StatusAccepted
+	}
+	return out, nil
+}
+
+func runOperation() huma.Operation {
+	return huma.Operation{
+		OperationID: "run-task", Method: http.MethodPost, Path: "/tasks/{id}/run", Tags: []string{"steering"},
+		Summary: "Run a task now",
+		Description: "Makes a pending task due, whatever it waits for: its run_at, or the time of a retry. One that is due already keeps its place. " +
+			"The call itself is made by whichever instance is free. 409: it is running, has ended, or is being cancelled.",
+		Errors: steerErrors,
+	}
+}
+
+func (a *API) run(ctx context.Context, in *TaskPath) (*taskOutput, error) {
+	t, err := a.act(ctx, in, "task made due", a.Store.RunNow)
+	if err != nil {
+		return nil, err
+	}
+	a.Dispatcher.Wake()
+	return newTaskOutput(t), nil
+}
+
+func redriveOperation() huma.Operation {
+	return huma.Operation{
+		OperationID: "redrive-task", Method: http.MethodPost, Path: "/tasks/{id}/redrive", Tags: []string{"steering"},
+		Summary: "Redrive a task",
+		Description: "A failed or cancelled task becomes pending again, due now, with a fresh budget of attempts. Its story stays, and the new attempts are numbered from 1. " +
+			"An expires_at that has passed is dropped. 409: it has not ended, or it has succeeded.",
+		Errors: steerErrors,
+	}
+}
+
+func (a *API) redrive(ctx context.Context, in *TaskPath) (*taskOutput, error) {
+	t, err := a.act(ctx, in, "task redriven", a.Store.Redrive)
+	if err != nil {
+		return nil, err
+	}
+	a.Dispatcher.Wake()
+	return newTaskOutput(t), nil
+}
+
+// act does something to one task by its id and logs it.
+func (a *API) act(ctx context.Context, in *TaskPath, done string, do func(context.Context, task.ID) (*task.Task, error)) (*task.Task, error) {
+	id, err := task.ParseID(in.ID)
+	if err != nil {
+		return nil, a.fail(ctx, task.ErrNotFound) // the pattern lets no such id through
+	}
+	t, err := do(ctx, id)
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	a.Log.InfoContext(ctx, done, "task_id", t.ID.String(), "state", string(t.State)) //nolint:sloglint // one of a few constants
+	return t, nil
+}
+
+// ChangeRequest is what is to be different about a pending task; what it leaves
+// out stays.
+type ChangeRequest struct {
+	RunAt          *string            `json:"run_at,omitempty" example:"2030-12-24T21:00:00" doc:"When it is due next, as in /schedule."`
+	TimeZone       *string            `json:"time_zone,omitempty" example:"America/Argentina/Buenos_Aires" doc:"The IANA time zone of a local run_at."`
+	DelaySeconds   *float64           `json:"delay_seconds,omitempty" minimum:"0" maximum:"315360000" example:"60" doc:"When it is due next: this long from now, instead of run_at."`
+	Headers        map[string]*string `json:"headers,omitempty" example:"{\"X-Tenant\":\"melodia\",\"X-Old\":null}" doc:"Headers to set, by name in either case; null takes one away, and the others stay. A value that reads back as [redacted] cannot be sent back: leave it out to keep it."`
+	Payload        json.RawMessage    `json:"payload,omitempty" example:"{\"song_id\":42}" doc:"The body of the call from now on, whole; its members are not merged. null: none."`
+	Body           *string            `json:"body,omitempty" example:"a line of text" doc:"The body of the call from now on as text, instead of payload."`
+	TimeoutSeconds *float64           `json:"timeout_seconds,omitempty" minimum:"0.1" maximum:"1800" example:"10" doc:"Bounds a whole attempt."`
+	Retry          *RetryChange       `json:"retry,omitempty" doc:"The retry policy; what it leaves out stays."`
+	Labels         map[string]*string `json:"labels,omitempty" example:"{\"kind\":\"play\",\"old\":null}" doc:"Labels to set, by name; null takes one away, and the others stay."`
+	ExpiresAt      clearable          `json:"expires_at,omitempty" nullable:"true" example:"2030-12-31T23:59:59Z" doc:"No attempt starts after this moment. null: it never expires."`
+}
+
+// RetryChange is what is to be different about a retry policy.
+type RetryChange RetryRequest
+
+// clearable is a moment that null takes away.
+type clearable struct {
+	given bool
+	text  *string
+}
+
+// UnmarshalJSONFrom is json.UnmarshalerFrom.
+func (c *clearable) UnmarshalJSONFrom(d *jsontext.Decoder) error {
+	c.given = true
+	return jsonv2.UnmarshalDecode(d, &c.text)
+}
+
+// Schema is huma.SchemaProvider.
+func (clearable) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Type: huma.TypeString, Format: "date-time"}
+}
+
+type changeInput struct {
+	TaskPath
+	IfMatch string `header:"If-Match" example:"\"0-pending-0\"" doc:"Change the task only in a version that has one of these ETags; * stands for any. Without it whatever others changed meanwhile may be overwritten, field by field."`
+	// As in submitInput.
+	ContentType string `header:"Content-Type" hidden:"true"`
+	RawBody     []byte
+}
+
+func (a *API) changeOperation() huma.Operation {
+	return huma.Operation{
+		OperationID: "change-task", Method: http.MethodPatch, Path: "/tasks/{id}", Tags: []string{"steering"},
+		Summary: "Change a pending task",
+		Description: "Changes what is given and nothing else (application/json, or application/merge-patch+json by RFC 7396 with a payload that is replaced as a whole). " +
+			"The task must obey all rules for new ones then; its url and method stay as they are. A task that was changed has another ETag. " +
+			"409: it is running, has ended, or is being cancelled. 412: it is not in a version that If-Match names any more; read it again.",
+		RequestBody: jsonBody(a.schemaOf(ChangeRequest{}), map[string]*huma.Example{
+			"later":  example("Later", `{"run_at":"2030-12-24T21:00:00","time_zone":"America/Argentina/Buenos_Aires"}`),
+			"retry":  example("With more patience", `{"timeout_seconds":60,"retry":{"max_attempts":20},"expires_at":null}`),
+			"tenant": example("With another header", `{"headers":{"X-Tenant":"melodia","X-Old":null},"payload":{"song_id":42}}`),
+		}),
+		SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
+		Errors: append([]int{http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed}, submitErrors...),
+	}
+}
+
+// changeTries is how often a change is made to what was read anew, where others
+// change the same task.
+const changeTries = 3
+
+func (a *API) change(ctx context.Context, in *changeInput) (*taskOutput, error) {
+	change, err := a.readChange(&submitInput{in.ContentType, in.RawBody})
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	t, err := a.act(ctx, &in.TaskPath, "task changed", func(ctx context.Context, id task.ID) (t *task.Task, err error) {
+		for range changeTries {
+			if t, err = a.tryChange(ctx, id, in.IfMatch, change); !errors.Is(err, task.ErrChanged) {
+				break
+			}
+		}
+		return t, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.Dispatcher.Wake()
+	return newTaskOutput(t), nil
+}
+
+func (a *API) tryChange(ctx context.Context, id task.ID, match string, change task.Change) (*task.Task, error) {
+	t, err := a.Store.Get(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if !ifMatch(match, etag(t)) {
+		return nil, newProblem(http.StatusPreconditionFailed, "The task is not in a version that If-Match names. Read it again, with its ETag, and decide anew.")
+	}
+	changed, err := t.Change(change, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	return a.Store.Change(ctx, changed)
+}
+
+// readChange makes sense of the body of a change.
+func (a *API) readChange(in *submitInput) (task.Change, error) {
+	if err := in.check(); err != nil {
+		return task.Change{}, err
+	}
+	request := new(ChangeRequest)
+	if err := a.readThorough(in.RawBody, request); err != nil {
+		return task.Change{}, err
+	}
+	change, errs := request.change()
+	if errs != nil {
+		return task.Change{}, errs
+	}
+	return change, nil
+}
+
+// change returns the request in the domain's terms.
+func (r *ChangeRequest) change() (c task.Change, errs task.Errors) {
+	c = task.Change{Headers: r.Headers, Labels: r.Labels, Timeout: duration(r.TimeoutSeconds)}
+	for name, value := range r.Headers {
+		if value != nil && *value == redacted && task.IsSecretHeader(name) {
+			errs = append(errs, task.FieldError{Path: []string{"headers", name}, Kind: "redacted",
+				Message: "is shown as [redacted] and cannot be sent back like that: leave it out to keep its value"})
+		}
+	}
+	switch {
+	case r.Payload != nil && r.Body != nil:
+		errs = append(errs, task.FieldError{Path: []string{"body"}, Message: "must not be there together with payload", Kind: "conflict"})
+	case string(r.Payload) == "null":
+		c.Content = &task.Content{}
+	case r.Payload != nil:
+		c.Content = &task.Content{Body: r.Payload, ContentType: jsonContent}
+	case r.Body != nil:
+		c.Content = &task.Content{Body: []byte(*r.Body), ContentType: textContent}
+	}
+	if p := r.Retry; p != nil {
+		c.Retry = task.RetryChange{
+			MaxAttempts: p.MaxAttempts, MaxRetryDuration: duration(p.MaxRetryDurationSeconds), MinBackoff: duration(p.MinBackoffSeconds),
+			MaxBackoff: duration(p.MaxBackoffSeconds), MaxDoublings: p.MaxDoublings, RetryClientErrors: p.RetryClientErrors,
+		}
+	}
+	if r.RunAt != nil || r.TimeZone != nil || r.DelaySeconds != nil {
+		when, found := (&ScheduleRequest{RunAt: r.RunAt, TimeZone: r.TimeZone, DelaySeconds: r.DelaySeconds}).when()
+		c.When, errs = &when, append(errs, found...)
+	}
+	if r.ExpiresAt.given {
+		c.ExpiresAt = new(time.Time)
+	}
+	if text := r.ExpiresAt.text; text != nil {
+		var err error
+		if *c.ExpiresAt, err = task.ParseRunAt(*text, nil); err != nil || c.ExpiresAt.IsZero() {
+			errs = append(errs, task.FieldError{Path: []string{"expires_at"}, Message: wantTime, Kind: "datetime_parsing"})
+		}
+	}
+	return c, errs
+}
+
+// duration is seconds in the domain's terms; nil stays nil.
+func duration(seconds *float64) *time.Duration {
+	if seconds == nil {
+		return nil
+	}
+	d := new(time.Duration)
+	setDuration(d, seconds)
+	return d
+}
+
+// BulkRequest says which tasks to act on.
+type BulkRequest struct {
+	Filter Filter `json:"filter" doc:"Which tasks: the parameters of GET /tasks, with state and reason as lists and labels as an object. At least one."`
+	DryRun *bool  `json:"dry_run,omitempty" default:"true" example:"true" doc:"Only say which tasks match. It must be false to do anything."`
+}
+
+// BulkRedriveRequest says which tasks to redrive, and how fast.
+type BulkRedriveRequest struct {
+	BulkRequest
+	SpreadSeconds float64 `json:"spread_seconds,omitempty" minimum:"0" maximum:"86400" example:"600" doc:"Make the tasks due evenly over so long from now on, so that a target that just came back is not flattened."`
+}
+
+// BulkResult is what came of an act on many tasks.
+type BulkResult struct {
+	Matched int      `json:"matched" example:"812" doc:"How many tasks match; at most 10000, which means that there may be more."`
+	Changed int      `json:"changed" example:"812" doc:"How many were cancelled, or redriven; 0 in a dry run. Others got ahead with the rest."`
+	Sample  []string `json:"sample" nullable:"false" example:"[\"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b\"]" doc:"The ids of up to 10 that match."`
+	DryRun  bool     `json:"dry_run" example:"false" doc:"Whether it was only asked which tasks match."`
+}
+
+type bulkOutput struct {
+	Body BulkResult
+}
+
+const (
+	// maxBulk is the most tasks that one call acts on.
+	maxBulk = 10_000
+	// bulkStep is how many of them one statement does: they are locked for some
+	// ten milliseconds.
+	bulkStep  = 250
+	maxSample = 10
+)
+
+func (a *API) bulkOperation(id, path, summary, description string, body any, examples map[string]*huma.Example) huma.Operation {
+	return huma.Operation{
+		OperationID: id, Method: http.MethodPost, Path: path, Tags: []string{"steering"},
+		Summary: summary,
+		Description: description + " Without \"dry_run\": false nothing is done. One call acts on the 10,000 newest that match at most; call again for the rest, until matched is 0. " +
+			"It is done in steps, which end when the caller hangs up: after an error some may have been done. One such call at a time is carried out by an instance; 429 to others.",
+		RequestBody: jsonBody(a.schemaOf(body), examples), Middlewares: huma.Middlewares{lateAnswer},
+		SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1, Errors: submitErrors,
+	}
+}
+
+func (a *API) cancelManyOperation() huma.Operation {
+	return a.bulkOperation("cancel-tasks", "/tasks/cancel", "Cancel many tasks",
+		"Cancels the pending and running tasks that match, as /tasks/{id}/cancel does.", BulkRequest{}, map[string]*huma.Example{
+			"dry": example("Which tasks would be cancelled?", `{"filter":{"labels":{"kind":"play"},"host":"example.com"}}`),
+			"do":  example("Cancel them", `{"filter":{"labels":{"kind":"play"},"host":"example.com"},"dry_run":false}`),
+		})
+}
+
+func (a *API) cancelMany(ctx context.Context, in *submitInput) (*bulkOutput, error) {
+	request := new(BulkRequest)
+	f, err := a.readBulk(in, request, request, task.Pending, task.Running)
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	return a.bulk(ctx, f, request, "tasks cancelled", func(ids []task.ID, _, _ int) (int, error) {
+		count, running, err := a.Store.CancelMany(ctx, ids)
+		a.Dispatcher.CutOff(running)
+		return count, err
+	})
+}
+
+func (a *API) redriveManyOperation() huma.Operation {
+	return a.bulkOperation("redrive-tasks", "/tasks/redrive", "Redrive many tasks",
+		"Redrives the failed and cancelled tasks that match, as /tasks/{id}/redrive does, the oldest first.", BulkRedriveRequest{}, map[string]*huma.Example{
+			"dry": example("Which tasks would be redriven?", `{"filter":{"state":["failed"],"finished_after":"2026-11-24T12:00:00Z"}}`),
+			"do":  example("Redrive them over ten minutes", `{"filter":{"state":["failed"],"reason":["attempts_exhausted"]},"dry_run":false,"spread_seconds":600}`),
+		})
+}
+
+func (a *API) redriveMany(ctx context.Context, in *submitInput) (*bulkOutput, error) {
+	request := new(BulkRedriveRequest)
+	f, err := a.readBulk(in, request, &request.BulkRequest, task.Failed, task.Cancelled)
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	var spread time.Duration
+	setDuration(&spread, &request.SpreadSeconds)
+	return a.bulk(ctx, f, &request.BulkRequest, "tasks redriven", func(ids []task.ID, done, all int) (int, error) {
+		apart := spread / time.Duration(all)
+		count, err := a.Store.RedriveMany(ctx, ids, time.Duration(done)*apart, apart)
+		a.Dispatcher.Wake()
+		return count, err
+	})
+}
+
+// readBulk reads the body of an act on many tasks in one of states.
+func (a *API) readBulk(in *submitInput, into any, r *BulkRequest, states ...task.State) (f task.Filter, err error) {
+	if err := in.check(); err != nil {
+		return f, err
+	}
+	if err := a.readThorough(in.RawBody, into); err != nil {
+		return f, err
+	}
+	f, err = r.Filter.filter()
+	errs, _ := err.(task.Errors) //nolint:errorlint // filter wraps nothing
+	for i := range errs {
+		errs[i].Path = append([]string{"filter"}, errs[i].Path...)
+	}
+	switch {
+	case errs != nil:
+		return f, errs
+	case f.IsZero():
+		return f, task.Errors{{Path: []string{"filter"}, Message: "must not be empty: that would mean all tasks", Kind: "missing"}}
+	case f.States == nil:
+		f.States = states
+	case slices.ContainsFunc(f.States, func(s task.State) bool { return !slices.Contains(states, s) }):
+		return f, task.Errors{{Path: []string{"filter", "state"}, Kind: "conflict",
+			Message: "must name no other states than " + string(states[0]) + " and " + string(states[1]) + ", or be left out"}}
+	}
+	return f, nil
+}
+
+// bulk acts on the tasks that match f, step by step: act is told the ids, how
+// many came before and how many there are, and returns how many it changed.
+func (a *API) bulk(ctx context.Context, f task.Filter, r *BulkRequest, done string, act func(ids []task.ID, before, all int) (int, error)) (*bulkOutput, error) {
+	if !a.bulkActs.CompareAndSwap(false, true) {
+		return nil, a.fail(ctx, task.ErrOverloaded)
+	}
+	defer a.bulkActs.Store(false)
+	ids, err := a.Store.Match(ctx, &f, maxBulk)
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	slices.Reverse(ids) // the oldest first
+	out := &bulkOutput{Body: BulkResult{Matched: len(ids), Sample: make([]string, 0, maxSample), DryRun: r.DryRun == nil || *r.DryRun}}
+	for _, id := range ids[:min(len(ids), maxSample)] {
+		out.Body.Sample = append(out.Body.Sample, id.String())
+	}
+	if out.Body.DryRun {
+		return out, nil
+	}
+	for before := 0; before < len(ids) && err == nil; before += bulkStep {
+		var changed int
+		if err = ctx.Err(); err == nil {
+			changed, err = act(ids[before:min(before+bulkStep, len(ids))], before, len(ids))
+		}
+		out.Body.Changed += changed
+	}
+	a.Log.InfoContext(ctx, done, "count", out.Body.Changed, "matched", len(ids), "sample", out.Body.Sample) //nolint:sloglint // one of a few constants
+	if err != nil {
+		return nil, a.fail(ctx, err)
+	}
+	return out, nil
+}

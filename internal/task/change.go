@@ -1,0 +1,142 @@
+package task
+
+import (
+	"maps"
+	"strings"
+	"time"
+)
+
+// Change is what somebody wants to be different about a pending task. What is
+// nil stays as it is.
+type Change struct {
+	When *When
+	// Headers and Labels are set name by name; a nil value takes the name away.
+	// The name of a header is the same in either case.
+	Headers, Labels map[string]*string
+	Content         *Content
+	Timeout         *time.Duration
+	Retry           RetryChange
+	// ExpiresAt: the zero time is never.
+	ExpiresAt *time.Time
+}
+
+// Content is what a call carries, as in [Spec].
+type Content struct {
+	Body        []byte
+	ContentType string
+}
+
+// RetryChange is what somebody wants to be different about a [RetryPolicy].
+type RetryChange struct {
+	MaxAttempts       *int
+	MaxRetryDuration  *time.Duration
+	MinBackoff        *time.Duration
+	MaxBackoff        *time.Duration
+	MaxDoublings      *int
+	RetryClientErrors *bool
+}
+
+// Change returns t as c wants it, or [Errors] with every rule of [New] that it
+// would break then; or [ErrNotPending] or [ErrCancelRequested]. t itself stays
+// as it is. now is only compared with the [Horizon].
+func (t *Task) Change(c Change, now time.Time) (*Task, error) {
+	if err := t.Changeable(); err != nil {
+		return nil, err
+	}
+	changed := *t
+	changed.Headers = merge(t.Headers, c.Headers, strings.EqualFold)
+	changed.Labels = merge(t.Labels, c.Labels, func(a, b string) bool { return a == b })
+	if c.Content != nil {
+		changed.Body, changed.ContentType = c.Content.Body, c.Content.ContentType
+	}
+	set(&changed.Timeout, c.Timeout)
+	set(&changed.ExpiresAt, c.ExpiresAt)
+	set(&changed.Retry.MaxAttempts, c.Retry.MaxAttempts)
+	set(&changed.Retry.MaxRetryDuration, c.Retry.MaxRetryDuration)
+	set(&changed.Retry.MinBackoff, c.Retry.MinBackoff)
+	set(&changed.Retry.MaxBackoff, c.Retry.MaxBackoff)
+	set(&changed.Retry.MaxDoublings, c.Retry.MaxDoublings)
+	set(&changed.Retry.RetryClientErrors, c.Retry.RetryClientErrors)
+
+	var errs Errors
+	add := func(message, kind string, path ...string) {
+		errs = append(errs, FieldError{Path: path, Message: message, Kind: kind})
+	}
+	if c.Content != nil && changed.carriesNone() && c.Content.Body != nil {
+		add("must not be there: the task's method is GET or HEAD", "conflict", "payload")
+		changed.Body = nil // named once
+	}
+	changed.check(add)
+	if c.Retry.MaxAttempts != nil && *c.Retry.MaxAttempts <= t.AttemptCount {
+		add("must be above the number of attempts that were made already (attempt_count)", "out_of_range", "retry", "max_attempts")
+	}
+	when := When{At: t.RunAt}
+	if c.When != nil {
+		when = *c.When
+		changed.RunAt, changed.Delay = when.At, when.Delay
+	}
+	if c.When != nil || c.ExpiresAt != nil {
+		checkWhen(when, changed.ExpiresAt, now, add)
+	}
+	if errs != nil {
+		return nil, errs
+	}
+	return &changed, nil
+}
+
+// merge returns fields with changes made to them, without touching either.
+func merge(fields map[string]string, changes map[string]*string, same func(a, b string) bool) map[string]string {
+	merged := maps.Clone(fields)
+	for name, value := range changes {
+		maps.DeleteFunc(merged, func(old, _ string) bool {
+			_, given := changes[old] // it has its own turn
+			return same(old, name) && (old == name || !given)
+		})
+		if value == nil {
+			continue
+		}
+		if merged == nil {
+			merged = make(map[string]string, len(changes))
+		}
+		merged[name] = *value
+	}
+	return merged
+}
+
+func set[T any](field *T, value *T) {
+	if value != nil {
+		*field = *value
+	}
+}
+
+// Changeable returns nil where t can be changed or made due, otherwise
+// [ErrNotPending] or [ErrCancelRequested].
+func (t *Task) Changeable() error {
+	switch {
+	case t.State != Pending:
+		return ErrNotPending
+	case !t.CancelRequestedAt.IsZero():
+		return ErrCancelRequested
+	}
+	return nil
+}
+
+// Cancellable returns nil where t can be cancelled, otherwise [ErrEnded] or
+// [ErrCancelRequested].
+func (t *Task) Cancellable() error {
+	switch {
+	case t.State.Ended():
+		return ErrEnded
+	case t.State == Running && !t.CancelRequestedAt.IsZero():
+		return ErrCancelRequested
+	}
+	return nil
+}
+
+// Redrivable returns nil where t can be redriven, otherwise [ErrNotRedrivable].
+func (t *Task) Redrivable() error {
+	if t.State != Failed && t.State != Cancelled {
+		return ErrNotRedrivable
+	}
+	return nil
+}

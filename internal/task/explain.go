@@ -1,0 +1,172 @@
+package task
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"time"
+)
+
+// Facts are what is known around a task at one moment, for [Explain].
+type Facts struct {
+	// Now is the moment, by the database's clock.
+	Now time.Time
+	// ClaimedAt is when the attempt under way began; zero unless the task is running.
+	ClaimedAt time.Time
+	// Holder names the instance that carries the task out, and HolderSeenAt is
+	// its last sign of life: zero when it has signed off.
+	Holder       string
+	HolderSeenAt time.Time
+	// Lease is how long an instance may be silent before others take its tasks.
+	Lease time.Duration
+	// Instances is how many carry out tasks by themselves and were seen within
+	// Lease; Slots is how many tasks these carry out at a time, zero when one
+	// of them did not say.
+	Instances, Slots int
+	// InstanceSeenAt is the last sign of life of any of them, however old.
+	InstanceSeenAt time.Time
+	// Running is how many tasks are running.
+	Running int
+	// Ahead is how many tasks are due before this one; it counts up to [MaxAhead].
+	Ahead int
+}
+
+// MaxAhead is how far the tasks ahead of another are counted.
+const MaxAhead = 10_000
+
+// Explain says in one sentence why a task has not run, or what became of it.
+func Explain(t *Task, f Facts) string {
+	switch t.State {
+	case Pending:
+		return explainPending(t, f)
+	case Running:
+		return explainRunning(t, f)
+	case Succeeded:
+		return fmt.Sprintf("It succeeded %s ago at attempt %d of %d%s.", span(f.Now.Sub(t.FinishedAt)), max(t.AttemptCount, 1), t.Retry.MaxAttempts, answered(t))
+	case Cancelled:
+		return fmt.Sprintf("It was cancelled %s ago, %s.", span(f.Now.Sub(t.FinishedAt)), after(t))
+	default:
+		return fmt.Sprintf("It failed %s ago: %s.", span(f.Now.Sub(t.FinishedAt)), whyFailed(t))
+	}
+}
+
+func explainPending(t *Task, f Facts) string {
+	wait := t.RunAt.Sub(f.Now)
+	next := ""
+	if last := lastAttempt(t); last != nil {
+		next = fmt.Sprintf(" for attempt %d of %d, since attempt %d came to nothing%s", t.AttemptCount+1, t.Retry.MaxAttempts, last.Number, because(last))
+	}
+	switch {
+	case t.expiredBy(f.Now):
+		return fmt.Sprintf("It expired %s ago: when its turn comes it fails, without another attempt.", span(f.Now.Sub(t.ExpiresAt)))
+	case wait > 0:
+		return fmt.Sprintf("It is due in %s%s.", span(wait), next)
+	}
+	due := fmt.Sprintf("It has been due for %s%s", span(-wait), next)
+	ahead := fmt.Sprintf("%d tasks are ahead of it", f.Ahead)
+	switch f.Ahead {
+	case 0:
+		ahead = "it is the next one"
+	case 1:
+		ahead = "1 task is ahead of it"
+	case MaxAhead:
+		ahead = fmt.Sprintf("%d tasks or more are ahead of it", MaxAhead)
+	}
+	switch {
+	case f.Instances == 0 && f.InstanceSeenAt.IsZero():
+		return due + ", but no instance carries out tasks."
+	case f.Instances == 0:
+		return fmt.Sprintf("%s, but no instance carries out tasks: the last one was seen %s ago.", due, span(f.Now.Sub(f.InstanceSeenAt)))
+	case f.Slots > 0 && f.Running >= f.Slots:
+		return fmt.Sprintf("%s, but all %d slots of %s are busy; %s.", due, f.Slots, count(f.Instances, "instance"), ahead)
+	default:
+		return fmt.Sprintf("%s; %s.", due, ahead)
+	}
+}
+
+func explainRunning(t *Task, f Facts) string {
+	attempt := fmt.Sprintf("Attempt %d of %d has been under way for %s", t.AttemptCount+1, t.Retry.MaxAttempts, span(f.Now.Sub(f.ClaimedAt)))
+	if !t.CancelRequestedAt.IsZero() {
+		attempt = fmt.Sprintf("Cancelling it was asked for %s ago; attempt %d has been under way for %s",
+			span(f.Now.Sub(t.CancelRequestedAt)), t.AttemptCount+1, span(f.Now.Sub(f.ClaimedAt)))
+	}
+	if f.HolderSeenAt.IsZero() {
+		return attempt + ", held by an instance that is gone: another takes it over."
+	}
+	silent := f.Now.Sub(f.HolderSeenAt)
+	held := fmt.Sprintf("%s, held by the instance %s, last seen %s ago", attempt, f.Holder, span(silent))
+	if silent > f.Lease {
+		return held + ": another takes it over."
+	}
+	return held + "."
+}
+
+func whyFailed(t *Task) string {
+	last := lastAttempt(t)
+	switch t.Reason {
+	case Expired:
+		return fmt.Sprintf("%s, expires_at had passed, or would have before the next attempt%s", after(t), because(last))
+	case AttemptsExhausted:
+		return fmt.Sprintf("all %s came to nothing%s", count(t.Retry.MaxAttempts, "attempt"), because(last))
+	case RetryDurationExhausted:
+		return fmt.Sprintf("another attempt would have begun later than max_retry_duration_seconds (%s) after the first%s", span(t.Retry.MaxRetryDuration), because(last))
+	case TargetRefused:
+		return "the target policy does not admit the address" + because(last)
+	default:
+		return fmt.Sprintf("after attempt %d it was not tried again, since the same call would fail again%s", max(t.AttemptCount, 1), because(last))
+	}
+}
+
+func lastAttempt(t *Task) *Attempt {
+	if len(t.Attempts) == 0 {
+		return nil
+	}
+	return &t.Attempts[len(t.Attempts)-1]
+}
+
+// because is ": …" with what went wrong.
+func because(a *Attempt) string {
+	if a == nil || a.Error == "" {
+		return ""
+	}
+	return ": " + strings.TrimSuffix(a.Error, ".")
+}
+
+func answered(t *Task) string {
+	if last := lastAttempt(t); last != nil && last.StatusCode != 0 {
+		return fmt.Sprintf(": the target answered %d", last.StatusCode)
+	}
+	return ""
+}
+
+func after(t *Task) string {
+	if t.AttemptCount == 0 {
+		return "before any attempt"
+	}
+	return "after " + count(t.AttemptCount, "attempt")
+}
+
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
+// span is a duration as people say it, in one unit.
+func span(d time.Duration) string {
+	const day = 24 * time.Hour
+	round := func(unit time.Duration) int64 { return int64(math.Round(float64(d) / float64(unit))) }
+	switch d = max(d, 0); {
+	case d < 10*time.Second:
+		return fmt.Sprintf("%.1f s", d.Seconds())
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%d s", round(time.Second))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d min", round(time.Minute))
+	case d < 2*day:
+		return fmt.Sprintf("%d h", round(time.Hour))
+	default:
+		return fmt.Sprintf("%d days", round(day))
+	}
+}

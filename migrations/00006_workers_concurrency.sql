@@ -1,0 +1,8 @@
+-- +goose Up
+
+-- How many tasks it carries out at a time; 0: it takes none by itself. NULL: an
+-- instance of an older version, which did not say.
+ALTER TABLE workers ADD COLUMN concurrency integer;
+
+-- +goose Down
+ALTER TABLE workers DROP COLUMN concurrency;
