@@ -355,6 +355,7 @@ func TestBadSettings(t *testing.T) {
 		"several mistakes":     {map[string]string{"PORT": "x", "POLL_INTERVAL": "1"}, []string{"PORT must be a whole number", "POLL_INTERVAL must be a duration"}},
 		"a URL of no sort":     {nil, []string{"DATABASE_URL is not valid"}},
 		"a host that is a URL": {map[string]string{"TARGET_ALLOW_HOSTS": "https://x:1/"}, []string{"TARGET_ALLOW_HOSTS"}},
+		"a signing secret":     {map[string]string{"SIGNING_SECRETS": "hunter2"}, []string{"SIGNING_SECRETS: secret 1: must be whsec_"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for key, value := range tt.env {

@@ -37,6 +37,8 @@ type Config struct {
 	TargetAllowNetworks []netip.Prefix `envconfig:"TARGET_ALLOW_NETWORKS"`
 	TargetRequireHTTPS  bool           `envconfig:"TARGET_REQUIRE_HTTPS" default:"false"`
 
+	SigningSecrets []string `envconfig:"SIGNING_SECRETS"`
+
 	Retention time.Duration `envconfig:"RETENTION" default:"720h"`
 
 	LogLevel  slog.Level `envconfig:"LOG_LEVEL" default:"info"`

@@ -53,6 +53,8 @@ const idleTimeout = 4 * time.Second
 type Options struct {
 	// Policy must not be nil.
 	Policy *Policy
+	// Signer signs every call; nil signs none.
+	Signer *Signer
 	// Version goes into the User-Agent.
 	Version string
 	// Concurrency is how many calls are expected at once. That many
@@ -64,6 +66,7 @@ type Options struct {
 // goroutines may use it.
 type Deliverer struct {
 	policy      *Policy
+	signer      *Signer
 	userAgent   string
 	connections connections
 	excerpts    sync.Pool // of *[excerptBytes]byte
@@ -77,6 +80,7 @@ type Deliverer struct {
 func New(o Options) *Deliverer {
 	d := &Deliverer{
 		policy:    o.Policy,
+		signer:    o.Signer,
 		userAgent: "orchestrator/" + o.Version,
 		excerpts:  sync.Pool{New: func() any { return new([excerptBytes]byte) }},
 		tlsConfig: &tls.Config{NextProtos: []string{"http/1.1"}},
@@ -178,8 +182,12 @@ func (d *Deliverer) read(body io.Reader) (text string, whole bool, err error) {
 // request makes the request for c, but for its body.
 func (d *Deliverer) request(u *url.URL, c task.Call) *http.Request {
 	t := c.Task
-	header := make(http.Header, len(t.Headers)+8)
-	values := make([]string, 0, len(t.Headers)+8)
+	size := len(t.Headers) + 8
+	if d.signer != nil {
+		size += 3
+	}
+	header := make(http.Header, size)
+	values := make([]string, 0, size)
 	set := func(name, value string) {
 		values = append(values, value)
 		header[name] = values[len(values)-1 : len(values) : len(values)]
@@ -199,6 +207,12 @@ func (d *Deliverer) request(u *url.URL, c task.Call) *http.Request {
 	}
 	if t.Body != nil && t.ContentType != "" && header["Content-Type"] == nil {
 		set("Content-Type", t.ContentType)
+	}
+	if d.signer != nil {
+		id, timestamp := t.ID.String(), strconv.FormatInt(c.At.Unix(), 10)
+		set("Webhook-Id", id)
+		set("Webhook-Timestamp", timestamp)
+		set("Webhook-Signature", d.signer.sign(id, timestamp, t.Body))
 	}
 	return &http.Request{Method: t.Method, URL: u, Header: header}
 }

@@ -266,6 +266,8 @@ var reservedHeaders = map[string]bool{
 	"keep-alive": true, "te": true, "trailer": true, "upgrade": true, "http2-settings": true,
 	"expect": true, "forwarded": true, "metadata-flavor": true, "x-serverless-authorization": true,
 	"traceparent": true, "tracestate": true,
+	// Signed or not: what is stored today may be called when signing is on.
+	"webhook-id": true, "webhook-timestamp": true, "webhook-signature": true,
 }
 
 var reservedPrefixes = []string{"proxy-", "x-forwarded-", "x-goog-", "orchestrator-"}

@@ -388,6 +388,7 @@ func TestReservedHeaders(t *testing.T) {
 		"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Anything", "Metadata-Flavor",
 		"X-Goog-Authenticated-User-Email", "X-Goog-IAP-JWT-Assertion", "X-Serverless-Authorization",
 		"Orchestrator-Task-Id", "Orchestrator-Attempt", "Orchestrator-New", "Traceparent", "Tracestate",
+		"Webhook-Id", "Webhook-Timestamp", "Webhook-Signature",
 	} {
 		for _, name := range []string{name, strings.ToLower(name), strings.ToUpper(name)} {
 			want := []string{"headers." + name + " reserved"}
@@ -399,6 +400,7 @@ func TestReservedHeaders(t *testing.T) {
 	for _, name := range []string{
 		"Authorization", "Cookie", "Content-Type", "Accept", "Accept-Encoding", "User-Agent", "Idempotency-Key", "X-Api-Key",
 		"X-Host", "Hosts", "Proxy", "X-Forwarded", "Forwarded-For", "X-Google", "Orchestrator", "X-Orchestrator-Task-Id", "Baggage",
+		"Webhook", "Webhook-Event", "X-Webhook-Id",
 	} {
 		if got := broken(t, submissionOf(func(s *submission) { s.Headers = map[string]string{name: "v"} })); got != nil {
 			t.Errorf("header %s breaks %q, want it accepted", name, got)
