@@ -55,7 +55,7 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	dispatcher := dispatch.New(dispatchOptions(c, log), store, deliverer)
 	server := &http.Server{
 		Handler: httpapi.New(httpapi.Options{
-			Store: store, Dispatcher: dispatcher, Policy: calls.Policy,
+			Store: store, Dispatcher: dispatcher, Policy: calls.Policy, Identity: calls.Identity, Secrets: calls.Secrets,
 			Defaults: c.Defaults(), NewID: newID, Version: version, ExampleURL: exampleURL, Log: log,
 		}),
 		ReadHeaderTimeout: 10 * time.Second,
@@ -119,8 +119,14 @@ func deliverOptions(c *config.Config) (deliver.Options, error) {
 	if o.Policy, err = deliver.NewPolicy(c.TargetAllowHosts, c.TargetAllowNetworks, c.TargetRequireHTTPS); err != nil {
 		return o, fmt.Errorf("TARGET_ALLOW_HOSTS: %w", err)
 	}
+	if o.Identity, err = deliver.NewIdentity(c.OIDCTargetHosts); err != nil {
+		return o, fmt.Errorf("OIDC_TARGET_HOSTS: %w", err)
+	}
 	if o.Signer, err = deliver.NewSigner(c.SigningSecrets); err != nil {
 		return o, fmt.Errorf("SIGNING_SECRETS: %w", err)
+	}
+	if o.Secrets, err = deliver.NewSecrets(c.SecretsDir, c.SecretHosts); err != nil {
+		return o, fmt.Errorf("SECRET_HOSTS: %w", err)
 	}
 	return o, nil
 }
