@@ -35,10 +35,10 @@ const (
 // serve runs the service until ctx ends, then stops it in order. exampleURL is
 // the target in the examples of its OpenAPI document.
 func serve(ctx context.Context, c *config.Config, listener net.Listener, log *slog.Logger, exampleURL string) error {
-	policy, err := deliver.NewPolicy(c.TargetAllowHosts, c.TargetAllowNetworks, c.TargetRequireHTTPS)
+	calls, err := deliverOptions(c)
 	if err != nil {
 		_ = listener.Close()
-		return fmt.Errorf("TARGET_ALLOW_HOSTS: %w", err)
+		return err
 	}
 	stopDebug, err := serveDebug(ctx, c.DebugPort, log)
 	if err != nil {
@@ -51,11 +51,11 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 		_ = listener.Close()
 		return err
 	}
-	deliverer := deliver.New(deliver.Options{Policy: policy, Version: version, Concurrency: c.DispatchConcurrency})
+	deliverer := deliver.New(calls)
 	dispatcher := dispatch.New(dispatchOptions(c, store, log), store, deliverer)
 	server := &http.Server{
 		Handler: httpapi.New(httpapi.Options{
-			Store: store, Dispatcher: dispatcher, Policy: policy,
+			Store: store, Dispatcher: dispatcher, Policy: calls.Policy, Identity: calls.Identity, Secrets: calls.Secrets,
 			Defaults: c.Defaults(), Lease: c.LeaseDuration, NewID: store.NewID, Version: version, ExampleURL: exampleURL, Log: log,
 		}),
 		ReadHeaderTimeout: 10 * time.Second,
@@ -110,6 +110,25 @@ func within(limit time.Duration, f func(context.Context)) {
 	case <-ctx.Done():
 	}
 	cancel()
+}
+
+// deliverOptions reads what the settings say about calls.
+func deliverOptions(c *config.Config) (deliver.Options, error) {
+	o := deliver.Options{Version: version, Concurrency: c.DispatchConcurrency}
+	var err error
+	if o.Policy, err = deliver.NewPolicy(c.TargetAllowHosts, c.TargetAllowNetworks, c.TargetRequireHTTPS); err != nil {
+		return o, fmt.Errorf("TARGET_ALLOW_HOSTS: %w", err)
+	}
+	if o.Identity, err = deliver.NewIdentity(c.OIDCTargetHosts); err != nil {
+		return o, fmt.Errorf("OIDC_TARGET_HOSTS: %w", err)
+	}
+	if o.Signer, err = deliver.NewSigner(c.SigningSecrets); err != nil {
+		return o, fmt.Errorf("SIGNING_SECRETS: %w", err)
+	}
+	if o.Secrets, err = deliver.NewSecrets(c.SecretsDir, c.SecretHosts); err != nil {
+		return o, fmt.Errorf("SECRET_HOSTS: %w", err)
+	}
+	return o, nil
 }
 
 func dispatchOptions(c *config.Config, store *postgres.Store, log *slog.Logger) dispatch.Options {

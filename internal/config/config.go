@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"reflect"
 	"slices"
 	"time"
@@ -36,6 +37,11 @@ type Config struct {
 	TargetAllowHosts    []string       `envconfig:"TARGET_ALLOW_HOSTS"`
 	TargetAllowNetworks []netip.Prefix `envconfig:"TARGET_ALLOW_NETWORKS"`
 	TargetRequireHTTPS  bool           `envconfig:"TARGET_REQUIRE_HTTPS" default:"false"`
+
+	OIDCTargetHosts []string `envconfig:"OIDC_TARGET_HOSTS"`
+	SigningSecrets  []string `envconfig:"SIGNING_SECRETS"`
+	SecretsDir      string   `envconfig:"SECRETS_DIR"`
+	SecretHosts     []string `envconfig:"SECRET_HOSTS"`
 
 	Retention time.Duration `envconfig:"RETENTION" default:"720h"`
 
@@ -114,10 +120,16 @@ func (c *Config) check(unread map[string]bool) (errs []error) {
 	within("RETRY_MIN_BACKOFF", c.RetryMinBackoff >= task.MinBackoffLimit && c.RetryMinBackoff <= task.MaxBackoffLimit, "between 10ms and 24h")
 	within("RETRY_MAX_BACKOFF", c.RetryMaxBackoff >= c.RetryMinBackoff && c.RetryMaxBackoff <= task.MaxBackoffLimit, "between RETRY_MIN_BACKOFF and 24h")
 	within("TARGET_ALLOW_NETWORKS", !slices.Contains(c.TargetAllowNetworks, netip.Prefix{}), networksRule) // an empty entry is read as one
+	within("SECRETS_DIR", len(c.SecretHosts) == 0 || isDir(c.SecretsDir), "a folder, since SECRET_HOSTS is set")
 	within("RETENTION", c.Retention >= time.Hour, "at least 1h")
 	within("DEBUG_PORT", c.DebugPort >= 0 && c.DebugPort <= 65535 && (c.DebugPort == 0 || c.DebugPort != c.Port), "between 0 and 65535, and not PORT")
 	within("LOG_FORMAT", c.LogFormat == "json" || c.LogFormat == "text", "json or text")
 	return errs
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 // Defaults are the values for what a task request leaves out.

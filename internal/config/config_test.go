@@ -72,6 +72,7 @@ func TestEverySetting(t *testing.T) {
 		"DISPATCH": "0", "DISPATCH_CONCURRENCY": "1", "POLL_INTERVAL": "10ms", "LEASE_DURATION": "1m30s", "SHUTDOWN_GRACE": "0",
 		"TASK_TIMEOUT": "100ms", "RETRY_MAX_ATTEMPTS": "100", "RETRY_MIN_BACKOFF": "10ms", "RETRY_MAX_BACKOFF": "24h",
 		"TARGET_ALLOW_HOSTS": "a.example,.b.example", "TARGET_ALLOW_NETWORKS": "10.0.0.0/8,fd00::/8", "TARGET_REQUIRE_HTTPS": "true",
+		"OIDC_TARGET_HOSTS": "a.example,.b.example", "SIGNING_SECRETS": "whsec_a,whsec_b", "SECRETS_DIR": ".", "SECRET_HOSTS": "a=a.example,b=.b.example",
 		"RETENTION": "1h", "LOG_LEVEL": "DEBUG", "LOG_FORMAT": "text", "DEBUG_PORT": "6060",
 	})
 	got, err := Load()
@@ -84,6 +85,8 @@ func TestEverySetting(t *testing.T) {
 		TaskTimeout: 100 * time.Millisecond, RetryMaxAttempts: 100, RetryMinBackoff: 10 * time.Millisecond, RetryMaxBackoff: 24 * time.Hour,
 		TargetAllowHosts:    []string{"a.example", ".b.example"},
 		TargetAllowNetworks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}, TargetRequireHTTPS: true,
+		OIDCTargetHosts: []string{"a.example", ".b.example"}, SigningSecrets: []string{"whsec_a", "whsec_b"},
+		SecretsDir: ".", SecretHosts: []string{"a=a.example", "b=.b.example"},
 		Retention: time.Hour, LogLevel: slog.LevelDebug, LogFormat: "text", DebugPort: 6060,
 	}
 	if diff := cmp.Diff(want, got, comparePrefixes); diff != "" {
@@ -131,6 +134,9 @@ func TestRanges(t *testing.T) {
 		{name: "TARGET_ALLOW_NETWORKS", right: []string{"", "10.0.0.0/8", "::/0"}, wrong: []string{"10.0.0.0/8,"}, rule: "must be " + networksRule,
 			unreadable: []string{marker, "10.0.0.0", "10.0.0.0/33", "10.0.0.0/8, fd00::/8", "10.0.0.0/8;" + marker}, unreadRule: "must be " + networksRule},
 		{name: "TARGET_REQUIRE_HTTPS", right: []string{"true", "false"}, unreadable: []string{marker}, unreadRule: "must be true or false"},
+		{name: "OIDC_TARGET_HOSTS", right: []string{"", "a.example"}},
+		{name: "SIGNING_SECRETS", right: []string{"", "whsec_" + marker}},
+		{name: "SECRETS_DIR", right: []string{"", ".", marker}},
 		{name: "RETENTION", right: []string{"1h", "87600h"}, wrong: []string{"59m59s", "-1h"}, rule: "must be at least 1h",
 			unreadable: []string{marker, "30d"}, unreadRule: "must be a duration with its unit, like 720h or 1m30s"},
 		{name: "LOG_LEVEL", right: []string{"debug", "info", "warn", "error", "INFO"}, unreadable: []string{marker, "", "trace"}, unreadRule: "must be debug, info, warn or error"},
@@ -202,6 +208,17 @@ func TestBackoffOrder(t *testing.T) {
 	setenv(t, map[string]string{"RETRY_MIN_BACKOFF": "2h", "RETRY_MAX_BACKOFF": "2h"})
 	if _, err := Load(); err != nil {
 		t.Error(err)
+	}
+}
+
+// Secrets for hosts need a folder to be in.
+func TestSecretsNeedAFolder(t *testing.T) {
+	for dir, want := range map[string]bool{"": false, marker: false, "config.go": false, ".": true} {
+		setenv(t, map[string]string{"SECRET_HOSTS": marker + "=a.example", "SECRETS_DIR": dir})
+		_, err := Load()
+		if want && err != nil || !want && (err == nil || err.Error() != "SECRETS_DIR must be a folder, since SECRET_HOSTS is set") {
+			t.Errorf("%q: got %v, want it accepted: %t", dir, err, want)
+		}
 	}
 }
 

@@ -94,7 +94,7 @@ func (c *connection) roundTrip(r *http.Request, body []byte) (*http.Response, er
 }
 
 // appendHead appends the lines of r's head. Its fields are legal: the domain's
-// rules saw to that.
+// rules saw to that, and are asked again of what credentials add.
 func appendHead(b []byte, r *http.Request, body []byte) []byte {
 	b = append(append(b, r.Method...), ' ')
 	b = append(append(b, r.URL.RequestURI()...), " HTTP/1.1\r\n"...)

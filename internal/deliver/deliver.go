@@ -13,9 +13,23 @@
 // calls share one, where they wait for each other's writes without regard to
 // their timeouts. Connections are kept for further calls to the same host and
 // port; one on which bytes arrive that nobody asked for is closed.
+//
+// What proves who calls is added when the call is made and kept nowhere: an ID
+// token ([Identity]), secrets that headers refer to ([Secrets]), signatures
+// ([Signer]). Tokens and secrets go to the hosts that the settings name for them,
+// over https, and to no others: a host is told by the name in the URL, which its
+// certificate must bear, so neither redirects, which are not followed, nor DNS
+// answers lead them elsewhere.
+//
+// When a target answers 401 to an ID token, the token may have been withdrawn. It
+// is not sent again within the attempt, since that would be a second request;
+// the attempt is retryable instead, and the next one has a new token. Attempts
+// after the first have one that was just fetched, so a second 401 counts as any
+// (while the metadata server is away they make do with an older one).
 package deliver
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -53,6 +67,12 @@ const idleTimeout = 4 * time.Second
 type Options struct {
 	// Policy must not be nil.
 	Policy *Policy
+	// Identity gets the ID tokens that tasks ask for; nil admits none.
+	Identity *Identity
+	// Secrets are what the headers of tasks may refer to; nil is none.
+	Secrets *Secrets
+	// Signer signs every call; nil signs none.
+	Signer *Signer
 	// Version goes into the User-Agent.
 	Version string
 	// Concurrency is how many calls are expected at once. That many
@@ -64,6 +84,9 @@ type Options struct {
 // goroutines may use it.
 type Deliverer struct {
 	policy      *Policy
+	identity    *Identity
+	secrets     *Secrets
+	signer      *Signer
 	userAgent   string
 	connections connections
 	excerpts    sync.Pool // of *[excerptBytes]byte
@@ -77,6 +100,9 @@ type Deliverer struct {
 func New(o Options) *Deliverer {
 	d := &Deliverer{
 		policy:    o.Policy,
+		identity:  cmp.Or(o.Identity, new(Identity)),
+		secrets:   cmp.Or(o.Secrets, new(Secrets)),
+		signer:    o.Signer,
 		userAgent: "orchestrator/" + o.Version,
 		excerpts:  sync.Pool{New: func() any { return new([excerptBytes]byte) }},
 		tlsConfig: &tls.Config{NextProtos: []string{"http/1.1"}},
@@ -108,13 +134,17 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) t
 		return task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: "the task's url " + err.Error()}
 	}
 	deadline := start.Add(c.Task.Timeout)
+	added, err := d.credentials(ctx, deadline, u, c)
+	if err != nil {
+		return failed(ctx, c, start, err, "no ID token")
+	}
 	conn, err := d.connect(ctx, deadline, u)
 	if err != nil {
 		return failed(ctx, c, start, err, "no answer")
 	}
 	_ = conn.SetDeadline(deadline)
 	goOn := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	o, whole := d.exchange(ctx, conn, d.request(u, c), c, start)
+	o, whole := d.exchange(ctx, conn, d.request(u, c, added), c, added, start)
 	if goOn() && whole && conn.sent() {
 		d.connections.put(conn)
 	} else {
@@ -125,10 +155,13 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) t
 
 // exchange sends a request and says what came back. whole says that this is all
 // there is, so that the connection can be used again.
-func (d *Deliverer) exchange(ctx context.Context, conn *connection, r *http.Request, c task.Call, start time.Time) (o task.Outcome, whole bool) {
+func (d *Deliverer) exchange(ctx context.Context, conn *connection, r *http.Request, c task.Call, added credentials, start time.Time) (o task.Outcome, whole bool) {
 	resp, err := conn.roundTrip(r, c.Task.Body) //nolint:bodyclose // see there
 	if err != nil {
 		return failed(ctx, c, start, err, "no answer"), false
+	}
+	if added.secrets != nil {
+		redactLocation(resp.Header, added.secrets)
 	}
 	o = task.Outcome{
 		Kind:       task.Classify(resp.StatusCode),
@@ -140,11 +173,14 @@ func (d *Deliverer) exchange(ctx context.Context, conn *connection, r *http.Requ
 		o.StatusCode = 0
 	case resp.StatusCode == http.StatusSwitchingProtocols:
 		return o, false // what follows is no body
+	case resp.StatusCode == http.StatusUnauthorized && added.token != nil && d.identity.refused(added.token, c.At):
+		o.Kind = task.OutcomeRetryable
+		o.Error += "; the next attempt has a new ID token"
 	}
 	if o.Kind == task.OutcomeRetryable || resp.StatusCode/100 == 4 {
 		o.RetryAfter = retryAfter(resp.Header, c.At.Add(time.Since(start)))
 	}
-	o.ResponseExcerpt, whole, err = d.read(resp.Body)
+	o.ResponseExcerpt, whole, err = d.read(resp.Body, added.secrets)
 	// A target that is cut off may end its answer properly because of that.
 	if err != nil || ctx.Err() != nil || time.Since(start) >= c.Task.Timeout {
 		broken := failed(ctx, c, start, err, "no complete answer")
@@ -154,9 +190,9 @@ func (d *Deliverer) exchange(ctx context.Context, conn *connection, r *http.Requ
 	return o, whole && !resp.Close
 }
 
-// read returns the start of body and reads on for as long as the connection is
-// worth it; whole says that this was to the end.
-func (d *Deliverer) read(body io.Reader) (text string, whole bool, err error) {
+// read returns the start of body, without secrets, and reads on for as long as
+// the connection is worth it; whole says that this was to the end.
+func (d *Deliverer) read(body io.Reader, secrets []string) (text string, whole bool, err error) {
 	buf := d.excerpts.Get().(*[excerptBytes]byte)
 	defer d.excerpts.Put(buf)
 	var n int
@@ -166,6 +202,9 @@ func (d *Deliverer) read(body io.Reader) (text string, whole bool, err error) {
 		n += m
 	}
 	text = excerpt(buf[:n])
+	if secrets != nil {
+		text = redact(text, secrets, !errors.Is(err, io.EOF))
+	}
 	if err == nil {
 		_, err = io.CopyN(io.Discard, body, drainBytes)
 	}
@@ -176,16 +215,20 @@ func (d *Deliverer) read(body io.Reader) (text string, whole bool, err error) {
 }
 
 // request makes the request for c, but for its body.
-func (d *Deliverer) request(u *url.URL, c task.Call) *http.Request {
+func (d *Deliverer) request(u *url.URL, c task.Call, added credentials) *http.Request {
 	t := c.Task
-	header := make(http.Header, len(t.Headers)+8)
-	values := make([]string, 0, len(t.Headers)+8)
+	size := len(t.Headers) + 8
+	if d.signer != nil {
+		size += 3
+	}
+	header := make(http.Header, size)
+	values := make([]string, 0, size)
 	set := func(name, value string) {
 		values = append(values, value)
 		header[name] = values[len(values)-1 : len(values) : len(values)]
 	}
 	set("User-Agent", d.userAgent)
-	for name, value := range t.Headers {
+	for name, value := range added.headers {
 		set(textproto.CanonicalMIMEHeaderKey(name), value)
 	}
 	set("Orchestrator-Task-Id", t.ID.String())
@@ -200,11 +243,20 @@ func (d *Deliverer) request(u *url.URL, c task.Call) *http.Request {
 	if t.Body != nil && t.ContentType != "" && header["Content-Type"] == nil {
 		set("Content-Type", t.ContentType)
 	}
+	if added.token != nil {
+		set("Authorization", "Bearer "+added.token.value)
+	}
+	if d.signer != nil {
+		id, timestamp := t.ID.String(), strconv.FormatInt(c.At.Unix(), 10)
+		set("Webhook-Id", id)
+		set("Webhook-Timestamp", timestamp)
+		set("Webhook-Signature", d.signer.sign(id, timestamp, t.Body))
+	}
 	return &http.Request{Method: t.Method, URL: u, Header: header}
 }
 
 var (
-	errRefused    = errors.New("refused by the target policy")
+	errRefused    = &callError{text: "the target policy refuses the address that the host name stands for", refused: true}
 	errPassedOver = errors.New("address passed over")
 	errHandshake  = errors.New("TLS handshake")
 )

@@ -28,12 +28,12 @@ func failed(ctx context.Context, c task.Call, start time.Time, err error, missin
 		return task.Outcome{Kind: task.OutcomeRetryable, TimedOut: true, Error: missing + " within " + seconds + " s"}
 	case ctx.Err() != nil:
 		return task.Outcome{Kind: task.OutcomeInterrupted, Error: "the call was called off before it ended"}
-	case errors.Is(err, errRefused):
-		return task.Outcome{
-			Kind:    task.OutcomePermanent,
-			Refused: true,
-			Error:   "the target policy refuses the address that the host name stands for",
+	}
+	if e, ok := errors.AsType[*callError](err); ok {
+		if e.refused {
+			return task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: e.text}
 		}
+		return task.Outcome{Kind: task.OutcomeRetryable, Error: e.text}
 	}
 	return task.Outcome{Kind: task.OutcomeRetryable, Error: describe(err)}
 }

@@ -12,8 +12,7 @@ import (
 // Policy says which targets may be called. It never changes, so that many
 // goroutines may share it. The zero Policy admits every public address.
 type Policy struct {
-	hosts        map[string]bool
-	suffixes     []string
+	hosts        hostList
 	networks     []netip.Prefix
 	requireHTTPS bool
 }
@@ -84,7 +83,7 @@ var (
 // allowHosts, unless empty, admits only those hosts: exact names and IP
 // addresses, and suffixes such as ".melodia.app", which stand for every name
 // below melodia.app but not for melodia.app itself. Case and one trailing dot
-// do not count. An entry that is neither is an error that names it.
+// do not count. An entry that is none of these is an error that names it.
 //
 // allowNetworks opens networks that are closed otherwise, whatever the host is
 // called. An IPv6 address that carries an IPv4 address (NAT64, 6to4, Teredo)
@@ -92,18 +91,8 @@ var (
 func NewPolicy(allowHosts []string, allowNetworks []netip.Prefix, requireHTTPS bool) (*Policy, error) {
 	p := &Policy{requireHTTPS: requireHTTPS}
 	for _, entry := range allowHosts {
-		host := canonicalName(entry)
-		name, isSuffix := strings.CutPrefix(host, ".")
-		addr, err := netip.ParseAddr(entry)
-		switch {
-		case err == nil && addr.Zone() == "":
-			p.addHost(addr.Unmap().String())
-		case !isName(name) || endsInNumber(name):
-			return nil, fmt.Errorf("allowed host %q: not a name (plays.melodia.app), a suffix (.melodia.app) or an IP address", entry)
-		case isSuffix:
-			p.suffixes = append(p.suffixes, host)
-		default:
-			p.addHost(host)
+		if err := p.hosts.add(entry); err != nil {
+			return nil, fmt.Errorf("allowed host %q: %w", entry, err)
 		}
 	}
 	for _, network := range allowNetworks {
@@ -117,13 +106,6 @@ func NewPolicy(allowHosts []string, allowNetworks []netip.Prefix, requireHTTPS b
 		p.networks = append(p.networks, network)
 	}
 	return p, nil
-}
-
-func (p *Policy) addHost(host string) {
-	if p.hosts == nil {
-		p.hosts = make(map[string]bool)
-	}
-	p.hosts[host] = true
 }
 
 // CheckURL returns an error unless rawURL may be called as far as its text
@@ -153,7 +135,7 @@ func (p *Policy) checkAddr(addr netip.Addr) error {
 	switch {
 	case isMetadata(plain(addr)):
 		return errMetadata
-	case p.limitsHosts() && !p.hosts[plain(addr).String()]:
+	case !p.hosts.empty() && !p.hosts.hasAddr(addr):
 		return errHost
 	case !p.admits(addr):
 		return errNetwork
@@ -170,18 +152,12 @@ func (p *Policy) checkName(name string) error {
 		return errOddIPv4
 	case name == metadataName:
 		return errMetadata
-	case p.limitsHosts() && !p.hosts[name] && !p.hasSuffixOf(name):
+	case !p.hosts.empty() && !p.hosts.hasName(name):
 		return errHost
 	case (name == "localhost" || strings.HasSuffix(name, ".localhost")) && !p.admits(loopback4) && !p.admits(loopback6):
 		return errNetwork // RFC 6761 §6.3
 	}
 	return nil
-}
-
-func (p *Policy) limitsHosts() bool { return p.hosts != nil || p.suffixes != nil }
-
-func (p *Policy) hasSuffixOf(name string) bool {
-	return slices.ContainsFunc(p.suffixes, func(suffix string) bool { return strings.HasSuffix(name, suffix) })
 }
 
 // admits reports whether addr may be dialled.
@@ -238,29 +214,3 @@ var (
 	sixToFour  = netip.MustParsePrefix("2002::/16")
 	teredo     = netip.MustParsePrefix("2001::/32")
 )
-
-// canonicalName is the form in which host names are compared.
-func canonicalName(host string) string { return strings.ToLower(strings.TrimSuffix(host, ".")) }
-
-// isName reports whether s, in lower case, could be a host's name in the DNS.
-func isName(s string) bool {
-	if len(s) > 253 {
-		return false
-	}
-	for label := range strings.SplitSeq(s, ".") {
-		if label == "" || len(label) > 63 || strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
-			return false
-		}
-	}
-	return true
-}
-
-// endsInNumber reports whether name, in lower case, is read as an IPv4 address
-// by the WHATWG URL standard's "ends in a number checker".
-func endsInNumber(name string) bool {
-	last := name[strings.LastIndexByte(name, '.')+1:]
-	if hex, ok := strings.CutPrefix(last, "0x"); ok {
-		return strings.Trim(hex, "0123456789abcdef") == ""
-	}
-	return last != "" && strings.Trim(last, "0123456789") == ""
-}

@@ -82,12 +82,26 @@ type targetPolicy interface {
 	CheckURL(rawURL string) error
 }
 
+// identityPolicy says to which targets an ID token may be sent. The error's text
+// completes "auth …" and does not hold the URL.
+type identityPolicy interface {
+	CheckURL(rawURL string) error
+}
+
+// secretPolicy says which secrets there are, and to which targets they may be
+// sent. The error's text completes "headers.X …" and holds neither name nor URL.
+type secretPolicy interface {
+	Check(name, rawURL string) error
+}
+
 // Options are what the API works with. To write the OpenAPI document alone,
 // Version, Defaults and ExampleURL are enough.
 type Options struct {
 	Store      store
 	Dispatcher dispatcher
 	Policy     targetPolicy
+	Identity   identityPolicy
+	Secrets    secretPolicy
 	// Defaults are the settings' values for what a request leaves out: Timeout and Retry.
 	Defaults task.Spec
 	// Lease is how long an instance may be silent before others take its tasks.
@@ -247,6 +261,12 @@ var meanings = map[string]string{
 
 // completeDocument puts right what huma cannot say.
 func (a *API) completeDocument() {
+	auth := a.registry.Map()["Task"].Properties["auth"]
+	*auth = huma.Schema{
+		Description: auth.Description,
+		OneOf:       []*huma.Schema{{Ref: auth.Ref}, {Type: "null"}},
+		Examples:    []any{Auth{Type: "oidc", Audience: "https://plays-4fk2.run.app"}},
+	}
 	for _, p := range []*huma.Schema{
 		a.registry.Map()["Task"].Properties["reason"],
 		a.registry.Map()["Facts"].Properties["reason"],

@@ -32,6 +32,8 @@ func TestLimitsAreTheDomains(t *testing.T) {
 		{"TaskRequest", "labels", "maxProperties", task.MaxLabels},
 		{"TaskRequest", "timeout_seconds", "minimum", task.MinTimeout.Seconds()},
 		{"TaskRequest", "timeout_seconds", "maximum", task.MaxTimeout.Seconds()},
+		{"AuthRequest", "audience", "minLength", 1},
+		{"AuthRequest", "audience", "maxLength", task.MaxAudience},
 		{"RetryRequest", "max_attempts", "minimum", 1},
 		{"RetryRequest", "max_attempts", "maximum", task.MaxAttemptsLimit},
 		{"RetryRequest", "max_retry_duration_seconds", "minimum", 0},
@@ -46,7 +48,7 @@ func TestLimitsAreTheDomains(t *testing.T) {
 		{"ScheduleRequest", "delay_seconds", "maximum", task.Horizon.Seconds()},
 	}
 	stated := 0
-	for _, schema := range []string{"TaskRequest", "RetryRequest", "ScheduleRequest"} {
+	for _, schema := range []string{"TaskRequest", "AuthRequest", "RetryRequest", "ScheduleRequest"} {
 		for name, property := range member(d.root, "components", "schemas", schema, "properties") {
 			for _, keyword := range []string{"minimum", "maximum", "minLength", "maxLength", "maxProperties", "minProperties", "pattern", "exclusiveMinimum", "exclusiveMaximum"} {
 				got, ok := member(property)[keyword]
@@ -81,7 +83,7 @@ func TestLimitsAreTheDomains(t *testing.T) {
 			t.Errorf("the description of %s is %q, want it to say %q", property, text, words)
 		}
 	}
-	if want := 2*6 + 10 + 2; stated != want {
+	if want := 2*6 + 2 + 10 + 2; stated != want {
 		t.Errorf("the schemas state %d limits, want %d", stated, want)
 	}
 }

@@ -264,6 +264,15 @@ func (p fakePolicy) CheckURL(rawURL string) error {
 	return p(rawURL)
 }
 
+type fakeSecrets func(name, rawURL string) error
+
+func (f fakeSecrets) Check(name, rawURL string) error {
+	if f == nil {
+		return nil
+	}
+	return f(name, rawURL)
+}
+
 // logBuffer is a log that can be read while it is written.
 type logBuffer struct {
 	mu  sync.Mutex
@@ -304,7 +313,8 @@ func newService(t testing.TB, change ...func(*Options)) *service {
 	s.dispatcher = &fakeDispatcher{store: s.store}
 	o := Options{
 		Store: s.store, Dispatcher: s.dispatcher, Policy: fakePolicy(nil),
-		Lease:      15 * time.Second,
+		Lease:    15 * time.Second,
+		Identity: fakePolicy(nil), Secrets: fakeSecrets(nil),
 		Defaults:   task.Spec{Timeout: 30 * time.Second, Retry: task.DefaultRetryPolicy()},
 		NewID:      countingIDs(),
 		Version:    "1.2.3",

@@ -191,6 +191,7 @@ func TestChangeThatBreaksRules(t *testing.T) {
 		"a redacted header":              {body: `{"headers":{"Authorization":"[redacted]"}}`, errors: []string{`["body","headers","Authorization"] redacted`}},
 		"a reserved header":              {body: `{"headers":{"Host":"` + marker + `"}}`, errors: []string{`["body","headers","Host"] reserved`}},
 		"a header of another kind":       {body: `{"headers":{"X-Tenant":1}}`, errors: []string{`["body","headers","X-Tenant"] string_type`}},
+		"a secret that is not for it":    {body: `{"headers":{"X-A":"${secret:` + marker + `}"}}`, errors: []string{`["body","headers","X-A"] secret_refused`}},
 		"a header twice":                 {body: `{"headers":{"X-A":"1","x-a":"2"}}`, errors: []string{`["body","headers","x-a"] duplicate`}},
 		"too many labels":                {body: `{"labels":` + object(16, "l", `"1"`) + `}`, errors: []string{`["body","labels"] too_long`}},
 		"payload and body":               {body: `{"payload":1,"body":"` + marker + `"}`, errors: []string{`["body","body"] conflict`}},
@@ -209,7 +210,9 @@ func TestChangeThatBreaksRules(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newService(t)
+			s := newService(t, func(o *Options) {
+				o.Secrets = fakeSecrets(func(string, string) error { return errors.New("is not for this target") })
+			})
 			s.store.get = func(context.Context, task.ID) (*task.Task, error) {
 				tk := stored()
 				if tt.stored != nil {

@@ -6,6 +6,7 @@ import (
 	"math"
 	"net/http"
 	"regexp"
+	"slices"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -18,13 +19,20 @@ import (
 type TaskRequest struct {
 	URL            string            `json:"url" minLength:"1" maxLength:"2048" example:"https://example.com/plays" doc:"What to call: an absolute http or https URL without user name, password or fragment, at most 2048 bytes. The target policy must allow it."`
 	Method         *string           `json:"method,omitempty" enum:"GET,HEAD,POST,PUT,PATCH,DELETE" example:"POST" doc:"The request method."`
-	Headers        map[string]string `json:"headers,omitempty" maxProperties:"50" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of the call, at most 50 and 8 KiB in all. Names that the service or the connection sets are refused: Host, Content-Length, Transfer-Encoding, Connection and the other hop-by-hop names, Expect, Proxy-*, Forwarded, X-Forwarded-*, Metadata-Flavor, X-Goog-*, X-Serverless-Authorization, Orchestrator-*, Traceparent, Tracestate."`
+	Headers        map[string]string `json:"headers,omitempty" maxProperties:"50" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of the call, at most 50 and 8 KiB in all. Names that the service or the connection sets are refused: Host, Content-Length, Transfer-Encoding, Connection and the other hop-by-hop names, Expect, Proxy-*, Forwarded, X-Forwarded-*, Metadata-Flavor, X-Goog-*, X-Serverless-Authorization, Orchestrator-*, Traceparent, Tracestate, Webhook-Id, Webhook-Timestamp, Webhook-Signature. In a value, ${secret:name} stands for a secret that the service has: it is filled in when the call is made, over https and only for hosts that the service's settings name, and is kept nowhere. Prefer it to a secret in the request."`
+	Auth           *AuthRequest      `json:"auth,omitempty" doc:"Proves to the target who calls. Only over https and for hosts that the service's settings name. Not together with a header Authorization."`
 	Payload        json.RawMessage   `json:"payload,omitempty" example:"{\"song_id\":42}" doc:"The body of the call: any JSON, sent as exactly the bytes that came, with Content-Type: application/json unless headers has one. Not with GET or HEAD, not together with body. null is the same as leaving it out."`
 	Body           *string           `json:"body,omitempty" example:"a line of text" doc:"The body of the call as text, instead of payload; sent as it is, with Content-Type: text/plain; charset=utf-8 unless headers has one."`
 	TimeoutSeconds *float64          `json:"timeout_seconds,omitempty" minimum:"0.1" maximum:"1800" example:"10" doc:"Bounds a whole attempt, from dialling to the end of the response's body."`
 	Retry          *RetryRequest     `json:"retry,omitempty" doc:"When a failed attempt is tried again."`
 	Labels         map[string]string `json:"labels,omitempty" maxProperties:"16" example:"{\"kind\":\"play\"}" doc:"Kept with the task and shown with it; not sent to the target. At most 16, names up to 64 and values up to 256 bytes."`
 	ExpiresAt      *string           `json:"expires_at,omitempty" format:"date-time" example:"2030-12-31T23:59:59Z" doc:"No attempt starts after this moment: the task then fails with reason expired."`
+}
+
+// AuthRequest asks for an ID token to go with the call.
+type AuthRequest struct {
+	Type     string  `json:"type" enum:"oidc" example:"oidc" doc:"oidc: an ID token of the service's own account goes with each call, as Authorization: Bearer."`
+	Audience *string `json:"audience,omitempty" minLength:"1" maxLength:"512" example:"https://plays-4fk2.run.app" doc:"For whom the token is: what the target expects in its claim aud. At most 512 bytes. Left out: scheme, host and port of url."`
 }
 
 // RetryRequest is the retry policy of a TaskRequest; what it leaves out is the
@@ -53,6 +61,7 @@ type Task struct {
 	URL            string            `json:"url" example:"https://example.com/plays" doc:"What is called."`
 	Method         string            `json:"method" example:"POST" doc:"The request method."`
 	Headers        map[string]string `json:"headers" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of the call. Values of secret ones (Authorization, Cookie, X-Api-Key and their like) read [redacted]."`
+	Auth           *Auth             `json:"auth" doc:"What goes with the call as Authorization. Null: nothing does."`
 	Labels         map[string]string `json:"labels" example:"{\"kind\":\"play\"}" doc:"Labels."`
 	RunAt          Timestamp         `json:"run_at" example:"2026-12-25T00:00:00.000000Z" doc:"When it is due next, or was due last."`
 	CreatedAt      Timestamp         `json:"created_at" example:"2026-11-24T12:00:00.000000Z" doc:"When it was stored."`
@@ -61,11 +70,17 @@ type Task struct {
 	Retry          Retry             `json:"retry" doc:"The retry policy in force."`
 	AttemptCount   int               `json:"attempt_count" example:"0" doc:"Ended attempts that count towards max_attempts: all but the interrupted ones."`
 	FinishedAt     Timestamp         `json:"finished_at" nullable:"true" example:"2026-12-25T00:00:01.000000Z" doc:"When it ended. Null until then."`
-	Reason         *task.Reason      `json:"reason" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" example:"attempts_exhausted" doc:"Why it failed. Null unless it did. client_error is a 4xx that is not retried, or a redirect."`
+	Reason         *task.Reason      `json:"reason" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" example:"attempts_exhausted" doc:"Why it failed. Null unless it did. client_error is a 4xx that is not retried, or a redirect. target_refused: the service's settings do not admit the target, or not that it is sent the task's ID token or secrets."`
 	// Not for tasks that have ended: then it has been heard, or came too late.
 	CancelRequestedAt Timestamp `json:"cancel_requested_at" nullable:"true" example:"2026-12-25T00:00:00.500000Z" doc:"Since when it is being cancelled while its call is still under way. Null otherwise."`
 	CreatedBy         *string   `json:"created_by" example:"plays@melodia.app" doc:"Who handed it in. Null where callers are not known."`
 	Attempts          []Attempt `json:"attempts" nullable:"false" doc:"What was tried, oldest first."`
+}
+
+// Auth says which ID token goes with a task's call.
+type Auth struct {
+	Type     string `json:"type" enum:"oidc" example:"oidc" doc:"oidc: an ID token of the service's own account."`
+	Audience string `json:"audience" example:"https://plays-4fk2.run.app" doc:"For whom the token is."`
 }
 
 // Retry is a retry policy in force.
@@ -166,13 +181,41 @@ func (a *API) newTask(r request) (*task.Task, error) {
 	t, err := task.New(a.NewID(), spec, when, time.Now())
 	if found, ok := err.(task.Errors); ok { //nolint:errorlint // New wraps nothing
 		errs = append(errs, found...)
-	} else if err := a.Policy.CheckURL(spec.URL); err != nil {
-		errs = append(errs, task.FieldError{Path: []string{"url"}, Message: err.Error(), Kind: "target_refused"})
+	} else {
+		errs = append(errs, a.checkTarget(spec.URL, spec.Headers)...)
+		if spec.OIDCAudience != "" && len(errs) == 0 {
+			if err := a.Identity.CheckURL(spec.URL); err != nil {
+				errs = append(errs, task.FieldError{Path: []string{"auth"}, Message: err.Error(), Kind: "target_refused"})
+			}
+		}
 	}
 	if len(errs) > 0 {
 		return nil, errs
 	}
 	return t, nil
+}
+
+// checkTarget reports what the settings do not admit about a call: its target,
+// and the secrets that would be sent there. path leads to the object that holds
+// url and headers, which the domain has found legal.
+func (a *API) checkTarget(url string, headers map[string]string, path ...string) (errs task.Errors) {
+	add := func(err error, kind string, rest ...string) {
+		errs = append(errs, task.FieldError{Path: slices.Concat(path, rest), Message: err.Error(), Kind: kind})
+	}
+	if err := a.Policy.CheckURL(url); err != nil {
+		add(err, "target_refused", "url")
+		return errs
+	}
+	for header, value := range headers {
+		for _, name, rest, found := task.CutSecret(value); found; _, name, rest, found = task.CutSecret(rest) {
+			if err := a.Secrets.Check(name, url); err != nil {
+				add(err, "secret_refused", "headers", header)
+				break // one word per header
+			}
+		}
+	}
+	slices.SortFunc(errs, func(a, b task.FieldError) int { return slices.Compare(a.Path, b.Path) })
+	return errs
 }
 
 // spec returns the request in the domain's terms, with defaults for what it leaves out.
@@ -194,6 +237,13 @@ func (r *TaskRequest) spec(defaults task.Spec) (s task.Spec, errs task.Errors) {
 		s.Body, s.ContentType = r.Payload, jsonContent
 	case r.Body != nil:
 		s.Body, s.ContentType = []byte(*r.Body), textContent
+	}
+	if r.Auth != nil {
+		s.OIDCAudience = task.DefaultAudience(r.URL)
+		set(&s.OIDCAudience, r.Auth.Audience)
+		if r.Auth.Type != "oidc" || r.Auth.Audience != nil && s.OIDCAudience == "" { // the schema has the words for it
+			errs = append(errs, task.FieldError{Path: []string{"auth"}, Message: "must have the type oidc, and an audience that is not empty", Kind: "invalid"})
+		}
 	}
 	setDuration(&s.Timeout, r.TimeoutSeconds)
 	if r.ExpiresAt != nil {
@@ -343,6 +393,7 @@ func taskView(t *task.Task) *Task {
 		ExpiresAt:         Timestamp(t.ExpiresAt),
 		TimeoutSeconds:    t.Timeout.Seconds(),
 		Retry:             retryView(t.Retry),
+		Auth:              authView(t.OIDCAudience),
 		AttemptCount:      t.AttemptCount,
 		FinishedAt:        Timestamp(t.FinishedAt),
 		Reason:            present(t.Reason),
@@ -363,6 +414,13 @@ func taskView(t *task.Task) *Task {
 		}
 	}
 	return v
+}
+
+func authView(audience string) *Auth {
+	if audience == "" {
+		return nil
+	}
+	return &Auth{Type: "oidc", Audience: audience}
 }
 
 func retryView(p task.RetryPolicy) Retry {

@@ -63,7 +63,7 @@ func TestEnqueueDefaults(t *testing.T) {
 		t.Errorf("stored task (-want +got):\n%s", diff)
 	}
 	wantText := `{"id":"` + got.ID.String() + `","state":"pending","url":"https://example.com/plays","method":"POST",` +
-		`"headers":{},"labels":{},"run_at":"2026-11-24T12:00:00.123456Z","created_at":"2026-11-24T12:00:00.123456Z",` +
+		`"headers":{},"auth":null,"labels":{},"run_at":"2026-11-24T12:00:00.123456Z","created_at":"2026-11-24T12:00:00.123456Z",` +
 		`"expires_at":null,"timeout_seconds":30,"retry":{"max_attempts":10,"max_retry_duration_seconds":0,` +
 		`"min_backoff_seconds":1,"max_backoff_seconds":3600,"max_doublings":16,"retry_client_errors":false},` +
 		`"attempt_count":0,"finished_at":null,"reason":null,"cancel_requested_at":null,"created_by":null,"attempts":[]}`
@@ -325,6 +325,16 @@ var mistakes = []struct {
 	{"header twice in either case", with("headers", `{"X-A":"`+marker+`","x-a":"`+marker+`"}`), []string{`["body","headers","x-a"] duplicate`}},
 	{"header names with dots and brackets", with("headers", `{"x.y[0].z":5,"host.":"`+marker+`","a":6,"..":7}`),
 		[]string{`["body","headers","x.y[0].z"] string_type`, `["body","headers","a"] string_type`, `["body","headers",".."] string_type`}},
+	{"reference to a secret that is none", with("headers", `{"X":"${secret:`+marker+`/}"}`), []string{`["body","headers","X"] invalid`}},
+	{"auth of another type", with("auth", `"`+marker+`"`), []string{`["body","auth"] object_type`}},
+	{"auth without a type", with("auth", `{"audience":"`+marker+`"}`), []string{`["body","auth","type"] missing`}},
+	{"auth of an unknown type", with("auth", `{"type":"`+marker+`"}`), []string{`["body","auth","type"] enum`}},
+	{"auth with an unknown field", with("auth", `{"type":"oidc","aud":"`+marker+`"}`), []string{`["body","auth","aud"] extra_forbidden`}},
+	{"empty audience", with("auth", `{"type":"oidc","audience":""}`), []string{`["body","auth","audience"] string_too_short`}},
+	{"audience too long", with("auth", `{"type":"oidc","audience":"`+marker+strings.Repeat("a", task.MaxAudience+1-len(marker))+`"}`), []string{`["body","auth","audience"] string_too_long`}},
+	{"audience with a space", with("auth", `{"type":"oidc","audience":"`+marker+` "}`), []string{`["body","auth","audience"] invalid`}},
+	{"auth and Authorization", `{"url":"` + target + `","auth":{"type":"oidc"},"headers":{"authorization":"` + marker + `"}}`, []string{`["body","headers","authorization"] conflict`}},
+	{"auth and no url", `{"url":"` + marker + `","auth":{"type":"oidc"}}`, []string{`["body","url"] invalid`}},
 	{"timeout too short", with("timeout_seconds", "0.09999"), []string{`["body","timeout_seconds"] greater_than_equal`}},
 	{"timeout too long", with("timeout_seconds", "1800.0001"), []string{`["body","timeout_seconds"] less_than_equal`}},
 	{"no timeout", with("timeout_seconds", "0"), []string{`["body","timeout_seconds"] greater_than_equal`}},
@@ -500,6 +510,72 @@ func TestPolicyRefuses(t *testing.T) {
 	}
 }
 
+// What the settings do not admit, although the domain does.
+func TestCredentialsAreRefused(t *testing.T) {
+	t.Parallel()
+	s := newService(t, func(o *Options) {
+		o.Identity = fakePolicy(func(string) error { return errors.New("must not be there") })
+		o.Secrets = fakeSecrets(func(name, url string) error {
+			if name == "known" && url == target {
+				return nil
+			}
+			return errors.New("refers to a secret that the service does not have")
+		})
+	})
+	const headers = `{"X-A":"${secret:known}","X-B":"a ${secret:known} ${secret:` + marker + `}","Authorization":"Bearer ${secret:` + marker + `}"}`
+	refusedHeaders := []string{`["body","headers","Authorization"] secret_refused`, `["body","headers","X-B"] secret_refused`}
+	for path, more := range map[string]string{"/enqueue": "", "/schedule": `,"delay_seconds":1`, "/worker-endpoint": ""} {
+		post := func(members string) *answer { return s.post(path, `{"url":"`+target+`",`+members+more+`}`) }
+		a := post(`"headers":` + headers)
+		s.refused(a, http.StatusUnprocessableEntity, refusedHeaders...)
+		if want := "refers to a secret that the service does not have"; a.message(`["body","headers","X-B"]`) != want {
+			t.Errorf("%s: got %q, want %q", path, a.message(`["body","headers","X-B"]`), want)
+		}
+		a = post(`"auth":{"type":"oidc","audience":"` + marker + `"}`)
+		s.refused(a, http.StatusUnprocessableEntity, `["body","auth"] target_refused`)
+		if want := "must not be there"; a.message(`["body","auth"]`) != want {
+			t.Errorf("%s: got %q, want %q", path, a.message(`["body","auth"]`), want)
+		}
+		if a := post(`"headers":{"X-A":"${secret:known}"}`); a.status/100 != 2 {
+			t.Errorf("%s: a secret that is allowed is answered %d: %s", path, a.status, a.text)
+		}
+		s.store.taken()
+		s.dispatcher.taken()
+	}
+}
+
+// What a task with credentials is stored as, and shows.
+func TestCredentialsInTasks(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	for _, tt := range []struct{ auth, want string }{
+		{`{"type":"oidc"}`, "https://example.com"},
+		{`{"type":"oidc","audience":null}`, "https://example.com"},
+		{`{"type":"oidc","audience":"plays"}`, "plays"},
+		{`{"audience":"` + strings.Repeat("é", task.MaxAudience/2) + `","type":"oidc"}`, strings.Repeat("é", task.MaxAudience/2)},
+	} {
+		a := s.post("/enqueue", with("auth", tt.auth))
+		if got := s.only(a).OIDCAudience; got != tt.want {
+			t.Errorf("%s: stored the audience %q, want %q", tt.auth, got, tt.want)
+		}
+		if diff := cmp.Diff(any(map[string]any{"type": "oidc", "audience": tt.want}), a.at("auth")); diff != "" {
+			t.Errorf("%s: shown (-want +got):\n%s", tt.auth, diff)
+		}
+	}
+	if got := s.only(s.post("/enqueue", with("auth", "null"))).OIDCAudience; got != "" {
+		t.Errorf("null: stored the audience %q, want none", got)
+	}
+	a := s.post("/enqueue", with("headers", `{"X-A":"${secret:a}","Authorization":"Bearer ${secret:b}"}`))
+	stored := map[string]string{"X-A": "${secret:a}", "Authorization": "Bearer ${secret:b}"}
+	if diff := cmp.Diff(stored, s.only(a).Headers); diff != "" {
+		t.Errorf("stored (-want +got):\n%s", diff)
+	}
+	shown := map[string]any{"X-A": "${secret:a}", "Authorization": "[redacted]"}
+	if diff := cmp.Diff(any(shown), a.at("headers")); diff != "" {
+		t.Errorf("shown (-want +got):\n%s", diff)
+	}
+}
+
 func TestScheduleAccepts(t *testing.T) {
 	t.Parallel()
 	moment := func(s string) time.Time {
@@ -635,7 +711,7 @@ func TestGetTask(t *testing.T) {
 	}
 	fixed := map[string]any{
 		"id": "01020300-0000-0000-0000-000000000000", "url": target, "method": "PUT",
-		"headers": map[string]any{"X-Access-Token": "[redacted]", "X-Plain": "p"}, "labels": map[string]any{},
+		"headers": map[string]any{"X-Access-Token": "[redacted]", "X-Plain": "p"}, "labels": map[string]any{}, "auth": nil,
 		"run_at": "2026-12-25T00:00:00.000000Z", "created_at": "2026-12-25T00:00:00.123456Z", "timeout_seconds": 1.5,
 		"created_by":          "plays@melodia.app",
 		"cancel_requested_at": nil,

@@ -36,7 +36,7 @@ type Outcome struct {
 	Duration   time.Duration
 	// TimedOut: the attempt used up its timeout.
 	TimedOut bool
-	// Refused: the target policy did not admit the address (Kind is permanent).
+	// Refused: the settings did not admit the call (Kind is permanent).
 	Refused bool
 	// Cancelled: somebody asked meanwhile that the task be cancelled.
 	Cancelled bool

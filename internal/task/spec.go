@@ -30,7 +30,8 @@ type Spec struct {
 	ExpiresAt time.Time
 	// OnSuccess and OnFailure are told when the task has ended; nil is nobody.
 	OnSuccess, OnFailure *Callback
-	// OIDCAudience is for whom an ID token goes with the call; empty is no token.
+	// OIDCAudience is for whom an ID token goes with the call, in its header
+	// Authorization; empty is no token.
 	OIDCAudience string
 }
 
@@ -46,6 +47,7 @@ const (
 	MaxURLBytes    = 2048
 	MaxHeaders     = 50
 	MaxHeaderBytes = 8 << 10
+	MaxAudience    = 512
 	MaxLabels      = 16
 	MaxLabelName   = 64
 	MaxLabelValue  = 256
@@ -134,6 +136,7 @@ func (s *Spec) check(add func(message, kind string, path ...string)) {
 		add("GET and HEAD calls carry no payload or body; use another method or leave it out", "conflict", "method")
 	}
 	checkHeaders(s.Headers, add)
+	s.checkAudience(add)
 	checkLabels(s.Labels, add)
 	if s.Timeout < MinTimeout || s.Timeout > MaxTimeout {
 		add("must be between 0.1 and 1800", "out_of_range", "timeout_seconds")
@@ -210,11 +213,39 @@ func checkHeaders(headers map[string]string, add func(message, kind string, path
 			add("is reserved: the service or the connection sets it", "reserved", "headers", name)
 		case seen[lower]:
 			add("is there twice; header names are the same in either case", "duplicate", "headers", name)
-		case !isFieldValue(headers[name]):
+		case !IsFieldValue(headers[name]):
 			add("has a value that RFC 9110 does not allow: no control characters, no space at either end", "invalid", "headers", name)
+		case !areSecretReferences(headers[name]):
+			add("has a reference to a secret that is not of the form ${secret:name}, with 1 to 64 letters, digits, hyphens and underscores", "invalid", "headers", name)
 		}
 		seen[lower] = true
 	}
+}
+
+// checkAudience is only strict enough for a line of text: what an audience is
+// called is between whoever makes tokens and whoever checks them.
+func (s *Spec) checkAudience(add func(message, kind string, path ...string)) {
+	if s.OIDCAudience == "" {
+		return
+	}
+	if len(s.OIDCAudience) > MaxAudience || !isPlainText(s.OIDCAudience) || strings.Contains(s.OIDCAudience, " ") {
+		add("must be at most 512 bytes without spaces and control characters", "invalid", "auth", "audience")
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Headers)) {
+		if strings.EqualFold(name, "Authorization") {
+			add("must not be there together with auth, which sets it", "conflict", "headers", name)
+		}
+	}
+}
+
+// DefaultAudience is the audience where a request names none: scheme, host and
+// port of the call's URL, as Cloud Run wants it. It is empty for what is no URL.
+func DefaultAudience(rawURL string) string {
+	u, err := url.Parse(rawURL)
+	if err != nil || u.Host == "" {
+		return ""
+	}
+	return u.Scheme + "://" + strings.ToLower(u.Host)
 }
 
 func checkLabels(labels map[string]string, add func(message, kind string, path ...string)) {
@@ -248,9 +279,9 @@ func isAlphanumeric(r rune) bool {
 	return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9'
 }
 
-// isFieldValue follows RFC 9110 §5.5: visible characters, obs-text, and spaces
+// IsFieldValue follows RFC 9110 §5.5: visible characters, obs-text, and spaces
 // and tabs between them.
-func isFieldValue(s string) bool {
+func IsFieldValue(s string) bool {
 	if strings.Trim(s, " \t") != s {
 		return false
 	}
@@ -269,6 +300,8 @@ var reservedHeaders = map[string]bool{
 	"keep-alive": true, "te": true, "trailer": true, "upgrade": true, "http2-settings": true,
 	"expect": true, "forwarded": true, "metadata-flavor": true, "x-serverless-authorization": true,
 	"traceparent": true, "tracestate": true,
+	// Signed or not: what is stored today may be called when signing is on.
+	"webhook-id": true, "webhook-timestamp": true, "webhook-signature": true,
 }
 
 var reservedPrefixes = []string{"proxy-", "x-forwarded-", "x-goog-", "orchestrator-"}

@@ -111,6 +111,7 @@ func TestRules(t *testing.T) {
 		return func(s *submission) { s.Headers = map[string]string{name: value} }
 	}
 	headers := func(m map[string]string) change { return func(s *submission) { s.Headers = m } }
+	audience := func(a string) change { return func(s *submission) { s.OIDCAudience = a } }
 	label := func(name, value string) change {
 		return func(s *submission) { s.Labels = map[string]string{name: value} }
 	}
@@ -132,6 +133,7 @@ func TestRules(t *testing.T) {
 		badBody      = "method conflict"
 		badHeader    = "headers invalid"
 		badValue     = "headers.X-A invalid"
+		badAudience  = "auth.audience invalid"
 		badLabel     = "labels invalid"
 		badTimeout   = "timeout_seconds out_of_range"
 		badAttempts  = "retry.max_attempts out_of_range"
@@ -201,6 +203,31 @@ func TestRules(t *testing.T) {
 		{"header twice", headers(map[string]string{"X-A": "1", "x-a": "1"}), []string{"headers.x-a duplicate"}},
 		{"header three times", headers(map[string]string{"X-A": "1", "X-a": "1", "x-a": "1"}), []string{"headers.X-a duplicate", "headers.x-a duplicate"}},
 		{"several headers", headers(map[string]string{"B": "\n", "A": "\n", "Host": "h"}), []string{"headers.A invalid", "headers.B invalid", "headers.Host reserved"}},
+
+		{"reference to a secret", header("X-A", "Bearer ${secret:billing-2_A}"), nil},
+		{"two references", header("X-A", "${secret:a}:${secret:b}"), nil},
+		{"other braces", header("X-A", "${a} $secret:a {secret:a} $ {secret:a} ${Secret:a}"), nil},
+		{"reference with the longest name", header("X-A", "${secret:"+strings.Repeat("n", 64)+"}"), nil},
+		{"reference with a longer name", header("X-A", "${secret:"+strings.Repeat("n", 65)+"}"), []string{badValue}},
+		{"reference without a name", header("X-A", "${secret:}"), []string{badValue}},
+		{"reference without an end", header("X-A", "${secret:a"), []string{badValue}},
+		{"reference to a path", header("X-A", "${secret:../etc/passwd}"), []string{badValue}},
+		{"reference to a folder", header("X-A", "${secret:..}"), []string{badValue}},
+		{"reference to a hidden file", header("X-A", "${secret:.a}"), []string{badValue}},
+		{"reference to a name not in ASCII", header("X-A", "${secret:é}"), []string{badValue}},
+		{"reference in a reference", header("X-A", "${secret:${secret:a}}"), []string{badValue}},
+		{"second reference without an end", header("X-A", "${secret:a} ${secret:b"), []string{badValue}},
+
+		{"audience", audience("https://plays.melodia.app"), nil},
+		{"audience in any script", audience("équipe"), nil},
+		{"audience of 512 bytes", audience(strings.Repeat("a", 512)), nil},
+		{"audience of 513 bytes", audience(strings.Repeat("a", 513)), []string{badAudience}},
+		{"audience with a space", audience("a b"), []string{badAudience}},
+		{"audience with a line feed", audience("a\n"), []string{badAudience}},
+		{"audience that is not UTF-8", audience("\xff"), []string{badAudience}},
+		{"audience with other headers", func(s *submission) { s.OIDCAudience, s.Headers = "a", map[string]string{"X-Authorization": "v"} }, nil},
+		{"audience with Authorization", func(s *submission) { s.OIDCAudience, s.Headers = "a", map[string]string{"Authorization": "v"} }, []string{"headers.Authorization conflict"}},
+		{"audience with authorization", func(s *submission) { s.OIDCAudience, s.Headers = "a", map[string]string{"authoriZation": "v"} }, []string{"headers.authoriZation conflict"}},
 
 		{"16 labels", func(s *submission) { s.Labels = entries(16) }, nil},
 		{"17 labels", func(s *submission) { s.Labels = entries(17) }, []string{"labels too_long"}},
@@ -388,6 +415,7 @@ func TestReservedHeaders(t *testing.T) {
 		"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Anything", "Metadata-Flavor",
 		"X-Goog-Authenticated-User-Email", "X-Goog-IAP-JWT-Assertion", "X-Serverless-Authorization",
 		"Orchestrator-Task-Id", "Orchestrator-Attempt", "Orchestrator-New", "Traceparent", "Tracestate",
+		"Webhook-Id", "Webhook-Timestamp", "Webhook-Signature",
 	} {
 		for _, name := range []string{name, strings.ToLower(name), strings.ToUpper(name)} {
 			want := []string{"headers." + name + " reserved"}
@@ -399,6 +427,7 @@ func TestReservedHeaders(t *testing.T) {
 	for _, name := range []string{
 		"Authorization", "Cookie", "Content-Type", "Accept", "Accept-Encoding", "User-Agent", "Idempotency-Key", "X-Api-Key",
 		"X-Host", "Hosts", "Proxy", "X-Forwarded", "Forwarded-For", "X-Google", "Orchestrator", "X-Orchestrator-Task-Id", "Baggage",
+		"Webhook", "Webhook-Event", "X-Webhook-Id",
 	} {
 		if got := broken(t, submissionOf(func(s *submission) { s.Headers = map[string]string{name: "v"} })); got != nil {
 			t.Errorf("header %s breaks %q, want it accepted", name, got)
@@ -463,6 +492,8 @@ func TestErrorsDoNotTellWhatWasSent(t *testing.T) {
 		"header twice":        func(s *submission) { s.Headers = map[string]string{"X-A": marker, "x-a": marker} },
 		"long headers":        func(s *submission) { s.Headers = map[string]string{"X-A": strings.Repeat(marker, 2000)} },
 		"header line as name": func(s *submission) { s.Headers = map[string]string{"Authorization: Bearer " + marker: ""} },
+		"secret's name":       func(s *submission) { s.Headers = map[string]string{"X-A": "${secret:" + marker + "/}"} },
+		"audience":            func(s *submission) { s.OIDCAudience = marker + "\n" },
 		"label value":         func(s *submission) { s.Labels = map[string]string{"a": marker + "\n"} },
 		"long label value":    func(s *submission) { s.Labels = map[string]string{"a": strings.Repeat(marker, 100)} },
 		"label name":          func(s *submission) { s.Labels = map[string]string{marker + "\n": ""} },

@@ -72,7 +72,8 @@ const (
 	ClientError Reason = "client_error"
 	// Expired: expires_at passed, or would pass before the next attempt.
 	Expired Reason = "expired"
-	// TargetRefused: the target policy does not admit the address.
+	// TargetRefused: the settings do not admit the target's address, or not that
+	// it is sent the task's ID token or secrets.
 	TargetRefused Reason = "target_refused"
 )
 

@@ -1,0 +1,190 @@
+package deliver
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+const (
+	// maxSecretBytes is what all headers of a submission may come to as well.
+	maxSecretBytes = task.MaxHeaderBytes
+	// maxFilledBytes bounds the headers with their secrets: few servers take more.
+	maxFilledBytes = 32 << 10
+	// rereadAfter is for file systems that do not tell of a change.
+	rereadAfter = time.Minute
+)
+
+// Secrets are files whose contents the headers of calls may refer to, each for
+// certain hosts. Many goroutines may use them.
+type Secrets struct {
+	dir   string
+	hosts map[string]*hostList // by the secret's name
+
+	mu   sync.Mutex
+	read map[string]secretFile // by name
+}
+
+// secretFile is what was read, and what the file was like just before.
+type secretFile struct {
+	info  fs.FileInfo
+	at    time.Time
+	value string
+}
+
+// Errors of [Secrets.Check]. Their texts complete "headers.X …".
+var (
+	errSecretUnknown = errors.New("refers to a secret that the service does not have")
+	errSecretHost    = errors.New("refers to a secret that SECRET_HOSTS does not allow for the url's host")
+	errSecretHTTP    = errors.New("refers to a secret, which needs a url that begins with https://")
+)
+
+// NewSecrets takes the folder of the files and, for each secret, the hosts that
+// may be sent it: entries such as "billing=.melodia.app", several per secret
+// where it has several hosts (see [NewPolicy] for their form). Errors number the
+// entries and do not hold them.
+func NewSecrets(dir string, entries []string) (*Secrets, error) {
+	s := &Secrets{dir: dir, hosts: make(map[string]*hostList), read: make(map[string]secretFile)}
+	for i, entry := range entries {
+		name, host, found := strings.Cut(entry, "=")
+		if !found || !task.IsSecretName(name) {
+			return nil, fmt.Errorf("entry %d: must be the name of a secret, an equals sign and a host, like billing=.melodia.app", i+1)
+		}
+		if s.hosts[name] == nil {
+			s.hosts[name] = new(hostList)
+		}
+		if err := s.hosts[name].add(host); err != nil {
+			return nil, fmt.Errorf("entry %d: its host is %w", i+1, err)
+		}
+	}
+	return s, nil
+}
+
+// Check returns an error unless the named secret exists and may be sent to
+// rawURL. The error's text completes "headers.X …" and holds nothing that was sent.
+func (s *Secrets) Check(name, rawURL string) error {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return errNotURL
+	}
+	if err := s.check(name, u); err != nil {
+		return err
+	}
+	if _, err := s.value(name); err != nil {
+		return errSecretUnknown
+	}
+	return nil
+}
+
+func (s *Secrets) check(name string, u *url.URL) error {
+	hosts := s.hosts[name]
+	switch {
+	case hosts == nil:
+		return errSecretUnknown
+	case !hosts.has(u):
+		return errSecretHost
+	case !confidential(u):
+		return errSecretHTTP
+	}
+	return nil
+}
+
+// fill puts secrets in the place of the references to them, and returns which
+// they were. Where there are none it returns headers itself.
+func (s *Secrets) fill(u *url.URL, headers map[string]string) (filled map[string]string, secrets []string, err error) {
+	filled = headers
+	size := 0
+	var own bool // filled is a copy
+	for name, value := range headers {
+		before, secret, rest, found := task.CutSecret(value)
+		if !found {
+			continue
+		}
+		var b strings.Builder
+		for ; found; before, secret, rest, found = task.CutSecret(rest) {
+			if err := s.check(secret, u); err != nil {
+				return nil, nil, &callError{text: "the task's header " + name + " " + err.Error(), refused: true}
+			}
+			v, err := s.value(secret)
+			if err != nil {
+				return nil, nil, &callError{text: "the secret " + secret + " " + err.Error()}
+			}
+			b.WriteString(before)
+			b.WriteString(v)
+			secrets = append(secrets, v)
+			if size += len(v); size > maxFilledBytes {
+				return nil, nil, &callError{text: "the headers are larger than 32 KiB with their secrets"}
+			}
+		}
+		b.WriteString(before)
+		if !task.IsFieldValue(b.String()) {
+			return nil, nil, &callError{text: "the header " + name + " is not legal with its secret: no control characters, no space at either end"}
+		}
+		if !own {
+			filled, own = maps.Clone(headers), true
+		}
+		filled[name] = b.String()
+	}
+	return filled, secrets, nil
+}
+
+// value returns what is in a secret's file, without the end of its last line.
+// The error's text completes "the secret name …".
+func (s *Secrets) value(name string) (string, error) {
+	path := filepath.Join(s.dir, name)
+	info, err := os.Stat(path) // behind links, which Kubernetes swaps
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", errors.New("is not there")
+	case err != nil || !info.Mode().IsRegular():
+		return "", errors.New("cannot be read")
+	}
+	s.mu.Lock()
+	known := s.read[name]
+	s.mu.Unlock()
+	if known.is(info) && time.Since(known.at) < rereadAfter {
+		return known.value, nil
+	}
+	value, err := readSecret(path)
+	if err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	s.read[name] = secretFile{info: info, at: time.Now(), value: value}
+	s.mu.Unlock()
+	return value, nil
+}
+
+// is reports whether the file seems to be as it was when it was read.
+func (f secretFile) is(info fs.FileInfo) bool {
+	return f.info != nil && os.SameFile(f.info, info) && f.info.Size() == info.Size() && f.info.ModTime().Equal(info.ModTime())
+}
+
+func readSecret(path string) (string, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return "", errors.New("cannot be read")
+	}
+	defer file.Close()
+	b, err := io.ReadAll(io.LimitReader(file, maxSecretBytes+1))
+	value := strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r")
+	switch {
+	case err != nil:
+		return "", errors.New("cannot be read")
+	case len(b) > maxSecretBytes:
+		return "", errors.New("is larger than 8 KiB")
+	case value == "":
+		return "", errors.New("is empty")
+	}
+	return value, nil
+}
