@@ -58,6 +58,8 @@ type Options struct {
 	Store      store
 	Dispatcher dispatcher
 	Policy     targetPolicy
+	// HideDocs leaves out /docs and the document.
+	HideDocs bool
 	// Defaults are the settings' values for what a request leaves out: Timeout and Retry.
 	Defaults task.Spec
 	// NewID makes the ids of tasks and problems.
@@ -118,10 +120,13 @@ func (a *API) routes(api huma.API) {
 	// Cloud Run's liveness probe: is the process there?
 	huma.Register(api, liveOperation(), a.live)
 
+	if a.HideDocs {
+		return
+	}
 	// People: Swagger UI. Tools: the document that it shows.
 	a.router.Get("/docs", redirectToDocs)
 	a.router.Get("/docs/", redirectToDocs)
-	a.router.Get("/docs/*", a.docs())
+	a.router.Get("/docs/*", a.docs)
 	a.router.Get("/openapi.json", serveDocument("application/json", a.document.MarshalJSON))
 	a.router.Get("/openapi.yaml", serveDocument("application/yaml", a.document.YAML))
 }

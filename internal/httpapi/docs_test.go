@@ -38,9 +38,10 @@ func TestDocsPage(t *testing.T) {
 	if page.status != http.StatusOK || page.header.Get("Content-Type") != "text/html; charset=utf-8" {
 		t.Fatalf("got %d %s, want 200 text/html", page.status, page.header.Get("Content-Type"))
 	}
-	for _, want := range []string{`openapi.json"`, "validatorUrl: null", `layout: "BaseLayout"`} {
-		if !strings.Contains(page.text, want) {
-			t.Errorf("the page does not contain %q", want)
+	start := s.get("/docs/swagger-initializer.js")
+	for _, want := range []string{`"/openapi.json"`, "validatorUrl: null", `layout: "BaseLayout"`, "persistAuthorization: false"} {
+		if !strings.Contains(start.text, want) {
+			t.Errorf("the page's script does not contain %q", want)
 		}
 	}
 	types := map[string]string{".css": "text/css", ".js": "javascript", ".png": "image/png"}
@@ -56,8 +57,10 @@ func TestDocsPage(t *testing.T) {
 		if asset.status != http.StatusOK || len(asset.text) < 100 || !strings.Contains(mediaType, types[path.Ext(name)]) {
 			t.Errorf("%s: got %d, %d bytes of %q", name, asset.status, len(asset.text), mediaType)
 		}
-		if got := asset.header.Get("Cache-Control"); got != "no-cache" {
-			t.Errorf("%s: got Cache-Control %q, want no-cache", name, got)
+		for header, want := range map[string]string{"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", "Content-Security-Policy": docsPolicy} {
+			if got := asset.header.Get(header); got != want {
+				t.Errorf("%s: got %s %q, want %q", name, header, got, want)
+			}
 		}
 		found[path.Ext(name)] = true
 		if path.Ext(name) != ".css" {
@@ -73,6 +76,34 @@ func TestDocsPage(t *testing.T) {
 		if !found[extension] {
 			t.Errorf("the page refers to no %s", extension)
 		}
+	}
+}
+
+// The page runs nothing that a policy without exceptions would stop. What
+// Swagger UI's own scripts do is for a browser to show.
+func TestDocsPolicy(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	page := s.get("/docs/index.html")
+	if strings.Contains(docsPolicy, "unsafe") || strings.Contains(docsPolicy, "*") {
+		t.Errorf("the policy has exceptions: %s", docsPolicy)
+	}
+	if match := regexp.MustCompile(`(?i)<style|\sstyle=|\son\w+=|<script(?:\s[^>]*)?>\s*[^\s<]`).FindString(page.text); match != "" {
+		t.Errorf("the page has %q in it, which the policy forbids", match)
+	}
+}
+
+// DOCS=off leaves nothing of it.
+func TestDocsCanBeHidden(t *testing.T) {
+	t.Parallel()
+	s := newService(t, func(o *Options) { o.HideDocs = true })
+	for _, path := range []string{"/docs", "/docs/", "/docs/index.html", "/docs/swagger-ui.css", "/openapi.json", "/openapi.yaml"} {
+		if a := s.get(path); a.status != http.StatusNotFound || strings.Contains(a.text, "/docs") {
+			t.Errorf("GET %s: got %d %s, want 404 without a word of /docs", path, a.status, a.text)
+		}
+	}
+	if a := s.get("/health"); a.status != http.StatusOK {
+		t.Errorf("GET /health: got %d, want 200", a.status)
 	}
 }
 
