@@ -75,7 +75,7 @@ func start(t *testing.T, command string, settings ...string) *process {
 	t.Helper()
 	p := &process{t: t, done: make(chan struct{})}
 	p.cmd = exec.Command(binary, command)
-	p.cmd.Env = append(os.Environ(), "PORT=0", "LOG_FORMAT=json", "LOG_LEVEL=debug", "TARGET_ALLOW_NETWORKS=127.0.0.0/8")
+	p.cmd.Env = append(os.Environ(), "PORT=0", "AUTH=none", "LOG_FORMAT=json", "LOG_LEVEL=debug", "TARGET_ALLOW_NETWORKS=127.0.0.0/8")
 	p.cmd.Env = append(p.cmd.Env, settings...)
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {

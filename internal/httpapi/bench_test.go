@@ -39,7 +39,7 @@ func (*body) Close() error { return nil }
 
 func newQuickAPI() *API {
 	return New(Options{
-		Store: &fakeStore{}, Dispatcher: &quickDispatcher{}, Policy: fakePolicy(nil),
+		Store: &fakeStore{}, Dispatcher: &quickDispatcher{}, Policy: fakePolicy(nil), Callers: fakeCallers(nil),
 		Defaults: task.Spec{Timeout: 30 * time.Second, Retry: task.DefaultRetryPolicy()},
 		NewID:    countingIDs(), Version: "1", ExampleURL: target, Log: slog.New(slog.DiscardHandler),
 	})

@@ -56,6 +56,7 @@ type Task struct {
 	Labels         map[string]string `json:"labels" example:"{\"kind\":\"play\"}" doc:"Labels."`
 	RunAt          Timestamp         `json:"run_at" example:"2026-12-25T00:00:00.000000Z" doc:"When it is due next, or was due last."`
 	CreatedAt      Timestamp         `json:"created_at" example:"2026-11-24T12:00:00.000000Z" doc:"When it was stored."`
+	CreatedBy      *string           `json:"created_by" example:"plays" doc:"Who handed it in: the name of an API key, or an email. Null where callers are not known."`
 	ExpiresAt      Timestamp         `json:"expires_at" nullable:"true" example:"2026-12-31T23:59:59.000000Z" doc:"No attempt starts after it. Null: never."`
 	TimeoutSeconds float64           `json:"timeout_seconds" example:"10" doc:"Bounds a whole attempt."`
 	Retry          Retry             `json:"retry" doc:"The retry policy in force."`
@@ -100,7 +101,7 @@ var submitErrors = []int{
 
 func (a *API) enqueueOperation() huma.Operation {
 	return huma.Operation{
-		OperationID: "enqueue-task", Method: http.MethodPost, Path: "/enqueue", Tags: []string{"tasks"},
+		OperationID: "enqueue-task", Method: http.MethodPost, Path: "/enqueue", Tags: []string{"tasks"}, Security: needs(scopeSubmit),
 		Summary:       "Carry out a call now",
 		Description:   "Stores a task that is due at once. 202 is answered after the commit, never before; the call follows within milliseconds, and may be under way already (state running).",
 		DefaultStatus: http.StatusAccepted, Errors: submitErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
@@ -119,7 +120,7 @@ func (a *API) enqueue(ctx context.Context, in *submitInput) (*acceptedOutput, er
 
 func (a *API) scheduleOperation() huma.Operation {
 	return huma.Operation{
-		OperationID: "schedule-task", Method: http.MethodPost, Path: "/schedule", Tags: []string{"tasks"},
+		OperationID: "schedule-task", Method: http.MethodPost, Path: "/schedule", Tags: []string{"tasks"}, Security: needs(scopeSubmit),
 		Summary:       "Carry out a call later",
 		Description:   "Stores a task that is due at a given moment: exactly one of run_at and delay_seconds. 202 is answered after the commit, never before.",
 		DefaultStatus: http.StatusAccepted, Errors: submitErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
@@ -139,6 +140,7 @@ func (a *API) schedule(ctx context.Context, in *submitInput) (*acceptedOutput, e
 // submit stores a task that was read, unless err says that it could not be.
 func (a *API) submit(ctx context.Context, t *task.Task, err error) (*acceptedOutput, error) {
 	if err == nil {
+		t.CreatedBy = caller(ctx)
 		err = a.Dispatcher.Submit(ctx, t)
 	}
 	if err != nil {
@@ -263,7 +265,7 @@ type taskOutput struct {
 
 func (a *API) getTaskOperation() huma.Operation {
 	return huma.Operation{
-		OperationID: "get-task", Method: http.MethodGet, Path: "/tasks/{id}", Tags: []string{"tasks"},
+		OperationID: "get-task", Method: http.MethodGet, Path: "/tasks/{id}", Tags: []string{"tasks"}, Security: needs(scopeRead),
 		Summary:     "See what became of a task",
 		Description: "Returns the task and every attempt, until its retention ends.",
 		Errors:      []int{http.StatusNotFound, http.StatusTooManyRequests, http.StatusServiceUnavailable},
@@ -293,6 +295,7 @@ func taskView(t *task.Task) *Task {
 		Labels:         t.Labels,
 		RunAt:          Timestamp(t.RunAt),
 		CreatedAt:      Timestamp(t.CreatedAt),
+		CreatedBy:      present(t.CreatedBy),
 		ExpiresAt:      Timestamp(t.ExpiresAt),
 		TimeoutSeconds: t.Timeout.Seconds(),
 		Retry:          retryView(t.Retry),

@@ -63,7 +63,7 @@ func TestEnqueueDefaults(t *testing.T) {
 		t.Errorf("stored task (-want +got):\n%s", diff)
 	}
 	wantText := `{"id":"` + got.ID.String() + `","state":"pending","url":"https://example.com/plays","method":"POST",` +
-		`"headers":{},"labels":{},"run_at":"2026-11-24T12:00:00.123456Z","created_at":"2026-11-24T12:00:00.123456Z",` +
+		`"headers":{},"labels":{},"run_at":"2026-11-24T12:00:00.123456Z","created_at":"2026-11-24T12:00:00.123456Z","created_by":null,` +
 		`"expires_at":null,"timeout_seconds":30,"retry":{"max_attempts":10,"max_retry_duration_seconds":0,` +
 		`"min_backoff_seconds":1,"max_backoff_seconds":3600,"max_doublings":16,"retry_client_errors":false},` +
 		`"attempt_count":0,"finished_at":null,"reason":null,"attempts":[]}`
@@ -636,7 +636,7 @@ func TestGetTask(t *testing.T) {
 	fixed := map[string]any{
 		"id": "01020300-0000-0000-0000-000000000000", "url": target, "method": "PUT",
 		"headers": map[string]any{"X-Access-Token": "[redacted]", "X-Plain": "p"}, "labels": map[string]any{},
-		"run_at": "2026-12-25T00:00:00.000000Z", "created_at": "2026-12-25T00:00:00.123456Z", "timeout_seconds": 1.5,
+		"run_at": "2026-12-25T00:00:00.000000Z", "created_at": "2026-12-25T00:00:00.123456Z", "created_by": nil, "timeout_seconds": 1.5,
 		"retry": map[string]any{
 			"max_attempts": 2.0, "max_retry_duration_seconds": 60.0, "min_backoff_seconds": 1.0,
 			"max_backoff_seconds": 2.0, "max_doublings": 1.0, "retry_client_errors": false,
