@@ -163,6 +163,7 @@ type taskJSON struct {
 	ID           string
 	State        string
 	Reason       *string
+	CreatedBy    *string    `json:"created_by"`
 	RunAt        time.Time  `json:"run_at"`
 	CreatedAt    time.Time  `json:"created_at"`
 	FinishedAt   *time.Time `json:"finished_at"`
@@ -182,13 +183,20 @@ type taskJSON struct {
 
 func (p *process) do(method, path, body string) answer {
 	p.t.Helper()
+	return p.send(method, path, body, http.Header{})
+}
+
+// send is do with headers.
+func (p *process) send(method, path, body string, header http.Header) answer {
+	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.t.Context(), patience)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, method, p.url+path, strings.NewReader(body))
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	if body != "" {
+	request.Header = header.Clone()
+	if body != "" && header["Content-Type"] == nil {
 		request.Header.Set("Content-Type", "application/json")
 	}
 	response, err := http.DefaultClient.Do(request)
@@ -295,6 +303,16 @@ func statusOf(w http.ResponseWriter, r *http.Request, _ int) {
 	}
 	w.WriteHeader(code)
 	fmt.Fprintf(w, "answered %d", code)
+}
+
+// openDir returns a temporary folder that PostgreSQL's user can reach.
+func openDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 func compact(t *testing.T, v any) string {
