@@ -285,10 +285,10 @@ func TestPanic(t *testing.T) {
 	s.dispatcher.runNow = func(context.Context, task.ID) (task.Outcome, task.Decision, error) { panic("run went wrong") }
 	for range 2 { // the server goes on
 		for cause, a := range map[string]*answer{
-			"insert went wrong": s.post("/enqueue", with("payload", "1")),
+			"insert went wrong": s.post("/enqueue?"+marker, with("payload", `"`+marker+`"`), "Authorization", "Bearer "+marker, "Cookie", marker),
 			"get went wrong":    s.get("/tasks/" + storedID),
 			"look went wrong":   s.get("/health"),
-			"call went wrong":   s.post("/worker-endpoint", with("payload", "1")),
+			"call went wrong":   s.post("/worker-endpoint?"+marker, with("payload", `"`+marker+`"`), "X-Api-Key", marker),
 			"run went wrong":    s.post("/worker-endpoint", `{"task_id":"`+storedID+`"}`),
 		} {
 			if a.status != http.StatusInternalServerError || a.detail() != internalDetail {
@@ -300,6 +300,9 @@ func TestPanic(t *testing.T) {
 			s.logged(a, cause)
 			s.logged(a, "http_test.go") // where it happened
 		}
+	}
+	if strings.Contains(s.log.String(), marker) {
+		t.Errorf("a value that was sent is in the log of panics: %s", clipped(s.log.String()))
 	}
 	if a := s.get("/health/live"); a.status != http.StatusOK {
 		t.Errorf("got status %d after panics, want 200", a.status)
