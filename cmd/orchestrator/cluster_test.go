@@ -89,13 +89,3 @@ func (c *cluster) answers() (ok bool) {
 	}, func() string { return "PostgreSQL neither recovers nor ends" })
 	return ok
 }
-
-// openDir returns a temporary folder that PostgreSQL's user can reach.
-func openDir(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}

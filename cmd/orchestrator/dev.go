@@ -23,6 +23,9 @@ func devCommand(ctx context.Context, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if c.Auth == nil {
+		c.Auth = []string{"none"} // it listens on loopback only
+	}
 	if os.Getenv("LOG_FORMAT") == "" {
 		c.LogFormat = "text"
 	}

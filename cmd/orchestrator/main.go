@@ -16,6 +16,7 @@ import (
 	"syscall"
 	_ "time/tzdata" // time zones of requests, where the machine has none
 
+	"github.com/melodia/orchestrator/internal/auth"
 	"github.com/melodia/orchestrator/internal/config"
 	"github.com/melodia/orchestrator/internal/httpapi"
 	"github.com/melodia/orchestrator/internal/postgres"
@@ -27,9 +28,10 @@ var version = "dev"
 
 const usage = `Usage: orchestrator [command]
 
-  serve     take tasks and carry them out (the default); needs DATABASE_URL
+  serve     take tasks and carry them out (the default); needs DATABASE_URL and AUTH
   dev       the same with a private PostgreSQL and an echo target: nothing to set up
   migrate   bring the database at DATABASE_URL up to date
+  key       make an API key: orchestrator key NAME SCOPES (submit, read, manage, internal; joined by +)
   openapi   print the OpenAPI document
   echo      a target for trials: answers 200 and logs every call
   version   print the version
@@ -73,6 +75,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		"serve":   serveCommand,
 		"dev":     devCommand,
 		"migrate": migrateCommand,
+		"key": func(context.Context, io.Writer, io.Writer) error {
+			return keyCommand(args[1], args[2], stdout)
+		},
 		"openapi": openapiCommand,
 		"echo":    echoCommand,
 		"version": func(context.Context, io.Writer, io.Writer) error {
@@ -88,7 +93,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		command = "help"
 	}
 	carryOut, ok := commands[command]
-	if !ok || len(args) > 1 {
+	arguments := map[string]int{"key": 2}[command]
+	if !ok || max(len(args), 1) != 1+arguments {
 		fmt.Fprint(stderr, usage)
 		return 2
 	}
@@ -111,6 +117,17 @@ func serveCommand(ctx context.Context, stdout, _ io.Writer) error {
 		return err
 	}
 	return serve(ctx, c, listener, newLogger(c, stdout), exampleURL)
+}
+
+// keyCommand prints a new API key, which nothing shows again, and what the
+// service is to know of it.
+func keyCommand(name, scopes string, stdout io.Writer) error {
+	key, entry, err := auth.NewKey(name, scopes, httpapi.Scopes())
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(stdout, "key, for the caller; it is shown this once:\n  %s\nentry to add to API_KEYS:\n  %s\n", key, entry)
+	return err
 }
 
 func migrateCommand(ctx context.Context, stdout, _ io.Writer) error {

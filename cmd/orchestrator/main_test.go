@@ -347,18 +347,23 @@ func TestTwoInstancesShareTheWork(t *testing.T) {
 func TestBadSettings(t *testing.T) {
 	t.Setenv("DATABASE_URL", "postgres://u:hunter2@127.0.0.1:1/db?sslmode=nonsense")
 	t.Setenv("PORT", "0")
+	t.Setenv("AUTH", "none")
 	for name, tt := range map[string]struct {
 		env  map[string]string
 		want []string
 	}{
-		"no database":          {map[string]string{"DATABASE_URL": ""}, []string{"DATABASE_URL is not set"}},
-		"several mistakes":     {map[string]string{"PORT": "x", "POLL_INTERVAL": "1"}, []string{"PORT must be a whole number", "POLL_INTERVAL must be a duration"}},
-		"a URL of no sort":     {nil, []string{"DATABASE_URL is not valid"}},
-		"a host that is a URL": {map[string]string{"TARGET_ALLOW_HOSTS": "https://x:1/"}, []string{"TARGET_ALLOW_HOSTS"}},
-		"a host for tokens":    {map[string]string{"OIDC_TARGET_HOSTS": "plays.melodia.app,https://hunter2"}, []string{"OIDC_TARGET_HOSTS: entry 2"}},
-		"a signing secret":     {map[string]string{"SIGNING_SECRETS": "hunter2"}, []string{"SIGNING_SECRETS: secret 1: must be whsec_"}},
-		"no folder":            {map[string]string{"SECRET_HOSTS": "hunter2=.melodia.app"}, []string{"SECRETS_DIR must be a folder, since SECRET_HOSTS is set"}},
-		"a host for secrets":   {map[string]string{"SECRET_HOSTS": "hunter2", "SECRETS_DIR": t.TempDir()}, []string{"SECRET_HOSTS: entry 1"}},
+		"no database":              {map[string]string{"DATABASE_URL": ""}, []string{"DATABASE_URL is not set"}},
+		"several mistakes":         {map[string]string{"PORT": "x", "POLL_INTERVAL": "1"}, []string{"PORT must be a whole number", "POLL_INTERVAL must be a duration"}},
+		"nobody said who may call": {map[string]string{"AUTH": ""}, []string{"AUTH is not set", "api_key", "orchestrator dev"}},
+		"open to the world":        {map[string]string{"K_SERVICE": "orchestrator"}, []string{"AUTH must not be none on Cloud Run"}},
+		"keys without entries":     {map[string]string{"AUTH": "api_key"}, []string{"API_KEYS is not set", "orchestrator key NAME SCOPES"}},
+		"a key in the wrong place": {map[string]string{"AUTH": "api_key", "API_KEYS": "hunter2"}, []string{"API_KEYS, entry 1: it must be name:scopes:sha256"}},
+		"a URL of no sort":         {nil, []string{"DATABASE_URL is not valid"}},
+		"a host that is a URL":     {map[string]string{"TARGET_ALLOW_HOSTS": "https://x:1/"}, []string{"TARGET_ALLOW_HOSTS"}},
+		"a host for tokens":        {map[string]string{"OIDC_TARGET_HOSTS": "plays.melodia.app,https://hunter2"}, []string{"OIDC_TARGET_HOSTS: entry 2"}},
+		"a signing secret":         {map[string]string{"SIGNING_SECRETS": "hunter2"}, []string{"SIGNING_SECRETS: secret 1: must be whsec_"}},
+		"no folder":                {map[string]string{"SECRET_HOSTS": "hunter2=.melodia.app"}, []string{"SECRETS_DIR must be a folder, since SECRET_HOSTS is set"}},
+		"a host for secrets":       {map[string]string{"SECRET_HOSTS": "hunter2", "SECRETS_DIR": t.TempDir()}, []string{"SECRET_HOSTS: entry 1"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for key, value := range tt.env {
@@ -392,6 +397,8 @@ func TestCommands(t *testing.T) {
 		"help":               {[]string{"help"}, 0, usage, ""},
 		"help as a flag":     {[]string{"--help"}, 0, usage, ""},
 		"an unknown command": {[]string{"srve"}, 2, "", usage},
+		"a key for nobody":   {[]string{"key", "plays"}, 2, "", usage},
+		"a key for nothing":  {[]string{"key", "plays", "write"}, 1, "", "orchestrator: scopes must be of submit, read, manage, internal, joined by +\n"},
 		"too many arguments": {[]string{"version", "now"}, 2, "", usage},
 	} {
 		var stdout, stderr bytes.Buffer

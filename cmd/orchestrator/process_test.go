@@ -75,7 +75,7 @@ func start(t *testing.T, command string, settings ...string) *process {
 	t.Helper()
 	p := &process{t: t, done: make(chan struct{})}
 	p.cmd = exec.Command(binary, command)
-	p.cmd.Env = append(os.Environ(), "PORT=0", "LOG_FORMAT=json", "LOG_LEVEL=debug", "TARGET_ALLOW_NETWORKS=127.0.0.0/8")
+	p.cmd.Env = append(os.Environ(), "PORT=0", "AUTH=none", "LOG_FORMAT=json", "LOG_LEVEL=debug", "TARGET_ALLOW_NETWORKS=127.0.0.0/8")
 	p.cmd.Env = append(p.cmd.Env, settings...)
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {
@@ -194,6 +194,7 @@ type taskJSON struct {
 	ID           string
 	State        string
 	Reason       *string
+	CreatedBy    *string    `json:"created_by"`
 	RunAt        time.Time  `json:"run_at"`
 	CreatedAt    time.Time  `json:"created_at"`
 	FinishedAt   *time.Time `json:"finished_at"`
@@ -213,13 +214,20 @@ type taskJSON struct {
 
 func (p *process) do(method, path, body string) answer {
 	p.t.Helper()
+	return p.send(method, path, body, http.Header{})
+}
+
+// send is do with headers.
+func (p *process) send(method, path, body string, header http.Header) answer {
+	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.t.Context(), patience)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, method, p.url+path, strings.NewReader(body))
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	if body != "" {
+	request.Header = header.Clone()
+	if body != "" && header["Content-Type"] == nil {
 		request.Header.Set("Content-Type", "application/json")
 	}
 	response, err := http.DefaultClient.Do(request)
@@ -326,6 +334,16 @@ func statusOf(w http.ResponseWriter, r *http.Request, _ int) {
 	}
 	w.WriteHeader(code)
 	fmt.Fprintf(w, "answered %d", code)
+}
+
+// openDir returns a temporary folder that PostgreSQL's user can reach.
+func openDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 func compact(t *testing.T, v any) string {

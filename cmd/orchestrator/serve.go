@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/melodia/orchestrator/internal/auth"
 	"github.com/melodia/orchestrator/internal/config"
 	"github.com/melodia/orchestrator/internal/deliver"
 	"github.com/melodia/orchestrator/internal/dispatch"
@@ -40,6 +41,15 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 		_ = listener.Close()
 		return err
 	}
+	callers, err := auth.New(auth.Options{
+		Ways: c.Auth, APIKeys: c.APIKeys, OIDCIssuer: c.OIDCIssuer, OIDCAudience: c.OIDCAudience, OIDCAllow: c.OIDCAllow,
+		OnCloudRun: c.CloudRunService != "", Scopes: httpapi.Scopes(),
+	})
+	if err != nil {
+		_ = listener.Close()
+		return err
+	}
+	defer callers.Close()
 	stopDebug, err := serveDebug(ctx, c.DebugPort, log)
 	if err != nil {
 		_ = listener.Close()
@@ -56,6 +66,7 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	server := &http.Server{
 		Handler: httpapi.New(httpapi.Options{
 			Store: store, Dispatcher: dispatcher, Policy: calls.Policy, Identity: calls.Identity, Secrets: calls.Secrets,
+			Callers: callers, Rate: c.RateLimit, Burst: c.RateBurst, HideDocs: c.Docs == "off",
 			Defaults: c.Defaults(), Lease: c.LeaseDuration, NewID: store.NewID, Version: version, ExampleURL: exampleURL, Log: log,
 		}),
 		ReadHeaderTimeout: 10 * time.Second,

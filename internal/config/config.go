@@ -23,6 +23,17 @@ type Config struct {
 	DatabaseMaxConns int    `envconfig:"DATABASE_MAX_CONNS" default:"10"`
 	MigrateOnStart   bool   `envconfig:"MIGRATE_ON_START" default:"true"`
 
+	Auth         []string `envconfig:"AUTH"`
+	APIKeys      []string `envconfig:"API_KEYS"`
+	OIDCIssuer   string   `envconfig:"OIDC_ISSUER" default:"https://accounts.google.com"`
+	OIDCAudience string   `envconfig:"OIDC_AUDIENCE"`
+	OIDCAllow    []string `envconfig:"OIDC_ALLOW"`
+	// CloudRunService is set by Cloud Run itself.
+	CloudRunService string  `envconfig:"K_SERVICE"`
+	RateLimit       float64 `envconfig:"RATE_LIMIT" default:"0"`
+	RateBurst       int     `envconfig:"RATE_BURST" default:"20"`
+	Docs            string  `envconfig:"DOCS" default:"on"`
+
 	Dispatch            bool          `envconfig:"DISPATCH" default:"true"`
 	DispatchConcurrency int           `envconfig:"DISPATCH_CONCURRENCY" default:"200"`
 	PollInterval        time.Duration `envconfig:"POLL_INTERVAL" default:"1s"`
@@ -89,6 +100,8 @@ func kindOf(field reflect.StructField) string {
 	switch reflect.New(field.Type).Interface().(type) {
 	case *int:
 		return "a whole number, like " + field.Tag.Get("default")
+	case *float64:
+		return "a number, like " + field.Tag.Get("default")
 	case *bool:
 		return "true or false"
 	case *time.Duration:
@@ -111,6 +124,9 @@ func (c *Config) check(unread map[string]bool) (errs []error) {
 	}
 	within("PORT", c.Port >= 0 && c.Port <= 65535, "between 0 and 65535; 0 takes any free port")
 	within("DATABASE_MAX_CONNS", c.DatabaseMaxConns >= 4 && c.DatabaseMaxConns <= 1000, "between 4 and 1000")
+	within("RATE_LIMIT", c.RateLimit >= 0 && c.RateLimit <= 1e6, "between 0 and 1000000 requests a second; 0 sets no limit")
+	within("RATE_BURST", c.RateBurst >= 1 && c.RateBurst <= 1e6, "between 1 and 1000000")
+	within("DOCS", c.Docs == "on" || c.Docs == "off", "on or off")
 	within("DISPATCH_CONCURRENCY", c.DispatchConcurrency >= 1 && c.DispatchConcurrency <= 10000, "between 1 and 10000; to carry out none, set DISPATCH=false")
 	within("POLL_INTERVAL", c.PollInterval >= 10*time.Millisecond && c.PollInterval <= time.Hour, "between 10ms and 1h")
 	within("LEASE_DURATION", c.LeaseDuration >= time.Second && c.LeaseDuration <= time.Hour, "between 1s and 1h")

@@ -14,6 +14,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"reflect"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -102,6 +104,13 @@ type Options struct {
 	Policy     targetPolicy
 	Identity   identityPolicy
 	Secrets    secretPolicy
+	Callers    callers
+	// Rate is how many requests a second one caller may make; 0: any number.
+	// Burst is how many of them at once.
+	Rate  float64
+	Burst int
+	// HideDocs leaves out /docs and the document.
+	HideDocs bool
 	// Defaults are the settings' values for what a request leaves out: Timeout and Retry.
 	Defaults task.Spec
 	// Lease is how long an instance may be silent before others take its tasks.
@@ -122,6 +131,7 @@ type API struct {
 	registry huma.Registry
 	document *huma.OpenAPI
 
+	rates      *rates
 	bodies     atomic.Int64 // bytes of request bodies in memory
 	callBodies atomic.Int64 // of those whose calls are under way
 	bulkActs   atomic.Bool  // whether an act on many tasks is under way
@@ -132,7 +142,7 @@ type API struct {
 // New returns the API with all its routes.
 func New(o Options) *API {
 	useProblems()
-	a := &API{Options: o, router: chi.NewMux()}
+	a := &API{Options: o, router: chi.NewMux(), rates: newRates(o.Rate, o.Burst)}
 	config := huma.Config{
 		OpenAPI:      describe(o.Version),
 		Transformers: []huma.Transformer{a.addInstance},
@@ -140,8 +150,9 @@ func New(o Options) *API {
 	a.registry = config.Components.Schemas
 	a.router.NotFound(a.notFound)
 	a.router.MethodNotAllowed(a.methodNotAllowed)
-	a.router.Use(a.recoverPanics, setHeaders, a.refuseOtherSites, middleware.GetHead, a.readBody)
+	a.router.Use(a.recoverPanics, boundBody, setHeaders, a.refuseOtherSites, middleware.GetHead)
 	api := jsonAPI{humachi.New(a.router, config)}
+	api.UseMiddleware(a.admit, a.readBody) // in this order: what strangers send is not kept
 	a.document = api.OpenAPI()
 	a.routes(api)
 	a.documentDefaults()
@@ -180,6 +191,9 @@ func (a *API) routes(api huma.API) {
 	// Cloud Run's liveness probe: is the process there?
 	huma.Register(api, liveOperation(), a.live)
 
+	if a.HideDocs {
+		return
+	}
 	// People: Swagger UI. Tools: the document that it shows.
 	a.router.Get("/docs", redirectToDocs)
 	a.router.Get("/docs/", redirectToDocs)
@@ -217,7 +231,10 @@ func describe(version string) *huma.OpenAPI {
 			{Name: "worker", Description: "Carry out a task in the request itself."},
 			{Name: "health", Description: "For probes and monitoring."},
 		},
-		Components: &huma.Components{Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)},
+		Components: &huma.Components{
+			Schemas:         huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
+			SecuritySchemes: securitySchemes(),
+		},
 	}
 }
 
@@ -243,7 +260,8 @@ func (a *API) documentDefaults() {
 // meanings say what a problem's status means here.
 var meanings = map[string]string{
 	"400": "The body is missing, malformed, or not what its headers announce.",
-	"403": "The request comes from a web page of another site.",
+	"401": "It is not known who calls: no credentials came, or such as are not valid.",
+	"403": "The caller lacks the scope that this operation needs, or the request comes from a web page of another site.",
 	"404": "No task has this id, or its retention is over.",
 	"408": "The body did not arrive within 10 seconds.",
 	"409": "The task is not in a state for this; detail says why.",
@@ -251,10 +269,10 @@ var meanings = map[string]string{
 	"413": "The body is larger than 1 MiB.",
 	"415": "The body is not JSON by its Content-Type.",
 	"422": "The request breaks rules; errors says which.",
-	"429": "More is under way than the service can take on. Nothing was stored or carried out. Try again after Retry-After.",
+	"429": "More is under way than the service can take on, or this caller sends more requests than it may. Nothing was stored or carried out. Try again after Retry-After.",
 	"500": "Something went wrong inside the service. The log has the cause under the problem's instance.",
 	"502": "The target refused, failed, or answered anything but 2xx; or the task could not start any more.",
-	"503": "The database is out of reach, or the service is shutting down. Try again after Retry-After.",
+	"503": "The database, or the issuer of ID tokens, is out of reach, or the service is shutting down. Try again after Retry-After.",
 	"504": "The target did not answer within the timeout.",
 	"508": "The call came from /worker-endpoint itself.",
 }
@@ -287,6 +305,9 @@ func (a *API) completeDocument() {
 			if operation.RequestBody != nil {
 				delete(operation.RequestBody.Content, "application/octet-stream") // comes with RawBody
 			}
+			if scopeOf(operation) != "" {
+				a.documentAdmission(operation)
+			}
 			for status, response := range operation.Responses {
 				for _, header := range response.Headers {
 					header.Description = header.Schema.Description
@@ -295,6 +316,12 @@ func (a *API) completeDocument() {
 					continue
 				}
 				response.Description = meanings[status]
+				if status == "401" {
+					response.Headers = map[string]*huma.Param{"WWW-Authenticate": {
+						Description: "How to say who calls.",
+						Schema:      &huma.Schema{Type: huma.TypeString, Examples: []any{unknownCaller}},
+					}}
+				}
 				if status == "429" || status == "503" {
 					response.Headers = map[string]*huma.Param{"Retry-After": {
 						Description: "How many seconds to wait before another try.",
@@ -302,6 +329,16 @@ func (a *API) completeDocument() {
 					}}
 				}
 			}
+		}
+	}
+}
+
+// documentAdmission adds the answers of admit to an operation.
+func (a *API) documentAdmission(operation *huma.Operation) {
+	problem := a.registry.Schema(reflect.TypeFor[Problem](), true, "")
+	for _, status := range []int{http.StatusUnauthorized, http.StatusForbidden, http.StatusTooManyRequests, http.StatusServiceUnavailable} {
+		if code := strconv.Itoa(status); operation.Responses[code] == nil {
+			operation.Responses[code] = &huma.Response{Content: map[string]*huma.MediaType{"application/problem+json": {Schema: problem}}}
 		}
 	}
 }

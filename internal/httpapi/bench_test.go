@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/melodia/orchestrator/internal/auth"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -37,9 +38,9 @@ type body struct{ strings.Reader }
 
 func (*body) Close() error { return nil }
 
-func newQuickAPI() *API {
+func newQuickAPI(by callers) *API {
 	return New(Options{
-		Store: &fakeStore{}, Dispatcher: &quickDispatcher{}, Policy: fakePolicy(nil), Identity: fakePolicy(nil), Secrets: fakeSecrets(nil),
+		Store: &fakeStore{}, Dispatcher: &quickDispatcher{}, Policy: fakePolicy(nil), Identity: fakePolicy(nil), Secrets: fakeSecrets(nil), Callers: by,
 		Defaults: task.Spec{Timeout: 30 * time.Second, Retry: task.DefaultRetryPolicy()},
 		NewID:    countingIDs(), Version: "1", ExampleURL: target, Log: slog.New(slog.DiscardHandler),
 	})
@@ -48,32 +49,46 @@ func newQuickAPI() *API {
 // BenchmarkEnqueue is the way of POST /enqueue through the whole router, with
 // a store that does nothing.
 func BenchmarkEnqueue(b *testing.B) {
-	api := newQuickAPI()
-	r, err := http.NewRequestWithContext(b.Context(), http.MethodPost, "/enqueue", http.NoBody)
+	key, entry, err := auth.NewKey("plays", "submit", Scopes())
 	if err != nil {
 		b.Fatal(err)
 	}
-	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set("Accept", "*/*")
-	r.ContentLength = int64(len(benchBody))
-	b.ReportAllocs()
-	b.SetBytes(int64(len(benchBody)))
-	for b.Loop() {
-		one := *r
-		in := new(body)
-		in.Reset(benchBody)
-		one.Body = in
-		w := &quickWriter{header: make(http.Header, 8)}
-		api.ServeHTTP(w, &one)
-		if w.status != http.StatusAccepted {
-			b.Fatalf("got status %d, want 202", w.status)
-		}
+	for name, o := range map[string]auth.Options{"none": {Ways: []string{"none"}}, "api_key": {Ways: []string{"api_key"}, APIKeys: []string{entry}}} {
+		b.Run(name, func(b *testing.B) {
+			o.Scopes = Scopes()
+			by, err := auth.New(o)
+			if err != nil {
+				b.Fatal(err)
+			}
+			api := newQuickAPI(by)
+			r, err := http.NewRequestWithContext(b.Context(), http.MethodPost, "/enqueue", http.NoBody)
+			if err != nil {
+				b.Fatal(err)
+			}
+			r.Header.Set("Content-Type", "application/json")
+			r.Header.Set("Accept", "*/*")
+			r.Header.Set("Authorization", "Bearer "+key)
+			r.ContentLength = int64(len(benchBody))
+			b.ReportAllocs()
+			b.SetBytes(int64(len(benchBody)))
+			for b.Loop() {
+				one := *r
+				in := new(body)
+				in.Reset(benchBody)
+				one.Body = in
+				w := &quickWriter{header: make(http.Header, 8)}
+				api.ServeHTTP(w, &one)
+				if w.status != http.StatusAccepted {
+					b.Fatalf("got status %d, want 202", w.status)
+				}
+			}
+		})
 	}
 }
 
 // BenchmarkRead is how a body becomes a task. What is not plain is checked against the schema first.
 func BenchmarkRead(b *testing.B) {
-	api := newQuickAPI()
+	api := newQuickAPI(fakeCallers(nil))
 	for name, text := range map[string]string{
 		"small":  `{"url":"https://plays.melodia.example/v1/plays","payload":{"song_id":42}}`,
 		"common": benchBody,

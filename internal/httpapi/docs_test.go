@@ -38,9 +38,9 @@ func TestDocsPage(t *testing.T) {
 	if page.status != http.StatusOK || page.header.Get("Content-Type") != "text/html; charset=utf-8" {
 		t.Fatalf("got %d %s, want 200 text/html", page.status, page.header.Get("Content-Type"))
 	}
-	for _, want := range []string{`openapi.json"`, "validatorUrl: null", `layout: "BaseLayout"`} {
+	for _, want := range []string{`"\/openapi.json"`, "validatorUrl: null", `layout: "BaseLayout"`, "persistAuthorization:  false"} {
 		if !strings.Contains(page.text, want) {
-			t.Errorf("the page does not contain %q", want)
+			t.Errorf("the page's script does not contain %q", want)
 		}
 	}
 	types := map[string]string{".css": "text/css", ".js": "javascript", ".png": "image/png"}
@@ -56,8 +56,10 @@ func TestDocsPage(t *testing.T) {
 		if asset.status != http.StatusOK || len(asset.text) < 100 || !strings.Contains(mediaType, types[path.Ext(name)]) {
 			t.Errorf("%s: got %d, %d bytes of %q", name, asset.status, len(asset.text), mediaType)
 		}
-		if got := asset.header.Get("Cache-Control"); got != "no-cache" {
-			t.Errorf("%s: got Cache-Control %q, want no-cache", name, got)
+		for header, want := range map[string]string{"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", "Content-Security-Policy": docsPolicy([]byte(page.text))} {
+			if got := asset.header.Get(header); got != want {
+				t.Errorf("%s: got %s %q, want %q", name, header, got, want)
+			}
 		}
 		found[path.Ext(name)] = true
 		if path.Ext(name) != ".css" {
@@ -73,6 +75,42 @@ func TestDocsPage(t *testing.T) {
 		if !found[extension] {
 			t.Errorf("the page refers to no %s", extension)
 		}
+	}
+}
+
+// The page runs nothing that its policy would stop, and the policy admits
+// nothing but what stands in the page. What Swagger UI's own scripts do is for a
+// browser to show.
+func TestDocsPolicy(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	page := s.get("/docs/index.html")
+	policy := page.header.Get("Content-Security-Policy")
+	for _, forbidden := range []string{"unsafe-inline", "unsafe-eval", "*", "http:", "https:"} {
+		if strings.Contains(policy, forbidden) {
+			t.Errorf("the policy admits %s: %s", forbidden, policy)
+		}
+	}
+	inline := regexp.MustCompile(`(?is)<script(?:\s[^>]*)?>\s*[^\s<]|<style|\sstyle=|\son\w+=`).FindAllString(page.text, -1)
+	if got := strings.Count(policy, "'sha256-"); got != len(inline) || got == 0 {
+		t.Errorf("the policy names %d pieces by their hash, the page has %d: %q", got, len(inline), inline)
+	}
+	if changed := docsPolicy([]byte(strings.ReplaceAll(page.text, "window.onload", "window.onLoad"))); changed == policy {
+		t.Error("another script has the same policy")
+	}
+}
+
+// DOCS=off leaves nothing of it.
+func TestDocsCanBeHidden(t *testing.T) {
+	t.Parallel()
+	s := newService(t, func(o *Options) { o.HideDocs = true })
+	for _, path := range []string{"/docs", "/docs/", "/docs/index.html", "/docs/swagger-ui.css", "/openapi.json", "/openapi.yaml"} {
+		if a := s.get(path); a.status != http.StatusNotFound || strings.Contains(a.text, "/docs") {
+			t.Errorf("GET %s: got %d %s, want 404 without a word of /docs", path, a.status, a.text)
+		}
+	}
+	if a := s.get("/health"); a.status != http.StatusOK {
+		t.Errorf("GET /health: got %d, want 200", a.status)
 	}
 }
 

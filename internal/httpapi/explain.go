@@ -48,7 +48,7 @@ type explainOutput struct {
 
 func explainOperation() huma.Operation {
 	return huma.Operation{
-		OperationID: "explain-task", Method: http.MethodGet, Path: "/tasks/{id}/explain", Tags: []string{"tasks"},
+		OperationID: "explain-task", Method: http.MethodGet, Path: "/tasks/{id}/explain", Tags: []string{"tasks"}, Security: needs(scopeRead),
 		Summary:     "Why has it not run, or what happened?",
 		Description: "Says in one sentence why a task has not run, or what became of it, and gives the facts.",
 		Errors:      append([]int{http.StatusNotFound}, readErrors...),

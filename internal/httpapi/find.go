@@ -98,7 +98,7 @@ var readErrors = []int{http.StatusTooManyRequests, http.StatusServiceUnavailable
 func findOperation() huma.Operation {
 	explode := true
 	return huma.Operation{
-		OperationID: "find-tasks", Method: http.MethodGet, Path: "/tasks", Tags: []string{"tasks"},
+		OperationID: "find-tasks", Method: http.MethodGet, Path: "/tasks", Tags: []string{"tasks"}, Security: needs(scopeRead),
 		Summary: "Find tasks",
 		Description: "Lists the tasks that match all that is given, the newest first. A parameter that does not exist is refused, so that a misspelt one does not match everything. " +
 			"state and reason may be given several times, or several values joined by commas; the others once. " +
@@ -250,7 +250,7 @@ type countsOutput struct {
 
 func countsOperation() huma.Operation {
 	return huma.Operation{
-		OperationID: "count-tasks", Method: http.MethodGet, Path: "/tasks/counts", Tags: []string{"tasks"},
+		OperationID: "count-tasks", Method: http.MethodGet, Path: "/tasks/counts", Tags: []string{"tasks"}, Security: needs(scopeRead),
 		Summary:     "Count tasks",
 		Description: "How many tasks there are in each state, and for how long the longest waiting one has been due. It stays cheap however many there are.",
 		Errors:      readErrors,

@@ -44,7 +44,7 @@ type healthOutput struct {
 
 func healthOperation() huma.Operation {
 	return huma.Operation{
-		OperationID: "get-health", Method: http.MethodGet, Path: "/health", Tags: []string{"health"},
+		OperationID: "get-health", Method: http.MethodGet, Path: "/health", Tags: []string{"health"}, Security: openToAll,
 		Summary:     "Can it do its work?",
 		Description: "Readiness, for startup probes and monitoring: 200, or 503 when the database cannot be reached within 1 s or takes no tasks, while shutting down, or when the dispatcher has stopped.",
 		Errors:      []int{http.StatusInternalServerError},
@@ -90,7 +90,7 @@ type liveOutput struct {
 
 func liveOperation() huma.Operation {
 	return huma.Operation{
-		OperationID: "get-liveness", Method: http.MethodGet, Path: "/health/live", Tags: []string{"health"},
+		OperationID: "get-liveness", Method: http.MethodGet, Path: "/health/live", Tags: []string{"health"}, Security: openToAll,
 		Summary:     "Is the process there?",
 		Description: "Liveness, for probes that restart the instance. Never touches the database: a restart would not mend that.",
 		Errors:      []int{http.StatusInternalServerError},

@@ -286,10 +286,10 @@ func TestPanic(t *testing.T) {
 	s.dispatcher.runNow = func(context.Context, task.ID) (task.Outcome, task.Decision, error) { panic("run went wrong") }
 	for range 2 { // the server goes on
 		for cause, a := range map[string]*answer{
-			"insert went wrong": s.post("/enqueue", with("payload", "1")),
+			"insert went wrong": s.post("/enqueue?"+marker, with("payload", `"`+marker+`"`), "Authorization", "Bearer "+marker, "Cookie", marker),
 			"get went wrong":    s.get("/tasks/" + storedID),
 			"look went wrong":   s.get("/health"),
-			"call went wrong":   s.post("/worker-endpoint", with("payload", "1")),
+			"call went wrong":   s.post("/worker-endpoint?"+marker, with("payload", `"`+marker+`"`), "X-Api-Key", marker),
 			"run went wrong":    s.post("/worker-endpoint", `{"task_id":"`+storedID+`"}`),
 		} {
 			if a.status != http.StatusInternalServerError || a.detail() != internalDetail {
@@ -301,6 +301,9 @@ func TestPanic(t *testing.T) {
 			s.logged(a, cause)
 			s.logged(a, "http_test.go") // where it happened
 		}
+	}
+	if strings.Contains(s.log.String(), marker) {
+		t.Errorf("a value that was sent is in the log of panics: %s", clipped(s.log.String()))
 	}
 	if a := s.get("/health/live"); a.status != http.StatusOK {
 		t.Errorf("got status %d after panics, want 200", a.status)
@@ -386,12 +389,27 @@ func (s *service) response(conn io.Reader, path string) *answer {
 // does not keep the connection.
 func TestSlowBody(t *testing.T) {
 	t.Parallel()
-	for _, path := range append(submissions, "/health", "/nowhere") {
+	type late struct {
+		status int
+		detail string
+	}
+	paths := map[string]late{
+		// Nobody asks for the body, and it is waited for no longer.
+		"/health": {http.StatusMethodNotAllowed, "only GET"}, "/nowhere": {http.StatusNotFound, "nothing at this path"},
+		"/enqueue?stranger": {http.StatusUnauthorized, "not known who calls"},
+	}
+	for _, path := range submissions {
+		paths[path] = late{http.StatusRequestTimeout, "The body did not arrive within 10 seconds."}
+	}
+	for path, want := range paths {
 		for _, sent := range []string{"", `{"url":"` + marker} {
 			t.Run(path+" "+sent, func(t *testing.T) {
 				t.Parallel()
 				onPipes(t, func(t *testing.T, s *service, dial func() net.Conn) {
 					s = s.on(t)
+					if strings.HasSuffix(path, "stranger") {
+						s.Callers = fakeCallers(func(http.Header) (string, []string, error) { return "", nil, errors.New("no") })
+					}
 					conn := dial()
 					start := time.Now()
 					if _, err := io.WriteString(conn, head(path, 1000)+sent); err != nil {
@@ -403,11 +421,11 @@ func TestSlowBody(t *testing.T) {
 						t.Fatal(err)
 					}
 					b, err := io.ReadAll(resp.Body)
-					if err != nil || !strings.Contains(string(b), "The body did not arrive within 10 seconds.") {
-						t.Errorf("got %s (%v), want a problem about 10 seconds", b, err)
+					if err != nil || !strings.Contains(string(b), want.detail) {
+						t.Errorf("got %s (%v), want %q", b, err, want.detail)
 					}
-					if took := time.Since(start); resp.StatusCode != http.StatusRequestTimeout || took != bodyTimeout {
-						t.Errorf("got status %d after %v, want 408 after %v", resp.StatusCode, took, bodyTimeout)
+					if took := time.Since(start); resp.StatusCode != want.status || took != bodyTimeout {
+						t.Errorf("got status %d after %v, want %d after %v", resp.StatusCode, took, want.status, bodyTimeout)
 					}
 					if _, err := r.ReadByte(); !errors.Is(err, io.EOF) {
 						t.Errorf("got %v, want the connection closed", err)

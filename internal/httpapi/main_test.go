@@ -273,6 +273,17 @@ func (f fakeSecrets) Check(name, rawURL string) error {
 	return f(name, rawURL)
 }
 
+// fakeCallers knows everybody as the one who is in the header X-Test-Caller
+// and lets them do everything, where it is nil.
+type fakeCallers func(http.Header) (name string, scopes []string, err error)
+
+func (c fakeCallers) Identify(_ context.Context, header http.Header) (name string, scopes []string, err error) {
+	if c == nil {
+		return header.Get("X-Test-Caller"), Scopes(), nil
+	}
+	return c(header)
+}
+
 // logBuffer is a log that can be read while it is written.
 type logBuffer struct {
 	mu  sync.Mutex
@@ -312,7 +323,7 @@ func newService(t testing.TB, change ...func(*Options)) *service {
 	}
 	s.dispatcher = &fakeDispatcher{store: s.store}
 	o := Options{
-		Store: s.store, Dispatcher: s.dispatcher, Policy: fakePolicy(nil),
+		Store: s.store, Dispatcher: s.dispatcher, Policy: fakePolicy(nil), Callers: fakeCallers(nil),
 		Lease:    15 * time.Second,
 		Identity: fakePolicy(nil), Secrets: fakeSecrets(nil),
 		Defaults:   task.Spec{Timeout: 30 * time.Second, Retry: task.DefaultRetryPolicy()},

@@ -68,32 +68,40 @@ func (a *API) refuseOtherSites(next http.Handler) http.Handler {
 	return protection.Handler(next)
 }
 
-// readBody reads a request's body before its handler runs, within a bound on
-// its size, on the size of all that are in memory, and on the time that takes.
-// Handlers may work for longer: net/http lifts the last one at the body's end.
-// Where that does not come the bound stays, since net/http looks for it once
-// more before it answers.
-func (a *API) readBody(next http.Handler) http.Handler {
+// boundBody bounds the time in which a body must arrive, whether anybody reads
+// it or net/http passes over it. Handlers may work for longer: net/http lifts
+// the bound at the body's end. Where that does not come the bound stays, since
+// net/http looks for it once more before it answers.
+func boundBody(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Body == nil || r.Body == http.NoBody {
-			next.ServeHTTP(w, r)
-			return
-		}
-		_ = huma.SetReadDeadline(w, time.Now().Add(bodyTimeout)) // a test's recorder has none
-		b := &requestBody{arriving: http.MaxBytesReader(w, r.Body, maxBody), all: &a.bodies}
-		defer func() { b.all.Add(-b.arrived) }()
-		whole, err := io.ReadAll((*arrival)(b))
-		if err != nil {
-			a.write(w, r, bodyProblem(err))
-			return
-		}
-		b.Reset(whole)
-		r.Body = b
-		if r.URL.Path == "/worker-endpoint" {
-			r = r.WithContext(context.WithValue(r.Context(), bodyKey{}, b))
+		if r.Body != nil && r.Body != http.NoBody {
+			_ = huma.SetReadDeadline(w, time.Now().Add(bodyTimeout)) // a test's recorder has none
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// readBody reads a request's body before its handler runs, within a bound on
+// its size, and on the size of all that are in memory.
+func (a *API) readBody(ctx huma.Context, next func(huma.Context)) {
+	r, w := humachi.Unwrap(ctx)
+	if r.Body == nil || r.Body == http.NoBody {
+		next(ctx)
+		return
+	}
+	b := &requestBody{arriving: http.MaxBytesReader(w, r.Body, maxBody), all: &a.bodies}
+	defer func() { b.all.Add(-b.arrived) }()
+	whole, err := io.ReadAll((*arrival)(b))
+	if err != nil {
+		a.write(w, r, bodyProblem(err))
+		return
+	}
+	b.Reset(whole)
+	r.Body = b
+	if ctx.Operation().Path == "/worker-endpoint" {
+		ctx = huma.WithValue(ctx, bodyKey{}, b)
+	}
+	next(ctx)
 }
 
 // requestBody is an arrival at first, then read from memory.

@@ -171,7 +171,11 @@ func (a *API) addInstance(_ huma.Context, _ string, v any) (any, error) {
 }
 
 func (a *API) notFound(w http.ResponseWriter, r *http.Request) {
-	a.write(w, r, newProblem(http.StatusNotFound, "There is nothing at this path. GET /docs lists what there is."))
+	detail := "There is nothing at this path."
+	if !a.HideDocs {
+		detail += " GET /docs lists what there is."
+	}
+	a.write(w, r, newProblem(http.StatusNotFound, detail))
 }
 
 func (a *API) methodNotAllowed(w http.ResponseWriter, r *http.Request) {

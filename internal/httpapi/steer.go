@@ -29,7 +29,7 @@ type cancelOutput struct {
 
 func cancelOperation() huma.Operation {
 	return huma.Operation{
-		OperationID: "cancel-task", Method: http.MethodPost, Path: "/tasks/{id}/cancel", Tags: []string{"steering"},
+		OperationID: "cancel-task", Method: http.MethodPost, Path: "/tasks/{id}/cancel", Tags: []string{"steering"}, Security: needs(scopeManage),
 		Summary: "Cancel a task",
 		Description: "A pending task is cancelled at once: 200. Of a running one the call is to be cut off (202): at once where this instance makes it, " +
 			"otherwise with the next heartbeat of the one that does. The target may have done the work all the same: a task that succeeds or fails meanwhile stays so, " +
@@ -53,7 +53,7 @@ func (a *API) cancel(ctx context.Context, in *TaskPath) (*cancelOutput, error) {
 
 func runOperation() huma.Operation {
 	return huma.Operation{
-		OperationID: "run-task", Method: http.MethodPost, Path: "/tasks/{id}/run", Tags: []string{"steering"},
+		OperationID: "run-task", Method: http.MethodPost, Path: "/tasks/{id}/run", Tags: []string{"steering"}, Security: needs(scopeManage),
 		Summary: "Run a task now",
 		Description: "Makes a pending task due, whatever it waits for: its run_at, or the time of a retry. One that is due already keeps its place. " +
 			"The call itself is made by whichever instance is free. 409: it is running, has ended, or is being cancelled.",
@@ -72,7 +72,7 @@ func (a *API) run(ctx context.Context, in *TaskPath) (*taskOutput, error) {
 
 func redriveOperation() huma.Operation {
 	return huma.Operation{
-		OperationID: "redrive-task", Method: http.MethodPost, Path: "/tasks/{id}/redrive", Tags: []string{"steering"},
+		OperationID: "redrive-task", Method: http.MethodPost, Path: "/tasks/{id}/redrive", Tags: []string{"steering"}, Security: needs(scopeManage),
 		Summary: "Redrive a task",
 		Description: "A failed or cancelled task becomes pending again, due now, with a fresh budget of attempts. Its story stays, and the new attempts are numbered from 1. " +
 			"An expires_at that has passed is dropped. 409: it has not ended, or it has succeeded.",
@@ -99,7 +99,7 @@ func (a *API) act(ctx context.Context, in *TaskPath, done string, do func(contex
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
-	a.Log.InfoContext(ctx, done, "task_id", t.ID.String(), "state", string(t.State)) //nolint:sloglint // one of a few constants
+	a.Log.InfoContext(ctx, done, "task_id", t.ID.String(), "state", string(t.State), "caller", caller(ctx)) //nolint:sloglint // one of a few constants
 	return t, nil
 }
 
@@ -148,7 +148,7 @@ type changeInput struct {
 
 func (a *API) changeOperation() huma.Operation {
 	return huma.Operation{
-		OperationID: "change-task", Method: http.MethodPatch, Path: "/tasks/{id}", Tags: []string{"steering"},
+		OperationID: "change-task", Method: http.MethodPatch, Path: "/tasks/{id}", Tags: []string{"steering"}, Security: needs(scopeManage),
 		Summary: "Change a pending task",
 		Description: "Changes what is given and nothing else (application/json, or application/merge-patch+json by RFC 7396 with a payload that is replaced as a whole). " +
 			"The task must obey all rules for new ones then; its url and method stay as they are. A task that was changed has another ETag. " +
@@ -307,7 +307,7 @@ const (
 
 func (a *API) bulkOperation(id, path, summary, description string, body any, examples map[string]*huma.Example) huma.Operation {
 	return huma.Operation{
-		OperationID: id, Method: http.MethodPost, Path: path, Tags: []string{"steering"},
+		OperationID: id, Method: http.MethodPost, Path: path, Tags: []string{"steering"}, Security: needs(scopeManage),
 		Summary: summary,
 		Description: description + " Without \"dry_run\": false nothing is done. One call acts on the 10,000 newest that match at most; call again for the rest, until matched is 0. " +
 			"It is done in steps, which end when the caller hangs up: after an error some may have been done. One such call at a time is carried out by an instance; 429 to others.",
@@ -414,7 +414,7 @@ func (a *API) bulk(ctx context.Context, f task.Filter, r *BulkRequest, done stri
 		}
 		out.Body.Changed += changed
 	}
-	a.Log.InfoContext(ctx, done, "count", out.Body.Changed, "matched", len(ids), "sample", out.Body.Sample) //nolint:sloglint // one of a few constants
+	a.Log.InfoContext(ctx, done, "count", out.Body.Changed, "matched", len(ids), "sample", out.Body.Sample, "caller", caller(ctx)) //nolint:sloglint // one of a few constants
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}

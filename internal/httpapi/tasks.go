@@ -73,7 +73,7 @@ type Task struct {
 	Reason         *task.Reason      `json:"reason" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" example:"attempts_exhausted" doc:"Why it failed. Null unless it did. client_error is a 4xx that is not retried, or a redirect. target_refused: the service's settings do not admit the target, or not that it is sent the task's ID token or secrets."`
 	// Not for tasks that have ended: then it has been heard, or came too late.
 	CancelRequestedAt Timestamp `json:"cancel_requested_at" nullable:"true" example:"2026-12-25T00:00:00.500000Z" doc:"Since when it is being cancelled while its call is still under way. Null otherwise."`
-	CreatedBy         *string   `json:"created_by" example:"plays@melodia.app" doc:"Who handed it in. Null where callers are not known."`
+	CreatedBy         *string   `json:"created_by" example:"plays@melodia.app" doc:"Who handed it in: the name of an API key, or an email. Null where callers are not known."`
 	Attempts          []Attempt `json:"attempts" nullable:"false" doc:"What was tried, oldest first."`
 }
 
@@ -119,7 +119,7 @@ var submitErrors = []int{
 
 func (a *API) enqueueOperation() huma.Operation {
 	return huma.Operation{
-		OperationID: "enqueue-task", Method: http.MethodPost, Path: "/enqueue", Tags: []string{"tasks"},
+		OperationID: "enqueue-task", Method: http.MethodPost, Path: "/enqueue", Tags: []string{"tasks"}, Security: needs(scopeSubmit),
 		Summary:       "Carry out a call now",
 		Description:   "Stores a task that is due at once. 202 is answered after the commit, never before; the call follows within milliseconds, and may be under way already (state running).",
 		DefaultStatus: http.StatusAccepted, Errors: submitErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
@@ -138,7 +138,7 @@ func (a *API) enqueue(ctx context.Context, in *submitInput) (*acceptedOutput, er
 
 func (a *API) scheduleOperation() huma.Operation {
 	return huma.Operation{
-		OperationID: "schedule-task", Method: http.MethodPost, Path: "/schedule", Tags: []string{"tasks"},
+		OperationID: "schedule-task", Method: http.MethodPost, Path: "/schedule", Tags: []string{"tasks"}, Security: needs(scopeSubmit),
 		Summary:       "Carry out a call later",
 		Description:   "Stores a task that is due at a given moment: exactly one of run_at and delay_seconds. 202 is answered after the commit, never before.",
 		DefaultStatus: http.StatusAccepted, Errors: submitErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
@@ -158,6 +158,7 @@ func (a *API) schedule(ctx context.Context, in *submitInput) (*acceptedOutput, e
 // submit stores a task that was read, unless err says that it could not be.
 func (a *API) submit(ctx context.Context, t *task.Task, err error) (*acceptedOutput, error) {
 	if err == nil {
+		t.CreatedBy = caller(ctx)
 		err = a.Dispatcher.Submit(ctx, t)
 	}
 	if err != nil {
@@ -332,7 +333,7 @@ func newTaskOutput(t *task.Task) *taskOutput { return &taskOutput{ETag: etag(t),
 
 func (a *API) getTaskOperation() huma.Operation {
 	return huma.Operation{
-		OperationID: "get-task", Method: http.MethodGet, Path: "/tasks/{id}", Tags: []string{"tasks"},
+		OperationID: "get-task", Method: http.MethodGet, Path: "/tasks/{id}", Tags: []string{"tasks"}, Security: needs(scopeRead),
 		Summary:     "See what became of a task",
 		Description: "Returns the task and every attempt, until its retention ends. With wait_seconds the answer comes when the task has ended.",
 		Middlewares: huma.Middlewares{lateAnswer},

@@ -42,7 +42,7 @@ func (a *API) workerOperation() huma.Operation {
 		"stored":  example("A stored task", `{"task_id":"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b"}`),
 	})
 	return huma.Operation{
-		OperationID: "work", Method: http.MethodPost, Path: "/worker-endpoint", Tags: []string{"worker"},
+		OperationID: "work", Method: http.MethodPost, Path: "/worker-endpoint", Tags: []string{"worker"}, Security: needs(scopeInternal),
 		Summary: "Carry out one task in this request",
 		Description: "For an external engine (Cloud Tasks, Cloud Scheduler, Pub/Sub push) or an operator. " +
 			"The body is a task request, which is carried out at once, with one attempt, and not stored; or the id of a stored task, " +

@@ -1,0 +1,308 @@
+package main
+
+import (
+	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/melodia/orchestrator/internal/auth/authtest"
+	"github.com/melodia/orchestrator/internal/httpapi"
+	"github.com/melodia/orchestrator/internal/postgres/pgtest"
+)
+
+// newAPIKey makes a key by the command, as an operator does.
+func newAPIKey(t *testing.T, name string, scopes ...string) (key, entry string) {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	if code := run(t.Context(), []string{"key", name, strings.Join(scopes, "+")}, &stdout, &stderr); code != 0 {
+		t.Fatalf("key: exit code %d: %s", code, stderr.String())
+	}
+	printed := regexp.MustCompile(`(?s)\n\s+(ork_\S{43})\n.*\n\s+(\S+:\S+:[0-9a-f]{64})\n$`).FindStringSubmatch(stdout.String())
+	if printed == nil {
+		t.Fatalf("key prints %q, want a key and its entry", stdout.String())
+	}
+	return printed[1], printed[2]
+}
+
+// newIssuer serves an issuer of ID tokens.
+func newIssuer(t *testing.T) *authtest.Issuer {
+	t.Helper()
+	issuer := authtest.New(t)
+	server := httptest.NewServer(issuer)
+	t.Cleanup(server.Close)
+	issuer.URL = server.URL
+	return issuer
+}
+
+// operation is one of the OpenAPI document.
+type operation struct {
+	method, path string
+	scope        string // empty: it is open
+}
+
+// operations returns what the running service says that it serves. A test of
+// httpapi holds that against its routes.
+func (p *process) operations() (all []operation) {
+	p.t.Helper()
+	var document struct {
+		Paths map[string]map[string]struct{ Security []map[string][]string }
+	}
+	if err := json.Unmarshal([]byte(p.do(http.MethodGet, "/openapi.json", "").raw), &document); err != nil {
+		p.t.Fatal(err)
+	}
+	for path, methods := range document.Paths {
+		for method, o := range methods {
+			op := operation{method: strings.ToUpper(method), path: regexp.MustCompile(`\{[^}]*\}`).ReplaceAllString(path, "01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b")}
+			for _, way := range o.Security {
+				for _, scopes := range way {
+					op.scope = scopes[0]
+				}
+			}
+			all = append(all, op)
+			if op.method == http.MethodGet { // it answers HEAD too
+				op.method = http.MethodHead
+				all = append(all, op)
+			}
+		}
+	}
+	return all
+}
+
+// Whatever an attacker sends, at whichever operation: nobody without the right
+// credentials comes in, and nothing they sent is stored or called.
+func TestAttackers(t *testing.T) {
+	t.Parallel()
+	const audience = "https://orchestrator.example"
+	const account = "plays@x.example"
+	issuer := newIssuer(t)
+	target := newTarget(t, statusOf)
+	database := pgtest.URL(t)
+	others := func(scope string) []string {
+		return slices.DeleteFunc(httpapi.Scopes(), func(s string) bool { return s == scope })
+	}
+	var entries []string
+	allow := []string{account + ":" + strings.Join(httpapi.Scopes(), "+")}
+	keyWith, keyWithout := map[string]string{}, map[string]string{}
+	addKey := func(name string, scopes ...string) string {
+		key, entry := newAPIKey(t, name, scopes...)
+		entries = append(entries, entry)
+		return key
+	}
+	for _, scope := range httpapi.Scopes() {
+		keyWith[scope] = addKey(scope, scope)
+		keyWithout[scope] = addKey("all-but-"+scope, others(scope)...)
+		allow = append(allow, "all-but-"+scope+"@x.example:"+strings.Join(others(scope), "+"))
+	}
+	all := addKey("all", httpapi.Scopes()...)
+	p := start(t, "serve", "DATABASE_URL="+database, "AUTH=api_key,oidc", "API_KEYS="+strings.Join(entries, ","),
+		"OIDC_ISSUER="+issuer.URL, "OIDC_AUDIENCE="+audience, "OIDC_ALLOW="+strings.Join(allow, ","))
+
+	claims := func(name string, value any) map[string]any {
+		c := issuer.Claims(account, audience)
+		c[name] = value
+		return c
+	}
+	right := issuer.Token(issuer.Claims(account, audience))
+	parts := strings.Split(right, ".")
+	stranger := authtest.New(t)
+	stranger.URL = issuer.URL
+	publicKey, err := x509.MarshalPKIXPublicKey(issuer.PublicKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	none := func([]byte) []byte { return nil }
+	symmetric := func(secret []byte) string {
+		return authtest.Token(t, map[string]any{"alg": "HS256", "kid": "key-1"}, issuer.Claims(account, audience), func(input []byte) []byte {
+			mac := hmac.New(sha256.New, secret)
+			_, _ = mac.Write(input)
+			return mac.Sum(nil)
+		})
+	}
+	bearer := func(credentials ...string) http.Header {
+		h := http.Header{}
+		for _, c := range credentials {
+			h.Add("Authorization", "Bearer "+c)
+		}
+		return h
+	}
+	unknownKey, _ := newAPIKey(t, "all", httpapi.Scopes()...)
+	attacks := map[string]struct {
+		header http.Header
+		query  string
+		status int
+	}{
+		"no credentials":                   {header: http.Header{}},
+		"empty credentials":                {header: http.Header{"Authorization": {""}, "X-Api-Key": {""}}},
+		"a key that nobody has":            {header: bearer(unknownKey)},
+		"a key that nobody has, X-Api-Key": {header: http.Header{"X-Api-Key": {unknownKey}}},
+		"a key cut short":                  {header: bearer(all[:len(all)-1])},
+		"a key's SHA-256":                  {header: bearer(entries[len(entries)-1][strings.LastIndex(entries[len(entries)-1], ":")+1:])},
+		"an entry":                         {header: bearer(entries[len(entries)-1])},
+		"a key in the query":               {header: http.Header{}, query: "?access_token=" + all + "&api_key=" + all + "&key=" + all + "&X-Api-Key=" + all + "&Authorization=Bearer%20" + all},
+		"a key in a cookie":                {header: http.Header{"Cookie": {"Authorization=Bearer " + all + "; X-Api-Key=" + all}}},
+		"a key as a password":              {header: http.Header{"Authorization": {"Basic " + all}}},
+		"a key for a proxy":                {header: http.Header{"Proxy-Authorization": {"Bearer " + all}, "X-Forwarded-Authorization": {"Bearer " + all}}},
+		"two Authorization headers":        {header: bearer(all, all)},
+		"wrong, then right":                {header: bearer(unknownKey, all)},
+		"two credentials in one header":    {header: http.Header{"Authorization": {"Bearer " + unknownKey + ", Bearer " + all}}},
+		"two keys":                         {header: http.Header{"X-Api-Key": {all, all}}},
+		"a key in either header":           {header: http.Header{"Authorization": {"Bearer " + all}, "X-Api-Key": {all}}},
+		"a token and a key":                {header: http.Header{"Authorization": {"Bearer " + right}, "X-Api-Key": {all}}},
+		"expired":                          {header: bearer(issuer.Token(claims("exp", time.Now().Add(-time.Minute).Unix())))},
+		"another audience":                 {header: bearer(issuer.Token(claims("aud", "https://other.example")))},
+		"several audiences":                {header: bearer(issuer.Token(claims("aud", []string{audience, "https://other.example"})))},
+		"another issuer":                   {header: bearer(issuer.Token(claims("iss", "https://accounts.google.com")))},
+		"another issuer's key":             {header: bearer(stranger.Token(stranger.Claims(account, audience)))},
+		"unverified email":                 {header: bearer(issuer.Token(claims("email_verified", false)))},
+		"alg none":                         {header: bearer(authtest.Token(t, map[string]any{"alg": "none"}, issuer.Claims(account, audience), none))},
+		"HS256 with the public key":        {header: bearer(symmetric(publicKey))},
+		"HS256 with the public key, PEM":   {header: bearer(symmetric(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: publicKey})))},
+		"signature stripped":               {header: bearer(parts[0] + "." + parts[1] + ".SIGNATURE_REMOVED_BY_GOOGLE")},
+		"stripped, in Cloud Run's header":  {header: http.Header{"X-Serverless-Authorization": {"Bearer " + parts[0] + "." + parts[1] + ".SIGNATURE_REMOVED_BY_GOOGLE"}}},
+		"signature cut off":                {header: bearer(parts[0] + "." + parts[1] + ".")},
+		"another account":                  {header: bearer(issuer.Token(issuer.Claims("other@x.example", audience))), status: http.StatusForbidden},
+		"an account written otherwise":     {header: bearer(issuer.Token(issuer.Claims("PLAYS@x.example", audience))), status: http.StatusForbidden},
+	}
+	body := `{"url":"` + target.url + `/200/attack","task_id":"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b"}`
+	secured := map[string]bool{}
+	for _, op := range p.operations() {
+		if op.scope == "" {
+			if a := p.do(op.method, op.path, ""); a.status != http.StatusOK {
+				t.Errorf("%s %s is open, and answers %d", op.method, op.path, a.status)
+			}
+			continue
+		}
+		secured[op.scope] = true
+		sent := body
+		if op.method == http.MethodGet || op.method == http.MethodHead {
+			sent = ""
+		}
+		check := func(name string, a answer, want int) {
+			if a.status != want {
+				t.Errorf("%s: %s %s is answered %d %s, want %d", name, op.method, op.path, a.status, a.raw, want)
+			}
+			if (a.status == http.StatusUnauthorized || a.status == http.StatusForbidden) && !strings.HasPrefix(a.header.Get("WWW-Authenticate"), "Bearer ") {
+				t.Errorf("%s: %s %s has WWW-Authenticate %q", name, op.method, op.path, a.header.Get("WWW-Authenticate"))
+			}
+		}
+		for name, attack := range attacks {
+			want := attack.status
+			if want == 0 {
+				want = http.StatusUnauthorized
+			}
+			check(name, p.send(op.method, op.path+attack.query, sent, attack.header), want)
+		}
+		for name, header := range map[string]http.Header{
+			"a key without the scope":    bearer(keyWithout[op.scope]),
+			"an email without the scope": bearer(issuer.Token(issuer.Claims("all-but-"+op.scope+"@x.example", audience))),
+		} {
+			a := p.send(op.method, op.path, sent, header)
+			check(name, a, http.StatusForbidden)
+			if op.method != http.MethodHead && !strings.Contains(a.raw, "lacks the scope "+op.scope+",") {
+				t.Errorf("%s: %s %s does not name the scope %s: %s", name, op.method, op.path, op.scope, a.raw)
+			}
+		}
+		// The same request is let in with the scope; no operation takes what is in it.
+		for name, header := range map[string]http.Header{"a key": bearer(keyWith[op.scope]), "a token": bearer(right)} {
+			if a := p.send(op.method, op.path, sent, header); a.status == http.StatusUnauthorized || a.status == http.StatusForbidden || a.status >= 500 {
+				t.Errorf("%s: %s %s is answered %d %s, want it let in", name, op.method, op.path, a.status, a.raw)
+			}
+		}
+	}
+	for _, scope := range []string{"submit", "read", "internal"} {
+		if !secured[scope] {
+			t.Errorf("no operation needs the scope %s (of %v)", scope, slices.Sorted(maps.Keys(secured)))
+		}
+	}
+	if got := stored(t, database); len(got) > 0 {
+		t.Errorf("attackers have stored %v", got)
+	}
+	if n := len(target.got("/200/attack")); n > 0 {
+		t.Errorf("attackers have made %d calls", n)
+	}
+	if n := issuer.Fetches(); n > 10 {
+		t.Errorf("the issuer was asked %d times", n)
+	}
+
+	// Who comes in is on record.
+	for who, header := range map[string]http.Header{"submit": bearer(keyWith["submit"]), "all": {"X-Api-Key": {all}}, account: bearer(right)} {
+		a := p.send(http.MethodPost, "/schedule", `{"url":"`+target.url+`/200","delay_seconds":3600}`, header)
+		if a.status != http.StatusAccepted || a.task.CreatedBy == nil || *a.task.CreatedBy != who {
+			t.Errorf("a task by %s is answered %d %s", who, a.status, a.raw)
+		}
+		seen := p.send(http.MethodGet, "/tasks/"+a.task.ID, "", bearer(all)).task
+		if diff := cmp.Diff(&who, seen.CreatedBy); diff != "" {
+			t.Errorf("read back (-want +got):\n%s", diff)
+		}
+	}
+}
+
+// Without its issuer nobody comes in by token, everybody by key.
+func TestIssuerAway(t *testing.T) {
+	t.Parallel()
+	issuer := newIssuer(t)
+	issuer.SetAway(true)
+	key, entry := newAPIKey(t, "plays", "read")
+	p := start(t, "serve", "DATABASE_URL="+pgtest.URL(t), "AUTH=oidc,api_key", "API_KEYS="+entry,
+		"OIDC_ISSUER="+issuer.URL, "OIDC_AUDIENCE=x", "OIDC_ALLOW=plays@x.example:read")
+	get := func(credential string) answer {
+		return p.send(http.MethodGet, "/tasks/01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b", "", http.Header{"Authorization": {"Bearer " + credential}})
+	}
+	token := issuer.Token(issuer.Claims("plays@x.example", "x"))
+	if a := get(token); a.status != http.StatusServiceUnavailable || a.header.Get("Retry-After") == "" {
+		t.Errorf("a token: %d %s, want 503 with Retry-After", a.status, a.raw)
+	}
+	if a := get(key); a.status != http.StatusNotFound {
+		t.Errorf("a key: %d %s, want 404", a.status, a.raw)
+	}
+	issuer.SetAway(false)
+	eventually(t, func() bool { return get(token).status == http.StatusNotFound }, func() string { return "the issuer's return is not noticed: " + get(token).raw })
+}
+
+// Behind Cloud Run's IAM what counts is what that has checked.
+func TestBehindIAM(t *testing.T) {
+	t.Parallel()
+	p := start(t, "serve", "DATABASE_URL="+pgtest.URL(t), "AUTH=iam", "K_SERVICE=orchestrator")
+	target := newTarget(t, statusOf)
+	token := func(email string) string {
+		signed := authtest.Token(t, map[string]any{"alg": "RS256"}, map[string]any{"email": email}, func([]byte) []byte { return []byte("signature") })
+		return "Bearer " + signed
+	}
+	stripped := func(email string) string {
+		signed := token(email)
+		return signed[:strings.LastIndex(signed, ".")] + ".SIGNATURE_REMOVED_BY_GOOGLE"
+	}
+	submit := func(header http.Header) answer {
+		return p.send(http.MethodPost, "/schedule", `{"url":"`+target.url+`/200","delay_seconds":3600}`, header)
+	}
+	for name, header := range map[string]http.Header{
+		"nothing": {}, "a signature that nobody has checked": {"Authorization": {token("plays@x.example")}},
+		"two": {"Authorization": {stripped("plays@x.example"), stripped("root@x.example")}},
+	} {
+		if a := submit(header); a.status != http.StatusUnauthorized {
+			t.Errorf("%s: %d %s, want 401", name, a.status, a.raw)
+		}
+	}
+	for name, header := range map[string]http.Header{
+		"checked": {"Authorization": {stripped("plays@x.example")}},
+		// Cloud Run passes the other header on as it came.
+		"beside an unchecked one": {"X-Serverless-Authorization": {stripped("plays@x.example")}, "Authorization": {stripped("root@x.example")}},
+	} {
+		if a := submit(header); a.status != http.StatusAccepted || a.task.CreatedBy == nil || *a.task.CreatedBy != "plays@x.example" {
+			t.Errorf("%s: %d %s, want 202 by plays@x.example", name, a.status, a.raw)
+		}
+	}
+}

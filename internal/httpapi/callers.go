@@ -1,0 +1,125 @@
+package httpapi
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humachi"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// The scopes: what a caller may do. An operation says which one it needs.
+const (
+	scopeSubmit   = "submit"   // hand in tasks
+	scopeRead     = "read"     // find and see tasks
+	scopeManage   = "manage"   // cancel, change, run and redrive tasks
+	scopeInternal = "internal" // have a call made in the request
+)
+
+// Scopes are all that there are.
+func Scopes() []string { return []string{scopeSubmit, scopeRead, scopeManage, scopeInternal} }
+
+// callers says who makes a request.
+type callers interface {
+	// Identify returns the caller's name, empty where callers are not known, and
+	// scopes. An error is [task.ErrUnavailable] where that cannot be told at
+	// the moment; else its text says what is wrong with the credentials, completes
+	// a sentence, and holds nothing that was sent.
+	Identify(ctx context.Context, header http.Header) (name string, scopes []string, err error)
+}
+
+// needs is an operation's Security: what the document says, and what admit
+// holds requests against.
+func needs(scope string) []map[string][]string {
+	return []map[string][]string{{"bearer": {scope}}, {"api_key": {scope}}}
+}
+
+// openToAll is the Security of an operation that nobody needs credentials for.
+var openToAll = []map[string][]string{{}}
+
+// scopeOf returns the scope that an operation needs, empty where it is open to
+// all. It panics where the operation says neither: such a one stays shut.
+func scopeOf(operation *huma.Operation) string {
+	if scopes := operation.Security[0]["bearer"]; len(scopes) > 0 {
+		return scopes[0]
+	}
+	return ""
+}
+
+// securitySchemes are the ways in that the document knows. Which of them the
+// service takes is a setting.
+func securitySchemes() map[string]*huma.SecurityScheme {
+	return map[string]*huma.SecurityScheme{
+		"bearer": {
+			Type: "http", Scheme: "bearer",
+			Description: "An API key (ork_…), or an ID token (OpenID Connect) for this service's audience with a verified email. Each operation names the scope that the caller needs.",
+		},
+		"api_key": {Type: "apiKey", In: "header", Name: "X-Api-Key", Description: "An API key, where Authorization is taken."},
+	}
+}
+
+const unknownCaller = `Bearer realm="orchestrator"`
+
+type callerKey struct{}
+
+// caller returns the name of who makes the request, empty where callers are
+// not known: for the task's record, and for the log of what was done to it.
+func caller(ctx context.Context) string {
+	name, _ := ctx.Value(callerKey{}).(string)
+	return name
+}
+
+// admit lets a request pass whose caller has the scope of its operation, and
+// has not sent too many of late.
+func (a *API) admit(ctx huma.Context, next func(huma.Context)) {
+	scope := scopeOf(ctx.Operation())
+	if scope == "" {
+		next(ctx)
+		return
+	}
+	r, w := humachi.Unwrap(ctx)
+	name, err := a.identify(r, scope)
+	if err != nil {
+		a.write(w, r, err)
+		return
+	}
+	if name != "" {
+		ctx = huma.WithValue(ctx, callerKey{}, name)
+	}
+	next(ctx)
+}
+
+// identify returns who makes a request, and an error unless they may.
+func (a *API) identify(r *http.Request, scope string) (name string, err error) {
+	name, scopes, err := a.Callers.Identify(r.Context(), r.Header)
+	switch {
+	case errors.Is(err, task.ErrUnavailable):
+		p := newProblem(http.StatusServiceUnavailable, "The service cannot reach the issuer of ID tokens at the moment, so that it cannot tell who calls. Nothing was stored or carried out.")
+		return "", fmt.Errorf("%w: %w", p.retryLater(), err)
+	case err != nil:
+		p := newProblem(http.StatusUnauthorized, "It is not known who calls: "+err.Error()+".")
+		p.header = http.Header{"Www-Authenticate": {unknownCaller}}
+		return "", p
+	case !slices.Contains(scopes, scope):
+		p := newProblem(http.StatusForbidden, "The caller lacks the scope "+scope+", which this operation needs; it has "+cmp.Or(strings.Join(scopes, ", "), "none")+".")
+		p.header = http.Header{"Www-Authenticate": {unknownCaller + `, error="insufficient_scope", scope="` + scope + `"`}}
+		return "", p
+	}
+	// After that: who has no credentials uses up nothing of those who have.
+	if wait := a.rates.take(name, r.RemoteAddr, time.Now()); wait > 0 {
+		p := newProblem(http.StatusTooManyRequests, "This caller sends more requests than it may. Nothing was stored or carried out; try again after the time in Retry-After.")
+		p.header = http.Header{"Retry-After": {strconv.Itoa(int(math.Ceil(wait.Seconds())))}}
+		return "", fmt.Errorf("%w (caller %q)", p, name)
+	}
+	return name, nil
+}
