@@ -471,7 +471,8 @@ func TestIdleGoroutinesEnd(t *testing.T) {
 		}
 		r := start(t, options(), m, takes(time.Second, succeeded))
 		over := make(chan struct{})
-		time.Sleep(500 * time.Millisecond) // all calls are under way
+		time.Sleep(500 * time.Millisecond)
+		synctest.Wait() // all calls are under way
 		go func() {
 			defer close(over)
 			r.Dispatcher.workers.Wait()

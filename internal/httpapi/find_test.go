@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -276,23 +277,34 @@ func TestWaitForTheEnd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			onPipes(t, func(t *testing.T, s *service, dial func() net.Conn) {
+				var mu sync.Mutex
 				state, looks, watches := tt.state, 0, 0
 				s.store.get = func(_ context.Context, id task.ID) (*task.Task, error) {
+					mu.Lock()
+					defer mu.Unlock()
 					looks++
 					return &task.Task{ID: id, State: state}, nil
 				}
 				s.dispatcher.watch = func(task.ID) (<-chan struct{}, func(), error) {
+					mu.Lock()
+					defer mu.Unlock()
 					watches++
 					ended := make(chan struct{})
 					if tt.ends > 0 {
 						time.AfterFunc(tt.ends, func() {
+							mu.Lock()
+							defer mu.Unlock()
 							if !tt.leaves {
 								state = task.Succeeded
 							}
 							close(ended)
 						})
 					}
-					return ended, func() { watches-- }, nil
+					return ended, func() {
+						mu.Lock()
+						defer mu.Unlock()
+						watches--
+					}, nil
 				}
 				conn := dial()
 				start := time.Now()
@@ -306,6 +318,8 @@ func TestWaitForTheEnd(t *testing.T) {
 				if took := time.Since(start); took != tt.took {
 					t.Errorf("the answer took %v, want %v", took, tt.took)
 				}
+				mu.Lock()
+				defer mu.Unlock()
 				if looks != tt.looks || watches != 0 {
 					t.Errorf("%d looks and %d watches left, want %d and none", looks, watches, tt.looks)
 				}
