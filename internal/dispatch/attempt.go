@@ -146,17 +146,18 @@ func (d *Dispatcher) deliver(ctx context.Context, call task.Call) (outcome task.
 func (d *Dispatcher) finish(s *session, c *task.Claim, decision task.Decision) bool {
 	tries := 0
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		matched, err := d.store.Finish(s.writes, c, decision)
+		matched, calledBack, err := d.store.Finish(s.writes, c, decision)
 		tries++
 		switch {
 		case err == nil && matched:
+			if calledBack {
+				d.notify(0)
+			}
 			return true
 		case err == nil && tries > 1:
 			// A write whose answer was lost matches nothing when it is repeated.
 			d.log.Warn("result was written before, or came late", "task_id", c.Task.ID.String(), "claim", c.Number)
-			if decision.State == task.Pending {
-				d.notify(decision.Wait)
-			}
+			d.notify(decision.Wait) // itself, or a callback
 			return false
 		case err == nil:
 			d.log.Warn("late result changed nothing", "task_id", c.Task.ID.String(), "claim", c.Number)

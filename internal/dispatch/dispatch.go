@@ -34,7 +34,8 @@ type store interface {
 	NextDue(ctx context.Context) (wait time.Duration, ok bool, err error)
 	Claim(ctx context.Context, worker task.ID, limit int) ([]*task.Claim, error)
 	ClaimOne(ctx context.Context, worker, id task.ID) (*task.Claim, error)
-	Finish(ctx context.Context, claim *task.Claim, d task.Decision) (matched bool, err error)
+	// Finish also reports that the end of the task stored a callback, which is due now.
+	Finish(ctx context.Context, claim *task.Claim, d task.Decision) (matched, calledBack bool, err error)
 	Unfinished(ctx context.Context, ids []task.ID) ([]task.ID, error)
 }
 

@@ -408,7 +408,7 @@ func (m *tables) take(r *row, worker task.ID) *task.Claim {
 	return &task.Claim{Task: &t, Number: r.claim, At: r.claimedAt, FirstAt: r.firstAt}
 }
 
-func (m *memory) Finish(ctx context.Context, c *task.Claim, d task.Decision) (matched bool, err error) {
+func (m *memory) Finish(ctx context.Context, c *task.Claim, d task.Decision) (matched, calledBack bool, err error) {
 	err = m.do(ctx, asked{op: "Finish"}, func() {
 		r := m.rows[c.Task.ID]
 		if matched = r.State == task.Running && r.claim == c.Number; !matched {
@@ -431,13 +431,27 @@ func (m *memory) Finish(ctx context.Context, c *task.Claim, d task.Decision) (ma
 			r.RunAt = m.now().Add(d.Wait)
 		} else {
 			r.FinishedAt = m.now()
+			calledBack = m.callBack(r)
 		}
 	})
 	// Waiting for a flush ends with the cause of the caller's context, as it is.
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	return matched && err == nil, err
+	return matched && err == nil, calledBack && err == nil, err
+}
+
+// callBack stores the callback that an ended task has for its end, and reports
+// whether there is one.
+func (m *tables) callBack(r *row) bool {
+	callback := map[task.State]*task.Callback{task.Succeeded: r.OnSuccess, task.Failed: r.OnFailure}[r.State]
+	if callback == nil {
+		return false
+	}
+	t := newTask(0, 0)
+	t.ID, t.URL = newID('c', len(m.rows)), callback.URL
+	m.insert(t)
+	return true
 }
 
 func (m *memory) Unfinished(ctx context.Context, ids []task.ID) (unfinished []task.ID, err error) {

@@ -8,9 +8,10 @@ const (
 	FinishSQL   = finishSQL
 	NextDueSQL  = nextDueSQL
 
-	HeartbeatSQL       = heartbeatSQL
-	FinishCancelledSQL = finishCancelledSQL
-	CancelManySQL      = cancelManySQL
+	HeartbeatSQL         = heartbeatSQL
+	FinishCancelledSQL   = finishCancelledSQL
+	FinishCallingBackSQL = finishCallingBackSQL
+	CancelManySQL        = cancelManySQL
 )
 
 // SessionSettings are those of a direct connection.

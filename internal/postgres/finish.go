@@ -21,21 +21,31 @@ type Result struct {
 	Decision task.Decision
 }
 
+// written is what a statement did with a Result.
+type written struct {
+	matched bool
+	// calledBack: the end of the task stored another one, which tells it.
+	calledBack bool
+}
+
 // Finish writes the decision made under claim. It is fenced: it reports false,
 // and changes nothing, when the claim is not the task's latest or the task is
 // not running any more. Unless the error wraps [task.ErrUnavailable] the
 // database refuses this very result, and will again.
-func (s *Store) Finish(ctx context.Context, claim *task.Claim, d task.Decision) (matched bool, err error) {
-	matched, err = s.finishes.Do(ctx, Result{ID: claim.Task.ID, Claim: claim.Number, Decision: d})
+//
+// Where the task ends and has a callback for that end, the callback is stored in
+// the same statement, as a task that is due now; calledBack reports that.
+func (s *Store) Finish(ctx context.Context, claim *task.Claim, d task.Decision) (matched, calledBack bool, err error) {
+	w, err := s.finishes.Do(ctx, Result{ID: claim.Task.ID, Claim: claim.Number, Decision: d})
 	if err != nil && !isRowError(err) && !errors.Is(err, task.ErrUnavailable) {
 		// A right that was revoked, a table that is being restored: whatever it is,
 		// it is not this result's fault and may pass.
 		err = fmt.Errorf("%w: %w", task.ErrUnavailable, err)
 	}
 	if err != nil {
-		return false, fmt.Errorf("finish task %s: %w", claim.Task.ID, err)
+		return false, false, fmt.Errorf("finish task %s: %w", claim.Task.ID, err)
 	}
-	return matched, nil
+	return w.matched, w.calledBack, nil
 }
 
 // The rows are looked up one by one in the order of their ids, in which they
@@ -44,7 +54,8 @@ func (s *Store) Finish(ctx context.Context, claim *task.Claim, d task.Decision) 
 // tested where a row is locked: a claim that was overtaken meanwhile matches
 // nothing. The state is not compared with 'running', which would tempt the
 // planner to search the index of all running tasks.
-const finishSQL = `-- name: finish tasks
+const (
+	finishSQL = `-- name: finish tasks
 WITH result AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::float8[], $6::text[], $7::int[])
         AS r (id, claim, state, reason, wait_seconds, attempts, counted)
@@ -57,15 +68,50 @@ WITH result AS MATERIALIZED (
         AND t.cancel_requested_at IS NULL
     RETURNING t.id, t.claim
 ), ended AS (
-    DELETE FROM tasks t USING result r
-    WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending' AND r.state NOT IN ('pending', 'cancelled')
-    RETURNING t.id, t.claim, t.run_at, t.created_at, r.state, r.reason, t.attempt_count + r.counted AS attempt_count,
-        t.attempts || r.attempts::jsonb AS attempts, ` + specColumns + `
-), moved AS (
+    ` + deleteEnded + ` AND ` + callbackOf + ` IS NULL
+    ` + returningEnded + `
+), ` + historyOfEnded + `
+SELECT id, claim FROM again UNION ALL SELECT id, claim FROM ended`
+
+	deleteEnded = `DELETE FROM tasks t USING result r
+    WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending' AND r.state NOT IN ('pending', 'cancelled')`
+
+	// callbackOf is t's callback for the end that r is.
+	callbackOf = `t.callbacks -> CASE r.state WHEN 'succeeded' THEN 'on_success' ELSE 'on_failure' END`
+
+	returningEnded = `RETURNING t.id, t.claim, t.run_at, t.created_at, r.state, r.reason, t.attempt_count + r.counted AS attempt_count,
+        t.attempts || r.attempts::jsonb AS attempts, ` + specColumns
+
+	historyOfEnded = `moved AS (
     INSERT INTO task_history (finished_at, id, claim, run_at, created_at, state, reason, attempt_count, attempts, ` + specColumns + `)
     SELECT now(), * FROM ended
+)`
 )
-SELECT id, claim FROM again UNION ALL SELECT id, claim FROM ended`
+
+// Its first parameters are those of finishSQL. It ends the tasks that have a
+// callback for that end, and stores the callbacks: what $8 names, with the
+// timeout and retries that follow.
+const finishCallingBackSQL = `-- name: finish tasks and call back
+WITH result AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::float8[], $6::text[], $7::int[], $8::uuid[])
+        AS r (id, claim, state, reason, wait_seconds, attempts, counted, callback_id)
+    ORDER BY id
+), ended AS (
+    ` + deleteEnded + ` AND ` + callbackOf + ` IS NOT NULL
+    ` + returningEnded + `
+), ` + historyOfEnded + `, called_back AS (
+    INSERT INTO tasks (id, run_at, created_at, timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
+        max_attempts, max_doublings, retry_client_errors, method, url, content_type, headers, labels, body, created_by)
+    SELECT r.callback_id, now(), now(), $9, $10, $11, $12, $13, $14, $15, 'POST', c.callback ->> 'url', 'application/json',
+        COALESCE(c.callback -> 'headers', '{}'), jsonb_build_object('callback_of', t.id), convert_to(row_to_json(told)::text, 'UTF8'), t.created_by
+    FROM ended t JOIN result r ON r.id = t.id AND r.claim = t.claim,
+        LATERAL (SELECT ` + callbackOf + ` AS callback, t.attempts -> -1 AS attempt) c,
+        LATERAL (SELECT t.id, t.state, NULLIF(t.reason, '') AS reason, t.attempt_count,
+            c.attempt -> 'status_code' AS last_status_code, c.attempt -> 'error' AS last_error,
+            c.attempt -> 'response_excerpt' AS last_response_excerpt, t.labels,
+            to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS finished_at) told
+)
+SELECT id, claim FROM ended`
 
 // Its parameters are those of finishSQL. It ends what is not to be tried again
 // because somebody wants it to be cancelled: the decision says so, or was made
@@ -86,40 +132,64 @@ WITH result AS MATERIALIZED (
 SELECT id, claim FROM gone`
 
 // finish is the flush of Finish.
-func (s *Store) finish(ctx context.Context, results []Result) ([]bool, error) {
+func (s *Store) finish(ctx context.Context, results []Result) ([]written, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	matched, err := s.finishAs(ctx, finishSQL, results)
+	matched, err := s.write(ctx, finishSQL, results)
 	if err != nil {
 		return nil, err
 	}
-	// What was to be tried again and matched nothing may have been cancelled
-	// meanwhile: the statement did not see that, or only when it came to the row.
-	var again []Result
-	var at []int
+	out := make([]written, len(results))
+	// What matched nothing may be for another statement: its end is to be told, or
+	// it was to be tried again and was cancelled meanwhile, which this statement
+	// did not see, or only when it came to the row.
+	var told, cancelled []Result
+	var toldAt, cancelledAt []int
 	for i, r := range results {
-		if !matched[i] && (r.Decision.State == task.Pending || r.Decision.State == task.Cancelled) {
-			again, at = append(again, r), append(at, i)
+		switch out[i].matched = matched[i]; {
+		case matched[i]:
+		case r.Decision.State == task.Pending || r.Decision.State == task.Cancelled:
+			cancelled, cancelledAt = append(cancelled, r), append(cancelledAt, i)
+		default:
+			told, toldAt = append(told, r), append(toldAt, i)
 		}
 	}
-	if len(again) == 0 {
-		return matched, nil
+	if len(told) > 0 {
+		if matched, err = s.write(ctx, finishCallingBackSQL, told, s.callbackParameters(len(told))...); err != nil {
+			return nil, err
+		}
+		for i, ok := range matched {
+			out[toldAt[i]] = written{matched: ok, calledBack: ok}
+		}
 	}
-	cancelled, err := s.finishAs(ctx, finishCancelledSQL, again)
-	if err != nil {
-		return nil, err
+	if len(cancelled) > 0 {
+		if matched, err = s.write(ctx, finishCancelledSQL, cancelled); err != nil {
+			return nil, err
+		}
+		for i, ok := range matched {
+			out[cancelledAt[i]].matched = ok
+		}
 	}
-	for i, ok := range cancelled {
-		matched[at[i]] = ok
-	}
-	return matched, nil
+	return out, nil
 }
 
-// finishAs writes results with one of the two statements.
-func (s *Store) finishAs(ctx context.Context, sql string, results []Result) ([]bool, error) {
-	matched, err := s.write(ctx, sql, results)
+// callbackParameters are those that finishCallingBackSQL has of its own, with
+// the ids of n callbacks.
+func (s *Store) callbackParameters(n int) []any {
+	ids := make([][16]byte, n)
+	for i := range ids {
+		ids[i] = s.NewID()
+	}
+	retry := s.callbacks.Retry
+	return []any{ids, seconds(s.callbacks.Timeout), seconds(retry.MaxRetryDuration), seconds(retry.MinBackoff), seconds(retry.MaxBackoff),
+		retry.MaxAttempts, retry.MaxDoublings, retry.RetryClientErrors}
+}
+
+// write writes results with one of the statements, and returns which matched.
+func (s *Store) write(ctx context.Context, sql string, results []Result, more ...any) ([]bool, error) {
+	matched, err := s.writeOnce(ctx, sql, results, more)
 	if isMisrouted(err) {
-		matched, err = s.write(ctx, sql, results)
+		matched, err = s.writeOnce(ctx, sql, results, more)
 	}
 	return matched, err
 }
@@ -133,7 +203,7 @@ func isMisrouted(err error) bool {
 	return errors.As(err, &pgErr) && pgErr.Code == "23514" && pgErr.ConstraintName == ""
 }
 
-func (s *Store) write(ctx context.Context, sql string, results []Result) ([]bool, error) {
+func (s *Store) writeOnce(ctx context.Context, sql string, results []Result, more []any) ([]bool, error) {
 	n := len(results)
 	var (
 		ids      = make([][16]byte, n)
@@ -155,7 +225,7 @@ func (s *Store) write(ctx context.Context, sql string, results []Result) ([]bool
 			counted[i] = 1
 		}
 	}
-	rows, err := s.pool.Query(ctx, sql, ids, claims, states, reasons, waits, attempts, counted)
+	rows, err := s.pool.Query(ctx, sql, append([]any{ids, claims, states, reasons, waits, attempts, counted}, more...)...)
 	if err != nil {
 		return nil, classify(err)
 	}

@@ -78,6 +78,7 @@ func TestPlans(t *testing.T) {
 				{"cancel", postgres.CancelManySQL, "(array_fill(" + somebody + ", '{200}'))", "tasks_pkey"},
 				{"finish_cancelled", postgres.FinishCancelledSQL, results, "tasks_pkey"},
 				{"finish", postgres.FinishSQL, results, "tasks_pkey"},
+				{"call_back", postgres.FinishCallingBackSQL, strings.TrimSuffix(results, ")") + ", array_fill(gen_random_uuid(), '{200}'), 30, 0, 1, 3600, 10, 16, false)", "tasks_pkey"},
 			}
 			prepare := func() {
 				do("SET LOCAL plan_cache_mode = force_generic_plan") // what a busy connection comes to

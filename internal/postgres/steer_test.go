@@ -364,7 +364,10 @@ func TestRedrive(t *testing.T) {
 			if live, ended := whereabouts(t, pool, tk.ID); live != 1 || ended != 0 {
 				t.Errorf("%d live rows and %d ended ones, want 1 and 0", live, ended)
 			}
-			c := claimOne(t, s, worker)
+			c, err := s.ClaimOne(t.Context(), worker, tk.ID) // its callback is due before it
+			if err != nil {
+				t.Fatal(err)
+			}
 			if c.Number != want.LastClaim+1 || c.AttemptNumber() != 1 || !c.FirstAt.Equal(c.At) {
 				t.Errorf("claim %d, attempt %d, first %v before; want claim %d, attempt 1, now", c.Number, c.AttemptNumber(), c.At.Sub(c.FirstAt), want.LastClaim+1)
 			}
@@ -519,7 +522,7 @@ func TestCancelAgainstFinish(t *testing.T) {
 			var matched bool
 			var finishErr, cancelErr error
 			return tk.ID, []func(){
-					func() { matched, finishErr = s.Finish(t.Context(), c, decide(c)) },
+					func() { matched, _, finishErr = s.Finish(t.Context(), c, decide(c)) },
 					func() { cancelled, cancelErr = s.Cancel(t.Context(), tk.ID) },
 				}, func() {
 					if !matched || finishErr != nil {
@@ -641,7 +644,7 @@ func TestRedriveAgainstFinish(t *testing.T) {
 			var matched bool
 			var finishErr, redriveErr error
 			return tk.ID, []func(){
-					func() { matched, finishErr = s.Finish(t.Context(), c, result) },
+					func() { matched, _, finishErr = s.Finish(t.Context(), c, result) },
 					func() { redriven, redriveErr = s.Redrive(t.Context(), tk.ID) },
 				}, func() {
 					if finishErr != nil || matched == stale {

@@ -55,7 +55,7 @@ const (
 type Store struct {
 	pool     *pgxpool.Pool
 	inserts  *batch.Batcher[newTask, inserted]
-	finishes *batch.Batcher[Result, bool]
+	finishes *batch.Batcher[Result, written]
 	gets     *batch.Batcher[task.ID, *task.Task]
 	probes   *batch.Batcher[struct{}, time.Duration]
 	// turn is held by the one call at a time that /worker-endpoint, or somebody who
@@ -64,6 +64,8 @@ type Store struct {
 	searches *batch.Batcher[func(context.Context, pgx.Tx) error, struct{}]
 	lowWater *lowWater
 	clock    clock
+	// callbacks is what their Timeout and Retry are.
+	callbacks task.Spec
 	// noRoom is when the database last refused tasks for want of room; nil when
 	// it has taken some since.
 	noRoom atomic.Pointer[time.Time]
@@ -76,6 +78,8 @@ type Options struct {
 	// MaxConns is the most connections that are open at a time, 4 at least. Below
 	// 10 claims and heartbeats may have to wait for writes and reads to end.
 	MaxConns int
+	// Callbacks is the Timeout and Retry of callbacks.
+	Callbacks task.Spec
 }
 
 // Open makes a Store and asks the database for a sign of life. Close it.
@@ -88,7 +92,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{pool: pool, turn: make(chan struct{}, 1), lowWater: newLowWater()}
+	s := &Store{pool: pool, turn: make(chan struct{}, 1), lowWater: newLowWater(), callbacks: o.Callbacks}
 	if _, err := s.Now(ctx); err != nil { // for ids
 		pool.Close()
 		return nil, err
