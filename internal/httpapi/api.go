@@ -279,16 +279,22 @@ var meanings = map[string]string{
 
 // completeDocument puts right what huma cannot say.
 func (a *API) completeDocument() {
-	auth := a.registry.Map()["Task"].Properties["auth"]
-	*auth = huma.Schema{
-		Description: auth.Description,
-		OneOf:       []*huma.Schema{{Ref: auth.Ref}, {Type: "null"}},
-		Examples:    []any{Auth{Type: "oidc", Audience: "https://plays-4fk2.run.app"}},
+	callback := Callback{URL: "https://example.com/ended", Headers: map[string]string{"X-Tenant": "melodia"}}
+	for property, example := range map[string]any{
+		"auth": Auth{Type: "oidc", Audience: "https://plays-4fk2.run.app"}, "on_success": callback, "on_failure": callback,
+	} {
+		p := a.registry.Map()["Task"].Properties[property]
+		*p = huma.Schema{
+			Description: p.Description,
+			OneOf:       []*huma.Schema{{Ref: p.Ref}, {Type: "null"}},
+			Examples:    []any{example},
+		}
 	}
 	for _, p := range []*huma.Schema{
 		a.registry.Map()["Task"].Properties["reason"],
 		a.registry.Map()["Facts"].Properties["reason"],
 		a.registry.Map()["Facts"].Properties["last_outcome"],
+		a.registry.Map()["Ended"].Properties["reason"],
 	} {
 		p.Enum = append(p.Enum, nil) // null must be in an enum, whatever the type admits
 	}

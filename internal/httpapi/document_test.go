@@ -32,6 +32,9 @@ func TestLimitsAreTheDomains(t *testing.T) {
 		{"TaskRequest", "labels", "maxProperties", task.MaxLabels},
 		{"TaskRequest", "timeout_seconds", "minimum", task.MinTimeout.Seconds()},
 		{"TaskRequest", "timeout_seconds", "maximum", task.MaxTimeout.Seconds()},
+		{"CallbackRequest", "url", "maxLength", task.MaxURLBytes},
+		{"CallbackRequest", "url", "minLength", 1},
+		{"CallbackRequest", "headers", "maxProperties", task.MaxHeaders},
 		{"AuthRequest", "audience", "minLength", 1},
 		{"AuthRequest", "audience", "maxLength", task.MaxAudience},
 		{"RetryRequest", "max_attempts", "minimum", 1},
@@ -48,7 +51,7 @@ func TestLimitsAreTheDomains(t *testing.T) {
 		{"ScheduleRequest", "delay_seconds", "maximum", task.Horizon.Seconds()},
 	}
 	stated := 0
-	for _, schema := range []string{"TaskRequest", "AuthRequest", "RetryRequest", "ScheduleRequest"} {
+	for _, schema := range []string{"TaskRequest", "CallbackRequest", "AuthRequest", "RetryRequest", "ScheduleRequest"} {
 		for name, property := range member(d.root, "components", "schemas", schema, "properties") {
 			for _, keyword := range []string{"minimum", "maximum", "minLength", "maxLength", "maxProperties", "minProperties", "pattern", "exclusiveMinimum", "exclusiveMaximum"} {
 				got, ok := member(property)[keyword]
@@ -83,7 +86,7 @@ func TestLimitsAreTheDomains(t *testing.T) {
 			t.Errorf("the description of %s is %q, want it to say %q", property, text, words)
 		}
 	}
-	if want := 2*6 + 2 + 10 + 2; stated != want {
+	if want := 2*6 + 3 + 2 + 10 + 2; stated != want {
 		t.Errorf("the schemas state %d limits, want %d", stated, want)
 	}
 }
@@ -104,6 +107,8 @@ func TestWordsAreTheDomains(t *testing.T) {
 		{"Facts", "state", []any{string(task.Pending), string(task.Running), string(task.Succeeded), string(task.Failed), string(task.Cancelled)}},
 		{"Facts", "reason", []any{string(task.AttemptsExhausted), string(task.RetryDurationExhausted), string(task.ClientError), string(task.Expired), string(task.TargetRefused), nil}},
 		{"Facts", "last_outcome", append(kinds[:len(kinds):len(kinds)], nil)},
+		{"Ended", "state", []any{string(task.Succeeded), string(task.Failed)}},
+		{"Ended", "reason", []any{string(task.AttemptsExhausted), string(task.RetryDurationExhausted), string(task.ClientError), string(task.Expired), string(task.TargetRefused), nil}},
 		{"Task", "reason", []any{string(task.AttemptsExhausted), string(task.RetryDurationExhausted), string(task.ClientError), string(task.Expired), string(task.TargetRefused), nil}},
 		{"Attempt", "outcome", kinds},
 		{"WorkResult", "outcome", kinds[:4]}, // only reaping finds a call lost

@@ -137,7 +137,7 @@ func FuzzFields(f *testing.F) {
 			v.timeout, v.delay, v.duration, v.minBackoff, v.maxBackoff, v.attempts, v.doublings)
 	}
 	for path := range uint32(3) {
-		for field := range uint32(16) {
+		for field := range uint32(19) {
 			add(func(v *seed) { v.path, v.fields = path, 1<<field })
 			add(func(v *seed) { v.path, v.fields, v.wrong = path, 1<<field, 1<<field })
 		}
@@ -192,6 +192,8 @@ func FuzzFields(f *testing.F) {
 		set(retry, 13, "max_backoff_seconds", maxBackoff)
 		set(retry, 14, "max_doublings", doublings)
 		set(retry, 15, "retry_client_errors", fields&(1<<16) != 0)
+		set(body, 17, "on_success", map[string]any{"url": url, "headers": map[string]any{header: headerValue}})
+		set(body, 18, "on_failure", map[string]any{"url": url})
 		if len(retry) > 0 {
 			body["retry"] = retry
 		}

@@ -151,7 +151,7 @@ func (a *API) changeOperation() huma.Operation {
 		OperationID: "change-task", Method: http.MethodPatch, Path: "/tasks/{id}", Tags: []string{"steering"}, Security: needs(scopeManage),
 		Summary: "Change a pending task",
 		Description: "Changes what is given and nothing else (application/json, or application/merge-patch+json by RFC 7396 with a payload that is replaced as a whole). " +
-			"The task must obey all rules for new ones then; its url and method stay as they are. A task that was changed has another ETag. " +
+			"The task must obey all rules for new ones then; its url, its method and its callbacks stay as they are. A task that was changed has another ETag. " +
 			"409: it is running, has ended, or is being cancelled. 412: it is not in a version that If-Match names any more; read it again.",
 		RequestBody: jsonBody(a.schemaOf(ChangeRequest{}), map[string]*huma.Example{
 			"later":  example("Later", `{"run_at":"2030-12-24T21:00:00","time_zone":"America/Argentina/Buenos_Aires"}`),

@@ -27,6 +27,8 @@ type TaskRequest struct {
 	Retry          *RetryRequest     `json:"retry,omitempty" doc:"When a failed attempt is tried again."`
 	Labels         map[string]string `json:"labels,omitempty" maxProperties:"16" example:"{\"kind\":\"play\"}" doc:"Kept with the task and shown with it; not sent to the target. At most 16, names up to 64 and values up to 256 bytes."`
 	ExpiresAt      *string           `json:"expires_at,omitempty" format:"date-time" example:"2030-12-31T23:59:59Z" doc:"No attempt starts after this moment: the task then fails with reason expired."`
+	OnSuccess      *CallbackRequest  `json:"on_success,omitempty" doc:"Whom to tell when the task has succeeded. Not at /worker-endpoint."`
+	OnFailure      *CallbackRequest  `json:"on_failure,omitempty" doc:"Whom to tell when the task has failed, for whatever reason. A cancelled task tells nobody. Not at /worker-endpoint."`
 }
 
 // AuthRequest asks for an ID token to go with the call.
@@ -73,6 +75,8 @@ type Task struct {
 	Reason         *task.Reason      `json:"reason" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" example:"attempts_exhausted" doc:"Why it failed. Null unless it did. client_error is a 4xx that is not retried, or a redirect. target_refused: the service's settings do not admit the target, or not that it is sent the task's ID token or secrets."`
 	// Not for tasks that have ended: then it has been heard, or came too late.
 	CancelRequestedAt Timestamp `json:"cancel_requested_at" nullable:"true" example:"2026-12-25T00:00:00.500000Z" doc:"Since when it is being cancelled while its call is still under way. Null otherwise."`
+	OnSuccess         *Callback `json:"on_success" doc:"Whom its success is told. Null: nobody."`
+	OnFailure         *Callback `json:"on_failure" doc:"Whom its failure is told. Null: nobody."`
 	CreatedBy         *string   `json:"created_by" example:"plays@melodia.app" doc:"Who handed it in: the name of an API key, or an email. Null where callers are not known."`
 	Attempts          []Attempt `json:"attempts" nullable:"false" doc:"What was tried, oldest first."`
 }
@@ -123,10 +127,12 @@ func (a *API) enqueueOperation() huma.Operation {
 		Summary:       "Carry out a call now",
 		Description:   "Stores a task that is due at once. 202 is answered after the commit, never before; the call follows within milliseconds, and may be under way already (state running).",
 		DefaultStatus: http.StatusAccepted, Errors: submitErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
+		Callbacks: a.documentCallbacks(),
 		RequestBody: jsonBody(a.schemaOf(TaskRequest{}), map[string]*huma.Example{
 			"play": example("Register a play", `{"url":"`+a.ExampleURL+`","payload":{"song_id":42,"user_id":7},"labels":{"kind":"play"}}`),
 			"retries": example("With a retry policy of its own",
 				`{"url":"`+a.ExampleURL+`","method":"PUT","headers":{"X-Tenant":"melodia"},"payload":{"plays":1},"timeout_seconds":5,"retry":{"max_attempts":5,"min_backoff_seconds":0.5,"max_backoff_seconds":60}}`),
+			"callbacks": example("With callbacks", `{"url":"`+a.ExampleURL+`","payload":{"song_id":42},"on_success":{"url":"`+a.ExampleURL+`"},"on_failure":{"url":"`+a.ExampleURL+`","headers":{"X-Tenant":"melodia"}}}`),
 		}),
 	}
 }
@@ -142,6 +148,7 @@ func (a *API) scheduleOperation() huma.Operation {
 		Summary:       "Carry out a call later",
 		Description:   "Stores a task that is due at a given moment: exactly one of run_at and delay_seconds. 202 is answered after the commit, never before.",
 		DefaultStatus: http.StatusAccepted, Errors: submitErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
+		Callbacks: a.documentCallbacks(),
 		RequestBody: jsonBody(a.schemaOf(ScheduleRequest{}), map[string]*huma.Example{
 			"delay": example("In five seconds", `{"url":"`+a.ExampleURL+`","delay_seconds":5,"payload":{"user_id":7,"text":"Your mix is ready"}}`),
 			"local": example("At 21:00 in Buenos Aires", `{"url":"`+a.ExampleURL+`","run_at":"2030-12-24T21:00:00","time_zone":"America/Argentina/Buenos_Aires","payload":{"user_id":7}}`),
@@ -184,6 +191,9 @@ func (a *API) newTask(r request) (*task.Task, error) {
 		errs = append(errs, found...)
 	} else {
 		errs = append(errs, a.checkTarget(spec.URL, spec.Headers)...)
+		for _, c := range callbacks(&spec) {
+			errs = append(errs, a.checkTarget(c.URL, c.Headers, c.field)...)
+		}
 		if spec.OIDCAudience != "" && len(errs) == 0 {
 			if err := a.Identity.CheckURL(spec.URL); err != nil {
 				errs = append(errs, task.FieldError{Path: []string{"auth"}, Message: err.Error(), Kind: "target_refused"})
@@ -228,6 +238,9 @@ func (r *TaskRequest) spec(defaults task.Spec) (s task.Spec, errs task.Errors) {
 		Timeout: defaults.Timeout,
 		Retry:   defaults.Retry,
 		Labels:  r.Labels,
+		// CallbackRequest is a Callback with words for callers.
+		OnSuccess: (*task.Callback)(r.OnSuccess),
+		OnFailure: (*task.Callback)(r.OnFailure),
 	}
 	set(&s.Method, r.Method)
 	hasPayload := r.Payload != nil && string(r.Payload) != "null"
@@ -398,6 +411,8 @@ func taskView(t *task.Task) *Task {
 		AttemptCount:      t.AttemptCount,
 		FinishedAt:        Timestamp(t.FinishedAt),
 		Reason:            present(t.Reason),
+		OnSuccess:         callbackView(t.OnSuccess),
+		OnFailure:         callbackView(t.OnFailure),
 		CreatedBy:         present(t.CreatedBy),
 		CancelRequestedAt: Timestamp(t.CancelRequestedAt),
 		Attempts:          make([]Attempt, len(t.Attempts)),

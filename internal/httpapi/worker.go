@@ -86,6 +86,14 @@ func (a *API) callOnce(ctx context.Context, r *TaskRequest) (task.Outcome, error
 	if err != nil {
 		return task.Outcome{}, err
 	}
+	var errs task.Errors
+	for _, c := range callbacks(&t.Spec) {
+		errs = append(errs, task.FieldError{Path: []string{c.field}, Kind: "conflict",
+			Message: "must not be there, since nothing is stored here: the answer has the result, and /enqueue has callbacks"})
+	}
+	if errs != nil {
+		return task.Outcome{}, errs
+	}
 	t.Retry.MaxAttempts = 1
 	t.RunAt = time.Now() // for the target's information; what has expired is the store's to say
 	if !t.ExpiresAt.IsZero() {

@@ -28,7 +28,7 @@ type Spec struct {
 	Labels map[string]string
 	// ExpiresAt: no attempt starts after it. Zero is never.
 	ExpiresAt time.Time
-	// OnSuccess and OnFailure are told when the task has ended; nil is nobody.
+	// OnSuccess or OnFailure is told when the task has ended so; nil is nobody.
 	OnSuccess, OnFailure *Callback
 	// OIDCAudience is for whom an ID token goes with the call, in its header
 	// Authorization; empty is no token.
@@ -137,11 +137,25 @@ func (s *Spec) check(add func(message, kind string, path ...string)) {
 	}
 	checkHeaders(s.Headers, add)
 	s.checkAudience(add)
+	s.OnSuccess.check("on_success", add)
+	s.OnFailure.check("on_failure", add)
 	checkLabels(s.Labels, add)
 	if s.Timeout < MinTimeout || s.Timeout > MaxTimeout {
 		add("must be between 0.1 and 1800", "out_of_range", "timeout_seconds")
 	}
 	s.Retry.check(add)
+}
+
+// check reports every rule that c, if there is one, breaks in its field.
+func (c *Callback) check(field string, add func(message, kind string, path ...string)) {
+	if c == nil {
+		return
+	}
+	within := func(message, kind string, path ...string) { add(message, kind, slices.Insert(path, 0, field)...) }
+	if message := checkURL(c.URL); message != "" {
+		within(message, "invalid", "url")
+	}
+	checkHeaders(c.Headers, within)
 }
 
 // carriesNone reports that calls of this method have no body.

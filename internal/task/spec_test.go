@@ -112,6 +112,12 @@ func TestRules(t *testing.T) {
 	}
 	headers := func(m map[string]string) change { return func(s *submission) { s.Headers = m } }
 	audience := func(a string) change { return func(s *submission) { s.OIDCAudience = a } }
+	onSuccess := func(url string, headers map[string]string) change {
+		return func(s *submission) { s.OnSuccess = &task.Callback{URL: url, Headers: headers} }
+	}
+	onFailure := func(url string, headers map[string]string) change {
+		return func(s *submission) { s.OnFailure = &task.Callback{URL: url, Headers: headers} }
+	}
 	label := func(name, value string) change {
 		return func(s *submission) { s.Labels = map[string]string{name: value} }
 	}
@@ -294,6 +300,13 @@ func TestRules(t *testing.T) {
 		{"expires too late", expires(time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)), []string{badExpiry}},
 		{"expires at run_at", expiresAndAt(began.Add(day), began.Add(day)), nil},
 		{"expires before run_at", expiresAndAt(began.Add(day-1), began.Add(day)), []string{"expires_at conflict"}},
+		{"told of its success", onSuccess("http://ends.example.com/", nil), nil},
+		{"told of its failure", onFailure("https://ends.example.com/?q=1", map[string]string{"Authorization": "Bearer ${secret:ends}"}), nil},
+		{"told nowhere", onSuccess("", nil), []string{"on_success.url invalid"}},
+		{"told by mail", onFailure("mailto:ends@example.com", nil), []string{"on_failure.url invalid"}},
+		{"told with reserved headers", onFailure("https://ends.example.com/", map[string]string{"host": "a", "X-A": "\n"}), []string{"on_failure.headers.X-A invalid", "on_failure.headers.host reserved"}},
+		{"told with too many headers", onSuccess("https://ends.example.com/", entries(task.MaxHeaders+1)), []string{"on_success.headers too_long"}},
+
 		{"everything wrong", func(s *submission) {
 			*s = submission{When: task.When{Delay: -1}, now: began}
 		}, []string{"url invalid", badMethod, badTimeout, badAttempts, badMin, badMax, badDelay}},
@@ -493,13 +506,16 @@ func TestErrorsDoNotTellWhatWasSent(t *testing.T) {
 		"long headers":        func(s *submission) { s.Headers = map[string]string{"X-A": strings.Repeat(marker, 2000)} },
 		"header line as name": func(s *submission) { s.Headers = map[string]string{"Authorization: Bearer " + marker: ""} },
 		"secret's name":       func(s *submission) { s.Headers = map[string]string{"X-A": "${secret:" + marker + "/}"} },
-		"audience":            func(s *submission) { s.OIDCAudience = marker + "\n" },
-		"label value":         func(s *submission) { s.Labels = map[string]string{"a": marker + "\n"} },
-		"long label value":    func(s *submission) { s.Labels = map[string]string{"a": strings.Repeat(marker, 100)} },
-		"label name":          func(s *submission) { s.Labels = map[string]string{marker + "\n": ""} },
-		"long label name":     func(s *submission) { s.Labels = map[string]string{strings.Repeat(marker, 20): ""} },
-		"body":                func(s *submission) { s.Method, s.Body = "GET", []byte(marker) },
-		"content type":        func(s *submission) { s.Method, s.ContentType = "GET", marker },
+		"callback": func(s *submission) {
+			s.OnSuccess = &task.Callback{URL: marker, Headers: map[string]string{"Host": marker}}
+		},
+		"audience":         func(s *submission) { s.OIDCAudience = marker + "\n" },
+		"label value":      func(s *submission) { s.Labels = map[string]string{"a": marker + "\n"} },
+		"long label value": func(s *submission) { s.Labels = map[string]string{"a": strings.Repeat(marker, 100)} },
+		"label name":       func(s *submission) { s.Labels = map[string]string{marker + "\n": ""} },
+		"long label name":  func(s *submission) { s.Labels = map[string]string{strings.Repeat(marker, 20): ""} },
+		"body":             func(s *submission) { s.Method, s.Body = "GET", []byte(marker) },
+		"content type":     func(s *submission) { s.Method, s.ContentType = "GET", marker },
 	} {
 		_, err := submissionOf(change).new()
 		if err == nil {

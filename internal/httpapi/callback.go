@@ -1,0 +1,78 @@
+package httpapi
+
+import (
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// CallbackRequest asks that the end of a task be told.
+type CallbackRequest struct {
+	URL     string            `json:"url" minLength:"1" maxLength:"2048" example:"https://example.com/ended" doc:"Where to POST the result. The rules are those of the task's url."`
+	Headers map[string]string `json:"headers,omitempty" maxProperties:"50" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of that call. The rules are those of the task's headers."`
+}
+
+// Callback is whom the end of a task is told.
+type Callback struct {
+	URL     string            `json:"url" example:"https://example.com/ended" doc:"Where the result is POSTed."`
+	Headers map[string]string `json:"headers" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of that call. Values of secret ones read [redacted]."`
+}
+
+// Ended is the body of a callback. It is here to be documented: the store
+// writes it, in the statement that ends the task.
+type Ended struct {
+	ID                  string            `json:"id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"The task that ended. Orchestrator-Task-Id is the callback's own."`
+	State               task.State        `json:"state" enum:"succeeded,failed" example:"failed" doc:"How it ended."`
+	Reason              *task.Reason      `json:"reason" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" example:"attempts_exhausted" doc:"Why it failed. Null unless it did."`
+	AttemptCount        int               `json:"attempt_count" example:"10" doc:"Ended attempts that count."`
+	LastStatusCode      *int              `json:"last_status_code" example:"503" doc:"The target's last answer. Null when none came."`
+	LastError           *string           `json:"last_error" example:"the target answered 503 Service Unavailable" doc:"What went wrong last. Null when nothing did."`
+	LastResponseExcerpt *string           `json:"last_response_excerpt" example:"try again later" doc:"The first 4 KiB of the last response's body. Null when it was empty."`
+	Labels              map[string]string `json:"labels" example:"{\"kind\":\"play\"}" doc:"The task's labels."`
+	FinishedAt          Timestamp         `json:"finished_at" example:"2026-12-25T00:00:01.000000Z" doc:"When it ended."`
+}
+
+// fieldCallback is a callback and the field that asks for it.
+type fieldCallback struct {
+	field string
+	*task.Callback
+}
+
+// callbacks returns those that a task has.
+func callbacks(s *task.Spec) (all []fieldCallback) {
+	if s.OnSuccess != nil {
+		all = append(all, fieldCallback{"on_success", s.OnSuccess})
+	}
+	if s.OnFailure != nil {
+		all = append(all, fieldCallback{"on_failure", s.OnFailure})
+	}
+	return all
+}
+
+func callbackView(c *task.Callback) *Callback {
+	if c == nil {
+		return nil
+	}
+	return &Callback{URL: c.URL, Headers: redact(c.Headers)}
+}
+
+// documentCallbacks describes the calls that a task request asks for by its
+// callbacks.
+func (a *API) documentCallbacks() map[string]map[string]*huma.PathItem {
+	call := func(field, summary string) map[string]*huma.PathItem {
+		return map[string]*huma.PathItem{"{$request.body#/" + field + "/url}": {Post: &huma.Operation{
+			Summary: summary,
+			Description: "It is a task of its own, stored together with the end that it tells, and with all that tasks have: " +
+				"it is called at least once, retried by the service's defaults, and found by the label callback_of, the id of the task that ended. It has no callbacks itself.",
+			RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": {Schema: a.schemaOf(Ended{})}}},
+			Responses: map[string]*huma.Response{
+				"2XX":     {Description: "The result was taken."},
+				"default": {Description: "As with every task, the answer says whether it is tried again."},
+			},
+		}}}
+	}
+	return map[string]map[string]*huma.PathItem{
+		"on_success": call("on_success", "The task has succeeded"),
+		"on_failure": call("on_failure", "The task has failed"),
+	}
+}
