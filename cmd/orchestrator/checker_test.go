@@ -66,11 +66,19 @@ func newJournal(t *testing.T) *journal {
 	return j
 }
 
+// callbacks are members of a request that have the target told of either end.
+func (j *journal) callbacks() string {
+	return fmt.Sprintf(`"on_success":{"url":"%s/ended"},"on_failure":{"url":"%s/ended"}`, j.url, j.url)
+}
+
 // serve is the target.
 func (j *journal) serve(w http.ResponseWriter, r *http.Request) {
-	var payload struct{ Mark string }
+	var payload struct{ Mark, ID string }
 	if err := json.NewDecoder(r.Body).Decode(&payload); err != nil {
 		return // cut in the middle of the request: the target did nothing
+	}
+	if payload.ID != "" {
+		payload.Mark = "end of " + payload.ID
 	}
 	attempt, _ := strconv.Atoi(r.Header.Get("Orchestrator-Attempt"))
 	runAt, _ := time.Parse(time.RFC3339Nano, r.Header.Get("Orchestrator-Run-At"))
@@ -257,6 +265,8 @@ type figures struct {
 	lost, unexpected, duplicated, recovered int
 	// repeated tasks have an attempt that was lost or interrupted.
 	repeated int
+	// callbacks is how many are stored.
+	callbacks int
 	// cancelled is how many tasks ended so, redriven how often one began anew.
 	cancelled, redriven int
 	// lostAttempts are those whose instance stopped answering.
@@ -282,6 +292,9 @@ func (f figures) String() string {
 type story struct {
 	ID            string
 	Mark          *string
+	CallbackOf    *string // the task whose end it tells
+	TellsSuccess  bool
+	TellsFailure  bool
 	State, Reason string
 	Claim         int64
 	Counted, Most int
@@ -302,15 +315,16 @@ type attemptStory struct {
 	StartedAt  time.Time `json:"started_at"`
 }
 
-const storiesSQL = `SELECT id::text, convert_from(body, 'UTF8')::json->>'mark' AS mark, state, reason, claim,
+const storiesSQL = `SELECT id::text, COALESCE(convert_from(body, 'UTF8')::json->>'mark', 'end of ' || (labels->>'callback_of')) AS mark,
+    labels->>'callback_of' AS callback_of, COALESCE(callbacks ? 'on_success', false) AS tells_success, COALESCE(callbacks ? 'on_failure', false) AS tells_failure, state, reason, claim,
     attempt_count AS counted, max_attempts AS most, expires_at IS NOT NULL AS expires,
     max_retry_duration_seconds AS retry_duration, created_at, finished_at, attempts FROM task_history`
 
 // check waits until every task has ended and then looks for violations of the
 // invariants: nothing acknowledged is lost, nothing unknown is carried out,
 // every repeat is explained, nothing starts early, attempts stay within their
-// limit, every transition is legal, claims only grow, what ends is kept, and an
-// unanswered submission is stored once at most.
+// limit, every transition is legal, claims only grow, what ends is kept, each
+// end has its callback, and an unanswered submission is stored once at most.
 func (j *journal) check(databaseURL string) figures {
 	j.t.Helper()
 	awaitEmpty(j.t, databaseURL)
@@ -332,10 +346,13 @@ func (j *journal) check(databaseURL string) figures {
 	var f figures
 	byID := make(map[string]*story, len(stories))
 	byMark := make(map[string][]*story, len(stories))
+	byParent := make(map[string][]*story)
 	for i := range stories {
 		s := &stories[i]
 		byID[s.ID] = s
-		if s.Mark != nil {
+		if s.CallbackOf != nil {
+			byParent[*s.CallbackOf] = append(byParent[*s.CallbackOf], s)
+		} else if s.Mark != nil {
 			byMark[*s.Mark] = append(byMark[*s.Mark], s)
 		}
 	}
@@ -343,6 +360,7 @@ func (j *journal) check(databaseURL string) figures {
 	j.checkSubmissions(&f, byID, byMark)
 	j.checkArrivals(&f, byID)
 	j.checkTransitions(&f, conn, byID)
+	j.checkCallbacks(&f, byID, byParent)
 	for _, s := range byID {
 		j.checkStory(&f, s)
 	}
@@ -383,6 +401,36 @@ func (j *journal) checkSubmissions(f *figures, byID map[string]*story, byMark ma
 		if !marks[mark] {
 			f.unexpected++
 			j.t.Errorf("%s is stored, and nobody submitted it", mark)
+		}
+	}
+}
+
+// checkCallbacks wants one callback for each end that is to be told; where a
+// task was redriven, there may be one for each of its ends.
+func (j *journal) checkCallbacks(f *figures, byID map[string]*story, byParent map[string][]*story) {
+	for id, callbacks := range byParent {
+		f.callbacks += len(callbacks)
+		if byID[id] == nil {
+			f.unexpected++
+			j.t.Errorf("the end of task %s is told, which is not in the tables", id)
+		}
+	}
+	for id, s := range byID {
+		least := 0
+		if s.TellsSuccess && s.State == "succeeded" || s.TellsFailure && s.State == "failed" {
+			least = 1
+		}
+		most := least
+		if s.TellsSuccess || s.TellsFailure {
+			most += len(s.redriven)
+		}
+		switch n := len(byParent[id]); {
+		case n < least:
+			f.lost++
+			j.t.Errorf("task %s has %s, and its callback is lost", id, s.State)
+		case n > most:
+			f.duplicated++
+			j.t.Errorf("task %s has %s after it was redriven %d times, and has %d callbacks", id, s.State, len(s.redriven), n)
 		}
 	}
 }

@@ -18,7 +18,7 @@ import (
 
 // As TestInstancesThatAreKilled, with many more.
 func TestManyTasksWhileInstancesAreKilled(t *testing.T) {
-	killInstances(t, 10_000, 20)
+	killInstances(t, 10_000, 20, false)
 }
 
 // Instances that are stopped for longer than their lease under load, one after

@@ -41,7 +41,7 @@ func TestSteeringWhileInstancesAreKilled(t *testing.T) {
 	defer end()
 	var submitting, steering sync.WaitGroup
 	submitting.Go(func() {
-		j.load(t.Context(), tasks/2, 16, 0, instances.url, `"retry":{"max_attempts":5,"min_backoff_seconds":0.05,"max_backoff_seconds":0.2}`)
+		j.load(t.Context(), tasks/2, 16, 0, instances.url, `"retry":{"max_attempts":5,"min_backoff_seconds":0.05,"max_backoff_seconds":0.2},`+j.callbacks())
 		j.load(t.Context(), tasks/2, 16, 0, instances.url, `"delay_seconds":0.5,"retry":{"max_attempts":5,"min_backoff_seconds":0.05,"max_backoff_seconds":0.2}`)
 	})
 	for range 16 {

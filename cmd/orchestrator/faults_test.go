@@ -82,11 +82,18 @@ func afterAMoment(_ http.ResponseWriter, r *http.Request, _ int) {
 // lost, and every repeat is explained by an attempt that is recorded as lost.
 func TestInstancesThatAreKilled(t *testing.T) {
 	t.Parallel()
-	killInstances(t, 1500, 6)
+	killInstances(t, 1500, 6, false)
 }
 
-// killInstances kills instances while tasks are acknowledged, so many in all.
-func killInstances(t *testing.T, tasks, kills int) {
+// The same, with callbacks: each end has one, and no more.
+func TestCallbacksWhileInstancesAreKilled(t *testing.T) {
+	t.Parallel()
+	killInstances(t, 1000, 4, true)
+}
+
+// killInstances kills instances while tasks are acknowledged, so many in all,
+// which have callbacks or not.
+func killInstances(t *testing.T, tasks, kills int, callBack bool) {
 	const lease, poll = time.Second, 100 * time.Millisecond
 	database := pgtest.URL(t)
 	j := newJournal(t)
@@ -94,10 +101,14 @@ func killInstances(t *testing.T, tasks, kills int) {
 	j.audit(database)
 	instances := startFleet(t, 3, "DATABASE_URL="+database, "LEASE_DURATION="+lease.String(), "POLL_INTERVAL="+poll.String(), "LOG_LEVEL=info")
 	idle := instances.descriptors()
+	extra := `"retry":{"max_attempts":100}`
+	if callBack {
+		extra += "," + j.callbacks()
+	}
 	var submitting sync.WaitGroup
 	submitting.Go(func() {
 		for left := tasks; left > 0; left = tasks - j.answered(http.StatusAccepted) {
-			j.load(t.Context(), left, 16, 0, instances.url, `"retry":{"max_attempts":100}`)
+			j.load(t.Context(), left, 16, 0, instances.url, extra)
 		}
 	})
 	// Each kill comes when some more tasks are on their way.
@@ -107,6 +118,9 @@ func killInstances(t *testing.T, tasks, kills int) {
 	}
 	submitting.Wait()
 	f := j.check(database)
+	if want := f.stored - f.callbacks; callBack && f.callbacks != want {
+		t.Errorf("%d callbacks are stored, want one for each of %d tasks", f.callbacks, want)
+	}
 	if f.failed > 0 {
 		t.Errorf("%d tasks failed, though the target refused none", f.failed)
 	}
