@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -89,7 +88,7 @@ SELECT id, claim FROM gone`
 func (s *Store) finish(ctx context.Context, results []Result) ([]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	matched, err := s.finishAs(ctx, finishSQL, results)
+	matched, err := s.write(ctx, finishSQL, results)
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +104,7 @@ func (s *Store) finish(ctx context.Context, results []Result) ([]bool, error) {
 	if len(again) == 0 {
 		return matched, nil
 	}
-	cancelled, err := s.finishAs(ctx, finishCancelledSQL, again)
+	cancelled, err := s.write(ctx, finishCancelledSQL, again)
 	if err != nil {
 		return nil, err
 	}
@@ -115,24 +114,7 @@ func (s *Store) finish(ctx context.Context, results []Result) ([]bool, error) {
 	return matched, nil
 }
 
-// finishAs writes results with one of the two statements.
-func (s *Store) finishAs(ctx context.Context, sql string, results []Result) ([]bool, error) {
-	matched, err := s.write(ctx, sql, results)
-	if isMisrouted(err) {
-		matched, err = s.write(ctx, sql, results)
-	}
-	return matched, err
-}
-
-// isMisrouted reports that a row on its way into the default partition of the
-// history found that a partition of its own had been attached meanwhile. No
-// constraint is named then, as it is where a CHECK is broken. The same
-// statement finds its way the next time.
-func isMisrouted(err error) bool {
-	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && pgErr.Code == "23514" && pgErr.ConstraintName == ""
-}
-
+// write writes results with one of the two statements.
 func (s *Store) write(ctx context.Context, sql string, results []Result) ([]bool, error) {
 	n := len(results)
 	var (

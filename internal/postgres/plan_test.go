@@ -74,7 +74,7 @@ func TestPlans(t *testing.T) {
 			statements := []struct{ name, sql, arguments, index string }{
 				{"claim", postgres.ClaimDueSQL, "(" + somebody + ", 100, now() - interval '1 hour')", "tasks_due"},
 				{"due", postgres.NextDueSQL, "(now() - interval '1 hour')", "tasks_due"},
-				{"heartbeat", postgres.HeartbeatSQL, "(" + somebody + ")", "tasks_cancel_requested"},
+				{"cancelled", postgres.CancelledSQL, "(" + somebody + ")", "tasks_cancel_requested"},
 				{"cancel", postgres.CancelManySQL, "(array_fill(" + somebody + ", '{200}'))", "tasks_pkey"},
 				{"finish_cancelled", postgres.FinishCancelledSQL, results, "tasks_pkey"},
 				{"finish", postgres.FinishSQL, results, "tasks_pkey"},
