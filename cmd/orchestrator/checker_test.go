@@ -609,6 +609,7 @@ func (j *journal) checkTransitions(f *figures, conn *pgx.Conn, byID map[string]*
 			return nil
 		case became == nil && *was == "pending": // cancelled
 			o.state, o.lostFrom = "cancelled", time.Time{}
+			o.claim++ // in the history
 			return nil
 		case became == nil: // ended
 			if o.state != "running" || byID[id] == nil {

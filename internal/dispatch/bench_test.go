@@ -21,11 +21,11 @@ type plenty struct {
 }
 
 func (p *plenty) Register(context.Context, task.ID, string, int) error { return nil }
-func (p *plenty) Heartbeat(context.Context, task.ID) (bool, map[task.ID]int64, error) {
-	return true, nil, nil
-}
-func (p *plenty) Unregister(context.Context, task.ID) error        { return nil }
-func (p *plenty) KeepHistory(context.Context, time.Duration) error { return nil }
+func (p *plenty) Heartbeat(context.Context, task.ID) (bool, error)     { return true, nil }
+
+func (p *plenty) Cancelled(context.Context, task.ID) (map[task.ID]int64, error) { return nil, nil }
+func (p *plenty) Unregister(context.Context, task.ID) error                     { return nil }
+func (p *plenty) KeepHistory(context.Context, time.Duration) error              { return nil }
 func (p *plenty) NextDue(context.Context) (time.Duration, bool, error) {
 	return 0, p.next < len(p.claims), nil
 }

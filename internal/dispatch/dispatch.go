@@ -22,9 +22,10 @@ import (
 // store is where tasks are kept. Its errors are logged and survived.
 type store interface {
 	Register(ctx context.Context, worker task.ID, name string, concurrency int) error
-	// Heartbeat also returns which of the worker's tasks are to be cancelled, with
-	// the numbers of their claims.
-	Heartbeat(ctx context.Context, worker task.ID) (known bool, cancelled map[task.ID]int64, err error)
+	Heartbeat(ctx context.Context, worker task.ID) (known bool, err error)
+	// Cancelled returns which of the worker's tasks are to be cancelled, with the
+	// numbers of their claims.
+	Cancelled(ctx context.Context, worker task.ID) (claims map[task.ID]int64, err error)
 	Unregister(ctx context.Context, worker task.ID) error
 	Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (count int, err error)
 	KeepHistory(ctx context.Context, retention time.Duration) error

@@ -81,8 +81,8 @@ func (d *Dispatcher) heartbeat(ctx context.Context, root *session) bool {
 	s := d.currentSession()
 	// One that hangs must not cost the lease: the next gets its turn.
 	beat, cancel := context.WithTimeout(ctx, d.heartbeatInterval())
-	known, cancelled, err := d.store.Heartbeat(beat, s.worker)
-	cancel()
+	defer cancel()
+	known, err := d.store.Heartbeat(beat, s.worker)
 	switch {
 	case ctx.Err() != nil:
 		return false
@@ -94,10 +94,25 @@ func (d *Dispatcher) heartbeat(ctx context.Context, root *session) bool {
 		s.lose(errLeaseLost)
 		d.register(ctx, root)
 		return false
-	case len(cancelled) > 0:
-		d.CutOff(cancelled)
 	}
+	d.cutOffCancelled(beat, s)
 	return true
+}
+
+// cutOffCancelled ends the calls that are to be cancelled and are made here,
+// whichever instance was asked for it.
+func (d *Dispatcher) cutOffCancelled(ctx context.Context, s *session) {
+	if len(d.held()) == 0 {
+		return
+	}
+	claims, err := d.store.Cancelled(ctx, s.worker)
+	if err != nil {
+		if s.calls.Err() == nil {
+			d.log.Error("looking for tasks to be cancelled failed", "error", err)
+		}
+		return
+	}
+	d.CutOff(claims)
 }
 
 // reap makes tasks due again that nobody can finish.

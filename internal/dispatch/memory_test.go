@@ -222,22 +222,25 @@ func (m *memory) Register(ctx context.Context, worker task.ID, _ string, _ int) 
 	return m.do(ctx, asked{op: "Register", worker: worker}, func() { m.workers[worker] = m.now() })
 }
 
-func (m *memory) Heartbeat(ctx context.Context, worker task.ID) (known bool, cancelled map[task.ID]int64, err error) {
-	cancelled = make(map[task.ID]int64)
+func (m *memory) Heartbeat(ctx context.Context, worker task.ID) (known bool, err error) {
 	err = m.do(ctx, asked{op: "Heartbeat", worker: worker}, func() {
 		if _, known = m.workers[worker]; known {
 			m.workers[worker] = m.now()
 		}
+	})
+	return known && err == nil, err
+}
+
+func (m *memory) Cancelled(ctx context.Context, worker task.ID) (claims map[task.ID]int64, err error) {
+	err = m.do(ctx, asked{op: "Cancelled", worker: worker}, func() {
+		claims = make(map[task.ID]int64)
 		for id, r := range m.rows {
 			if r.worker == worker && !r.CancelRequestedAt.IsZero() {
-				cancelled[id] = r.claim
+				claims[id] = r.claim
 			}
 		}
 	})
-	if err != nil {
-		return false, nil, err
-	}
-	return known, cancelled, nil
+	return claims, err
 }
 
 // cancel is what somebody does to a task, through any instance. It returns the

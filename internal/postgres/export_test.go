@@ -8,7 +8,7 @@ const (
 	FinishSQL   = finishSQL
 	NextDueSQL  = nextDueSQL
 
-	HeartbeatSQL         = heartbeatSQL
+	CancelledSQL         = cancelledSQL
 	FinishCancelledSQL   = finishCancelledSQL
 	FinishCallingBackSQL = finishCallingBackSQL
 	CancelManySQL        = cancelManySQL
@@ -26,3 +26,6 @@ var (
 	FindSQL     = findSQL
 	BeginSearch = beginSearch
 )
+
+// CreatePartition are the statements that make one.
+var CreatePartition = createPartition

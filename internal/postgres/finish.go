@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -187,23 +186,6 @@ func (s *Store) callbackParameters(n int) []any {
 
 // write writes results with one of the statements, and returns which matched.
 func (s *Store) write(ctx context.Context, sql string, results []Result, more ...any) ([]bool, error) {
-	matched, err := s.writeOnce(ctx, sql, results, more)
-	if isMisrouted(err) {
-		matched, err = s.writeOnce(ctx, sql, results, more)
-	}
-	return matched, err
-}
-
-// isMisrouted reports that a row on its way into the default partition of the
-// history found that a partition of its own had been attached meanwhile. No
-// constraint is named then, as it is where a CHECK is broken. The same
-// statement finds its way the next time.
-func isMisrouted(err error) bool {
-	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && pgErr.Code == "23514" && pgErr.ConstraintName == ""
-}
-
-func (s *Store) writeOnce(ctx context.Context, sql string, results []Result, more []any) ([]bool, error) {
 	n := len(results)
 	var (
 		ids      = make([][16]byte, n)

@@ -78,11 +78,15 @@ func (s *Store) partitions(ctx context.Context) (today time.Time, names []string
 }
 
 // createPartition returns the statements that make the partition of one day.
-// Attaching takes a weaker lock on the parent than creating in place: inserts go on.
+// Attaching takes a weaker lock on the parent than creating in place: reads go
+// on. Writes wait for a moment: one that was on its way into the default
+// partition would find that its row belongs there no more, and the server's
+// log would quote the row, secrets and all.
 func createPartition(name string, start time.Time) []string {
 	const bound = "2006-01-02 15:04:05+00"
 	return []string{
 		"CREATE TABLE " + name + " (LIKE task_history INCLUDING DEFAULTS INCLUDING CONSTRAINTS)",
+		"LOCK TABLE ONLY task_history IN SHARE ROW EXCLUSIVE MODE",
 		fmt.Sprintf("ALTER TABLE task_history ATTACH PARTITION %s FOR VALUES FROM ('%s') TO ('%s')",
 			name, start.Format(bound), start.AddDate(0, 0, 1).Format(bound)),
 	}

@@ -106,8 +106,8 @@ func TestDefaultPartition(t *testing.T) {
 	}
 }
 
-// A task that ends while the partition of its day is being attached is on its
-// way into the default one, and must find into the new one instead.
+// A task that ends while the partition of its day is being attached waits for
+// it: on its way into the default one it would fail.
 func TestFinishWhileAPartitionIsAttached(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)
@@ -118,10 +118,8 @@ func TestFinishWhileAPartitionIsAttached(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, sql := range []string{
-		"CREATE TABLE task_history_now (LIKE task_history INCLUDING DEFAULTS INCLUDING CONSTRAINTS)",
-		"ALTER TABLE task_history ATTACH PARTITION task_history_now FOR VALUES FROM (now() - interval '1 day') TO (now() + interval '1 day')",
-	} {
+	today := query[time.Time](t, pool, "SELECT date_trunc('day', now() AT TIME ZONE 'UTC')")
+	for _, sql := range postgres.CreatePartition("task_history_now", today) {
 		if _, err := attaching.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)
 		}

@@ -93,7 +93,7 @@ func TestReadOnlyDatabaseIsUnavailable(t *testing.T) {
 	if !errors.Is(err, task.ErrUnavailable) || !strings.Contains(err.Error(), "read-only") {
 		t.Errorf("Insert = %v, want ErrUnavailable for a read-only database", err)
 	}
-	if _, _, err := s.Heartbeat(t.Context(), newID()); !errors.Is(err, task.ErrUnavailable) {
+	if _, err := s.Heartbeat(t.Context(), newID()); !errors.Is(err, task.ErrUnavailable) {
 		t.Errorf("Heartbeat over a read-only connection: %v, want ErrUnavailable", err)
 	}
 	// Its connections stay read-only when it takes writes again; the heartbeat
@@ -102,7 +102,7 @@ func TestReadOnlyDatabaseIsUnavailable(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for err != nil && ctx.Err() == nil {
-		_, _, _ = s.Heartbeat(ctx, newID())
+		_, _ = s.Heartbeat(ctx, newID())
 		err = s.Insert(ctx, newTask())
 	}
 	if err != nil {

@@ -15,15 +15,22 @@ import (
 
 const (
 	somebody = `'00000000-0000-0000-0000-000000000001'::uuid`
+	// taskColumns are those without a default but run_at, and taskValues values for them.
+	taskColumns = `id, created_at, timeout_seconds, max_retry_duration_seconds, min_backoff_seconds,
+		max_backoff_seconds, max_attempts, max_doublings, retry_client_errors, method, url, content_type, headers, labels`
+	taskValues = `lpad(to_hex(n), 32, '0')::uuid, now(), 30, 0, 1, 3600, 10, 16, false,
+		'POST', 'https://plays.melodia.app/', '', '{}', '{}'`
 	// backlog is 20,000 pending tasks and 200 running ones.
-	backlog = `INSERT INTO tasks (id, run_at, created_at, timeout_seconds, max_retry_duration_seconds, min_backoff_seconds,
-		max_backoff_seconds, max_attempts, max_doublings, retry_client_errors, method, url, content_type, headers, labels,
-		state, claim, claimed_at, worker_id)
-	SELECT gen_random_uuid(), now() + n * interval '1 second' - interval '2 hours', now(), 30, 0, 1, 3600, 10, 16, false,
-		'POST', 'https://plays.melodia.app/', '', '{}', '{}',
+	backlog = `INSERT INTO tasks (` + taskColumns + `, run_at, state, claim, claimed_at, worker_id)
+	SELECT ` + taskValues + `, now() + n * interval '1 second' - interval '2 hours',
 		CASE WHEN n <= 200 THEN 'running' ELSE 'pending' END, 1,
 		CASE WHEN n <= 200 THEN now() END, CASE WHEN n <= 200 THEN ` + somebody + ` END
 	FROM generate_series(1, 20200) n`
+	// scheduled is a million tasks that are due in an hour and later, overdue 200 that are.
+	scheduled = `INSERT INTO tasks (` + taskColumns + `, run_at)
+	SELECT ` + taskValues + `, now() + interval '1 hour' + n * interval '1 second' FROM generate_series(1, 1000000) n`
+	overdue = `INSERT INTO tasks (` + taskColumns + `, run_at)
+	SELECT ` + taskValues + `, now() - interval '1 hour' FROM generate_series($1::int, $1 + 199) n`
 )
 
 // The hot statements must stay cheap however many tasks there are: no matter
@@ -74,7 +81,7 @@ func TestPlans(t *testing.T) {
 			statements := []struct{ name, sql, arguments, index string }{
 				{"claim", postgres.ClaimDueSQL, "(" + somebody + ", 100, now() - interval '1 hour')", "tasks_due"},
 				{"due", postgres.NextDueSQL, "(now() - interval '1 hour')", "tasks_due"},
-				{"heartbeat", postgres.HeartbeatSQL, "(" + somebody + ")", "tasks_cancel_requested"},
+				{"cancelled", postgres.CancelledSQL, "(" + somebody + ")", "tasks_cancel_requested"},
 				{"cancel", postgres.CancelManySQL, "(array_fill(" + somebody + ", '{200}'))", "tasks_pkey"},
 				{"finish_cancelled", postgres.FinishCancelledSQL, results, "tasks_pkey"},
 				{"finish", postgres.FinishSQL, results, "tasks_pkey"},
@@ -226,4 +233,61 @@ func TestLooksBeginAtTheMark(t *testing.T) {
 	back <- time.Time{}
 	claimOne(t, s, worker)
 	want("after a claim that looked back", true)
+}
+
+// Among a million tasks that are scheduled for later, a claim of a few hundred
+// touches what these take, whether it was planned for an empty table or for
+// this one.
+func TestClaimAmongAMillion(t *testing.T) {
+	t.Parallel()
+	const due, most = 200, 20 * 200 // pages: each row, its new version, and the way to both in the indexes
+	_, pool := newStore(t)
+	tx, err := pool.Begin(t.Context()) // so that a pooler does not come in between
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	do := func(sql string, args ...any) {
+		t.Helper()
+		if _, err := tx.Exec(t.Context(), sql, append([]any{pgx.QueryExecModeSimpleProtocol}, args...)...); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	for name, value := range postgres.SessionSettings {
+		do("SET LOCAL " + name + " = '" + value + "'")
+	}
+	do("ALTER TABLE tasks SET (autovacuum_enabled = off)")
+	do("INSERT INTO workers (id, name) VALUES (" + somebody + ", 'w')")
+	do("ANALYZE tasks, workers")
+	arguments := " (" + somebody + ", 200, '-infinity')"
+	prepare := func(name string) {
+		do("PREPARE " + name + " AS " + postgres.ClaimDueSQL)
+		do("EXECUTE " + name + arguments) // makes the plan that is kept
+	}
+	prepare("stale")
+	do("SET LOCAL statement_timeout = 0")
+	do(scheduled)
+	for i, statement := range []string{"stale", "fresh"} {
+		if statement == "fresh" {
+			do("ANALYZE tasks") // which also ends the life of stale plans
+			prepare("fresh")
+		}
+		do(overdue, 2_000_000+due*i)
+		var explained []struct{ Plan map[string]any }
+		err := tx.QueryRow(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE "+statement+arguments,
+			pgx.QueryExecModeSimpleProtocol).Scan(&explained)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan := explained[0].Plan
+		if rows := plan["Actual Rows"].(float64); rows != due {
+			t.Errorf("%s: %.0f tasks were claimed, want %d", statement, rows, due)
+		}
+		if pages := plan["Shared Hit Blocks"].(float64) + plan["Shared Read Blocks"].(float64); pages > most {
+			t.Errorf("%s: the claim touches %.0f pages, want at most %d", statement, pages, most)
+		}
+		if text := indented(plan); !strings.Contains(text, `"tasks_due"`) || strings.Contains(text, `"Sort"`) {
+			t.Errorf("%s: the claim does not go by tasks_due without a sort:\n%s", statement, text)
+		}
+	}
 }

@@ -197,9 +197,6 @@ func (s *Store) steerOnce(ctx context.Context, sql string, args ...any) (*task.T
 	}
 	defer s.endTurn()
 	t, err := s.queryTask(ctx, sql, args...)
-	if isMisrouted(err) {
-		t, err = s.queryTask(ctx, sql, args...)
-	}
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, err
 	}
@@ -222,18 +219,11 @@ func (s *Store) steerMany(ctx context.Context, scan []any, each func(), sql stri
 		return 0, err
 	}
 	defer s.endTurn()
-	run := func() (count int, err error) {
-		rows, err := s.pool.Query(ctx, sql, args...)
-		if err != nil {
-			return 0, err
-		}
-		_, err = pgx.ForEachRow(rows, scan, func() error { count++; each(); return nil })
-		return count, err
+	rows, err := s.pool.Query(ctx, sql, args...)
+	if err != nil {
+		return 0, classify(err)
 	}
-	count, err = run()
-	if isMisrouted(err) {
-		count, err = run()
-	}
+	_, err = pgx.ForEachRow(rows, scan, func() error { count++; each(); return nil })
 	return count, classify(err)
 }
 

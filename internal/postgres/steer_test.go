@@ -141,12 +141,12 @@ func TestCancelOfARunningTask(t *testing.T) {
 				t.Errorf("Cancel once more: %v, want ErrCancelRequested", err)
 			}
 			for range 2 { // until it has ended
-				known, cancelled, err := s.Heartbeat(t.Context(), worker)
-				if diff := cmp.Diff(map[task.ID]int64{tk.ID: c.Number}, cancelled); diff != "" || !known || err != nil {
-					t.Errorf("Heartbeat = %v, %v; cancelled (-want +got):\n%s", known, err, diff)
+				cancelled, err := s.Cancelled(t.Context(), worker)
+				if diff := cmp.Diff(map[task.ID]int64{tk.ID: c.Number}, cancelled); diff != "" || err != nil {
+					t.Errorf("Cancelled: %v (-want +got):\n%s", err, diff)
 				}
 			}
-			if _, cancelled, _ := s.Heartbeat(t.Context(), register(t, s)); len(cancelled) > 0 {
+			if cancelled, err := s.Cancelled(t.Context(), register(t, s)); len(cancelled) > 0 || err != nil {
 				t.Errorf("another worker is told to cancel %v", cancelled)
 			}
 			d := c.Next(tt.outcome, c.At, 0)
@@ -163,8 +163,8 @@ func TestCancelOfARunningTask(t *testing.T) {
 			if finish(t, s, c, d) {
 				t.Error("Finish matched twice")
 			}
-			if _, cancelled, _ := s.Heartbeat(t.Context(), worker); len(cancelled) > 0 {
-				t.Errorf("Heartbeat still tells to cancel %v", cancelled)
+			if cancelled, err := s.Cancelled(t.Context(), worker); len(cancelled) > 0 || err != nil {
+				t.Errorf("Cancelled still has %v, %v", cancelled, err)
 			}
 		})
 	}

@@ -28,47 +28,45 @@ func (s *Store) Register(ctx context.Context, worker task.ID, name string, concu
 }
 
 const heartbeatSQL = `-- name: heartbeat
-WITH beat AS (UPDATE workers SET heartbeat_at = now() WHERE id = $1 RETURNING id)
-SELECT t.id, t.claim FROM beat LEFT JOIN tasks t ON t.worker_id = $1 AND t.cancel_requested_at IS NOT NULL`
+UPDATE workers SET heartbeat_at = now() WHERE id = $1`
 
 // Heartbeat renews the worker's lease on all it runs. It reports false when the
 // worker is not known any more: it was silent too long, and others may carry
-// out its tasks by now. cancelled are the tasks it runs that somebody wants to
-// be cancelled, with the numbers of their claims.
-func (s *Store) Heartbeat(ctx context.Context, worker task.ID) (known bool, cancelled map[task.ID]int64, err error) {
+// out its tasks by now. Nothing that happens to tasks can delay it.
+func (s *Store) Heartbeat(ctx context.Context, worker task.ID) (known bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	known, cancelled, err = s.heartbeat(ctx, worker)
+	tag, err := s.pool.Exec(ctx, heartbeatSQL, [16]byte(worker))
 	if isReadOnly(err) {
 		// Connections to a server that was demoted, or made while the database
 		// took no writes, stay read-only; new ones may not be.
 		s.pool.Reset()
 	}
 	if err != nil {
-		return false, nil, fmt.Errorf("heartbeat of worker %s: %w", worker, classify(err))
+		return false, fmt.Errorf("heartbeat of worker %s: %w", worker, classify(err))
 	}
-	return known, cancelled, nil
+	return tag.RowsAffected() > 0, nil
 }
 
-func (s *Store) heartbeat(ctx context.Context, worker task.ID) (known bool, cancelled map[task.ID]int64, err error) {
-	rows, err := s.pool.Query(ctx, heartbeatSQL, [16]byte(worker))
-	if err != nil {
-		return false, nil, err
+const cancelledSQL = `-- name: list tasks to be cancelled
+SELECT id, claim FROM tasks WHERE worker_id = $1 AND cancel_requested_at IS NOT NULL`
+
+// Cancelled returns the tasks that the worker runs and that somebody wants to
+// be cancelled, with the numbers of their claims.
+func (s *Store) Cancelled(ctx context.Context, worker task.ID) (claims map[task.ID]int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	rows, err := s.pool.Query(ctx, cancelledSQL, [16]byte(worker))
+	if err == nil {
+		claims = make(map[task.ID]int64)
+		var id task.ID
+		var claim int64
+		_, err = pgx.ForEachRow(rows, []any{(*[16]byte)(&id), &claim}, func() error { claims[id] = claim; return nil })
 	}
-	var id *[16]byte // none where nothing is to be cancelled
-	var claim *int64
-	_, err = pgx.ForEachRow(rows, []any{&id, &claim}, func() error {
-		known = true
-		if id == nil {
-			return nil
-		}
-		if cancelled == nil {
-			cancelled = make(map[task.ID]int64)
-		}
-		cancelled[*id] = *claim
-		return nil
-	})
-	return known, cancelled, err
+	if err != nil {
+		return nil, fmt.Errorf("list the tasks of worker %s to be cancelled: %w", worker, classify(err))
+	}
+	return claims, nil
 }
 
 func isReadOnly(err error) bool {
