@@ -132,6 +132,8 @@ func TestNothingLeaks(t *testing.T) {
 		post("/worker-endpoint", `{"url":"https://`+host+`/?signature=`+secrets["task's query string"]+`","body":"`+secrets["body"]+`","timeout_seconds":0.2}`)
 	}
 	tasks = append(tasks, post("/schedule", spec("/200", `,"delay_seconds":0`)).task.ID)
+	callback := `{"url":"` + target.url + `/503?signature=` + secrets["task's query string"] + `","headers":{"Authorization":"Bearer ` + secrets["task's secret header"] + `"}}`
+	tasks = append(tasks, post("/enqueue", spec("/200", `,"on_success":`+callback)).task.ID, post("/enqueue", spec("/302", `,"on_failure":`+callback)).task.ID)
 	for _, id := range tasks {
 		if id == "" {
 			t.Fatal("a task was not taken")
@@ -149,6 +151,7 @@ func TestNothingLeaks(t *testing.T) {
 			spec("/200", `,"method":"`+secrets["wrong value"]+`"`), spec("/200", `,"timeout_seconds":"`+secrets["wrong value"]+`"`), spec("/200", `,"run_at":"`+secrets["wrong value"]+`"`),
 			spec("/200", `,"retry":{"max_attempts":"`+secrets["wrong value"]+`"}`), spec("/200", `,"body":"`+secrets["body"]+`"`), spec("/200", `,"expires_at":"`+secrets["wrong value"]+`"`),
 			spec("/200", `,"run_at":"2030-01-01T00:00:00","time_zone":"`+secrets["wrong value"]+`"`), spec("/200", `,"labels":{"a":["`+secrets["label"]+`"]}`),
+			spec("/200", `,"on_success":{"url":"`+secrets["wrong value"]+`"}`), spec("/200", `,"on_failure":{"url":"http://10.0.0.1/`+secrets["wrong value"]+`","headers":{"Host":"`+secrets["wrong value"]+`"}}`),
 			`{"url":"` + target.url + `","headers":{"Host":"` + secrets["task's header"] + `","X-A":"` + secrets["task's header"] + `\u0000"}}`,
 			`{"task_id":"` + secrets["wrong value"] + `"}`, `{"task_id":"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b","x":"` + secrets["wrong value"] + `"}`,
 			`{"body":"` + secrets["large body"] + strings.Repeat("x", 1<<20) + `"}`,
