@@ -43,7 +43,11 @@ func (s *Store) createAhead(ctx context.Context, today time.Time, existing []str
 		if slices.Contains(existing, name) {
 			continue
 		}
-		if err := s.alterHistory(ctx, createPartition(name, start)...); err != nil {
+		statements := createPartition(name, start)
+		if day <= 1 { // tasks end in it already, or soon
+			statements = slices.Insert(statements, 0, lockHistory)
+		}
+		if err := s.alterHistory(ctx, statements...); err != nil {
 			return err
 		}
 	}
@@ -76,6 +80,13 @@ func (s *Store) partitions(ctx context.Context) (today time.Time, names []string
 	err = s.pool.QueryRow(ctx, partitionsSQL).Scan(&today, &names)
 	return today, names, classify(err)
 }
+
+// lockHistory keeps tasks from ending for a moment. One that is on its way into
+// the default partition while that of its day is attached would come back from
+// there as an error, with which PostgreSQL writes the row into its log. It is
+// needed for the first days of a database alone; from then on days are attached
+// long before a task ends in them.
+const lockHistory = "LOCK TABLE task_history IN SHARE ROW EXCLUSIVE MODE"
 
 // createPartition returns the statements that make the partition of one day.
 // Attaching takes a weaker lock on the parent than creating in place: inserts go on.

@@ -152,6 +152,55 @@ func TestFinishWhileAPartitionIsAttached(t *testing.T) {
 	}
 }
 
+// While the partition of a day is attached in which tasks end, a row waits, and
+// is not refused: PostgreSQL would write it into its log.
+func TestKeepHistoryRefusesNoRow(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	worker := register(t, s)
+	insert(t, s, newTask())
+	c := claimOne(t, s, worker)
+	finish(t, s, c, succeeded(c))
+	exec(t, pool, "CREATE TABLE row AS SELECT * FROM task_history")
+	exec(t, pool, "DELETE FROM task_history")
+	for {
+		holding, err := pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := holding.Exec(t.Context(), "LOCK TABLE task_history_default IN ACCESS SHARE MODE"); err != nil {
+			t.Fatal(err)
+		}
+		kept, inserted := make(chan error, 1), make(chan error, 1)
+		waiting := func(n int) { // as long as nobody gives up
+			t.Helper()
+			const sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+			for len(kept) == 0 && query[int](t, pool, sql) < n { // asking takes its time
+			}
+		}
+		go func() { kept <- s.KeepHistory(t.Context(), retention) }()
+		waiting(1)
+		go func() {
+			_, err := pool.Exec(t.Context(), "INSERT INTO task_history SELECT * FROM row")
+			inserted <- err
+		}()
+		waiting(2)
+		if err := holding.Rollback(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-inserted; err != nil {
+			t.Errorf("the row: %v", err)
+		}
+		if err := <-kept; err == nil {
+			break
+		}
+		exec(t, pool, "DELETE FROM task_history") // the machine was so slow that KeepHistory gave up: once more
+	}
+	if got := partitionOf(t, pool, c.Task.ID); got == "task_history_default" {
+		t.Error("the row is in the default partition, want that of its day")
+	}
+}
+
 func TestConcurrentKeepHistory(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)
