@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -374,6 +375,19 @@ func TestBulk(t *testing.T) {
 				t.Errorf("woken %d times", s.dispatcher.woke)
 			}
 		})
+	}
+}
+
+// Whoever just presses Execute in Swagger UI has nothing done.
+func TestFirstExampleOfBulkIsADryRun(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	for _, path := range []string{"/tasks/cancel", "/tasks/redrive"} {
+		examples := s.document.Paths[path].Post.RequestBody.Content["application/json"].Examples
+		first := slices.Min(slices.Collect(maps.Keys(examples)))
+		if body := fmt.Sprintf("%s", examples[first].Value); len(examples) < 2 || strings.Contains(body, "dry_run") {
+			t.Errorf("POST %s: the first of %d examples is %s", path, len(examples), body)
+		}
 	}
 }
 
