@@ -10,6 +10,8 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -79,6 +81,12 @@ func (p *process) operations() (all []operation) {
 		}
 	}
 	return all
+}
+
+// logs waits until a line of the log holds text.
+func (p *process) logs(text string) {
+	p.t.Helper()
+	eventually(p.t, func() bool { return p.count(text) > 0 }, func() string { return "the log does not say " + text })
 }
 
 // Whatever an attacker sends, at whichever operation: nobody without the right
@@ -222,7 +230,7 @@ func TestAttackers(t *testing.T) {
 			}
 		}
 	}
-	for _, scope := range []string{"submit", "read", "internal"} {
+	for _, scope := range httpapi.Scopes() {
 		if !secured[scope] {
 			t.Errorf("no operation needs the scope %s (of %v)", scope, slices.Sorted(maps.Keys(secured)))
 		}
@@ -237,7 +245,7 @@ func TestAttackers(t *testing.T) {
 		t.Errorf("the issuer was asked %d times", n)
 	}
 
-	// Who comes in is on record.
+	// Who comes in is on record, and so is who did something to their tasks.
 	for who, header := range map[string]http.Header{"submit": bearer(keyWith["submit"]), "all": {"X-Api-Key": {all}}, account: bearer(right)} {
 		a := p.send(http.MethodPost, "/schedule", `{"url":"`+target.url+`/200","delay_seconds":3600}`, header)
 		if a.status != http.StatusAccepted || a.task.CreatedBy == nil || *a.task.CreatedBy != who {
@@ -246,6 +254,75 @@ func TestAttackers(t *testing.T) {
 		seen := p.send(http.MethodGet, "/tasks/"+a.task.ID, "", bearer(all)).task
 		if diff := cmp.Diff(&who, seen.CreatedBy); diff != "" {
 			t.Errorf("read back (-want +got):\n%s", diff)
+		}
+		found := p.send(http.MethodGet, "/tasks?created_by="+who, "", bearer(keyWith["read"]))
+		if strings.Count(found.raw, `"created_by":`) != 1 || !strings.Contains(found.raw, a.task.ID) {
+			t.Errorf("the tasks by %s are %s, want the one", who, found.raw)
+		}
+		if c := p.send(http.MethodPost, "/tasks/"+a.task.ID+"/cancel", "", bearer(keyWith["manage"])); c.status != http.StatusOK {
+			t.Errorf("cancelling the task by %s is answered %d %s", who, c.status, c.raw)
+		}
+		p.logs(`"msg":"task cancelled","task_id":"` + a.task.ID + `","state":"cancelled","caller":"manage"`)
+	}
+	p.logs(`"msg":"callers refused"`)
+}
+
+// Whoever sends too much keeps nobody else out.
+func TestRates(t *testing.T) {
+	t.Parallel()
+	flood, floodEntry := newAPIKey(t, "flood", "read")
+	calm, calmEntry := newAPIKey(t, "calm", "read")
+	p := start(t, "serve", "DATABASE_URL="+pgtest.URL(t), "AUTH=api_key", "API_KEYS="+floodEntry+","+calmEntry, "RATE_LIMIT=0.001", "RATE_BURST=3")
+	get := func(key string) answer {
+		return p.send(http.MethodGet, "/tasks/counts", "", http.Header{"X-Api-Key": {key}})
+	}
+	for i, want := range []int{200, 200, 200, 429, 429} {
+		if a := get(flood); a.status != want || (want == 429) != (a.header.Get("Retry-After") != "") {
+			t.Errorf("request %d: %d %s, want %d", i+1, a.status, a.raw, want)
+		}
+	}
+	// Those who guess use up nothing of those who have a key.
+	for range 10 {
+		if a := get("ork_guess"); a.status != http.StatusUnauthorized {
+			t.Errorf("a guess: %d %s, want 401", a.status, a.raw)
+		}
+	}
+	for range 3 {
+		if a := get(calm); a.status != http.StatusOK {
+			t.Errorf("somebody else: %d %s, want 200", a.status, a.raw)
+		}
+	}
+}
+
+// What SECURITY.md says that a test shows, a test of that name shows.
+func TestThreatModelNamesTests(t *testing.T) {
+	t.Parallel()
+	model, err := os.ReadFile("../../.github/SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("../../*/*/*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := map[string]bool{}
+	for _, file := range files {
+		there[filepath.Base(file)] = true
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range regexp.MustCompile(`(?m)^func (Test\w+)\(t `).FindAllStringSubmatch(string(text), -1) {
+			there[f[1]] = true
+		}
+	}
+	named := regexp.MustCompile("`(Test\\w+|\\w+_test\\.go)`").FindAllStringSubmatch(string(model), -1)
+	if len(named) == 0 {
+		t.Error("it names no tests")
+	}
+	for _, name := range named {
+		if !there[name[1]] {
+			t.Errorf("there is no %s", name[1])
 		}
 	}
 }

@@ -136,6 +136,35 @@ func TestCredentials(t *testing.T) {
 		}
 	}
 
+	// Nobody turns a task with a token or a secret to another host, nor gives one to
+	// a task for another host, once it is stored.
+	here := p.submit("/schedule", `{"url":"`+target.url+`/kept","delay_seconds":3600,"auth":{"type":"oidc"},"headers":{"X-Key":"${secret:billing}"}}`)
+	there := p.submit("/schedule", `{"url":"`+elsewhere+`/no","delay_seconds":3600}`)
+	for id, changes := range map[string]map[string]string{
+		here.ID: {
+			`{"url":"` + elsewhere + `/no"}`: "not a field", `{"auth":{"type":"oidc","audience":"other"}}`: "not a field", `{"headers":{"Host":"localhost"}}`: "reserved",
+			`{"headers":{"x-key":"${secret:other}"}}`: "SECRET_HOSTS does not allow",
+		},
+		there.ID: {
+			`{"url":"` + target.url + `/no"}`: "not a field", `{"auth":{"type":"oidc"}}`: "not a field", `{"headers":{"X-Key":"${secret:billing}"}}`: "SECRET_HOSTS does not allow",
+			`{"headers":{"X-Key":"${secret:unheard-of}"}}`: "a secret that the service does not have",
+		},
+	} {
+		for body, want := range changes {
+			if a := p.do(http.MethodPatch, "/tasks/"+id, body); a.status != http.StatusUnprocessableEntity || !strings.Contains(a.raw, want) {
+				t.Errorf("PATCH %s: %d %s, want 422 with %q", body, a.status, a.raw, want)
+			}
+		}
+		if a := p.do(http.MethodPost, "/tasks/"+id+"/run", ""); a.status != http.StatusOK {
+			t.Errorf("run: %d %s", a.status, a.raw)
+		}
+		p.await(id, ended)
+	}
+	check("/kept", "pl4nt3d-number-2", target.url)
+	if calls := target.got("/no"); len(calls) != 1 || calls[0].header.Get("X-Key") != "" || calls[0].header.Get("Authorization") != "" {
+		t.Errorf("the task for another host was called with %v, want once with neither", calls)
+	}
+
 	// Another instance, whose settings admit neither, is asked to make the calls.
 	p.stop(syscall.SIGTERM)
 	taker := start(t, "serve", append(settings, "DISPATCH=false")...)
@@ -147,7 +176,7 @@ func TestCredentials(t *testing.T) {
 			t.Errorf("the task: %s, want target_refused", compact(t, got))
 		}
 	}
-	if n := len(target.got("/token")) + len(target.got("/key")) + len(target.got("/no")); n != 0 {
+	if n := len(target.got("/token")) + len(target.got("/key")); n != 0 {
 		t.Errorf("%d calls that the settings do not admit", n)
 	}
 

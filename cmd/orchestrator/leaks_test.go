@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/base64"
 	"fmt"
 	"io"
 	"maps"
@@ -39,7 +40,7 @@ var shown = regexp.MustCompile(`"(url|response_excerpt)":"(\\.|[^"\\])*"`)
 
 // Whatever is secret in what the service is set up with, sent, and answered:
 // it is in no line of its log, however much that tells, in no answer, and not in
-// the log of the database, also where things go wrong.
+// the log of the database with all statements, also where things go wrong.
 func TestNothingLeaks(t *testing.T) {
 	t.Parallel()
 	dir := openDir(t)
@@ -69,11 +70,23 @@ func TestNothingLeaks(t *testing.T) {
 	for i, where := range []string{
 		"request's query string", "request's path", "request's cookie", "request's header", "request's method", "wrong key", "unknown account",
 		"task's query string", "task's header", "task's secret header", "payload", "body", "label", "malformed body", "wrong field", "wrong value", "large body",
-		"target's cookie", "target's answer", "redirect's query string",
+		"target's cookie", "target's answer", "redirect's query string", "secret in a file", "secret that signs",
 	} {
 		secrets[where] = fmt.Sprintf("pl4nted%02d", i)
 	}
 	secrets["unknown account"] += "@x.example"
+	secrets["token for targets"] = "s1gn4tur3" // newMetadata's
+	signing := base64.StdEncoding.EncodeToString([]byte(strings.Repeat(secrets["secret that signs"], 4)))
+	secrets["secret that signs"] = signing
+	// Where a target repeats what it was sent, and in a url, others are shown.
+	hidden := maps.Clone(secrets)
+	maps.DeleteFunc(hidden, func(where, _ string) bool {
+		return where == "target's answer" || strings.HasSuffix(where, "query string")
+	})
+	secretsDir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(secretsDir, "billing"), []byte(secrets["secret in a file"]), 0o600); err != nil {
+		t.Fatal(err)
+	}
 
 	release := make(chan struct{})
 	target := newTarget(t, func(w http.ResponseWriter, r *http.Request, _ int) {
@@ -91,12 +104,32 @@ func TestNothingLeaks(t *testing.T) {
 			}
 		case strings.HasPrefix(r.URL.Path, "/503"):
 			w.WriteHeader(http.StatusServiceUnavailable)
+		case strings.HasPrefix(r.URL.Path, "/echo"):
+			_ = r.Header.Write(w)
 		}
 		_, _ = io.WriteString(w, secrets["target's answer"])
 	})
 	t.Cleanup(func() { close(release) }) // before the target closes
 
+	conn, err := pgx.Connect(t.Context(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(t.Context()) }()
+	order := func(sql string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Every statement, as SECURITY.md says.
+	order(`ALTER SYSTEM SET log_min_duration_statement = 0`)
+	order(`ALTER SYSTEM SET log_parameter_max_length = 0`)
+	order(`SELECT pg_reload_conf()`)
+
 	p := start(t, "serve", "DATABASE_URL="+database, "AUTH=api_key,oidc", "API_KEYS="+entry+","+weakEntry,
+		"GCE_METADATA_HOST="+newMetadata(t), "OIDC_TARGET_HOSTS=127.0.0.1", "SIGNING_SECRETS=whsec_"+signing,
+		"SECRETS_DIR="+secretsDir, "SECRET_HOSTS=billing=127.0.0.1",
 		"OIDC_ISSUER="+issuer.URL, "OIDC_AUDIENCE=x", "OIDC_ALLOW=plays@x.example:submit+read+manage+internal", "LOG_LEVEL=debug")
 	authorized := func(credential string) http.Header {
 		return http.Header{
@@ -107,23 +140,27 @@ func TestNothingLeaks(t *testing.T) {
 	seen := map[int]bool{}
 	look := func(method, path, body string, header http.Header) answer {
 		t.Helper()
-		a := p.send(method, path+"?access_token="+secrets["request's query string"], body, header)
+		if !strings.Contains(path, "?") {
+			path += "?access_token=" + secrets["request's query string"]
+		}
+		a := p.send(method, path, body, header)
 		seen[a.status] = true
-		for _, leak := range secrets.in(shown.ReplaceAllString(a.raw, "") + fmt.Sprint(a.header)) {
+		for _, leak := range append(secrets.in(shown.ReplaceAllString(a.raw, "")+fmt.Sprint(a.header)), hidden.in(a.raw)...) {
 			t.Errorf("%s %s is answered %d with the %s", method, path, a.status, leak)
 		}
 		return a
 	}
+	get := func(path string) answer { t.Helper(); return look(http.MethodGet, path, "", authorized(key)) }
 	post := func(path, body string) answer { t.Helper(); return look(http.MethodPost, path, body, authorized(key)) }
 	spec := func(path, more string) string {
 		return `{"url":"` + target.url + path + `?signature=` + secrets["task's query string"] + `","headers":{"Authorization":"Bearer ` + secrets["task's secret header"] +
-			`","X-Access-Token":"` + secrets["task's secret header"] + `"},"payload":{"card":"` + secrets["payload"] + `"}` + more + `}`
+			`","X-Access-Token":"` + secrets["task's secret header"] + `","X-Billing":"a ${secret:billing}"},"payload":{"card":"` + secrets["payload"] + `"}` + more + `}`
 	}
 
 	// Every way that a call can go, stored and in the request.
 	const once = `,"timeout_seconds":0.2,"retry":{"max_attempts":2,"min_backoff_seconds":0.01}`
 	var tasks []string
-	for _, path := range []string{"/200", "/503", "/302", "/cut", "/slow"} {
+	for _, path := range []string{"/200", "/503", "/302", "/cut", "/slow", "/echo"} {
 		tasks = append(tasks, post("/enqueue", spec(path, once)).task.ID)
 		post("/worker-endpoint", spec(path, `,"timeout_seconds":0.2`))
 	}
@@ -131,7 +168,8 @@ func TestNothingLeaks(t *testing.T) {
 		tasks = append(tasks, post("/enqueue", `{"url":"http://`+host+`/?signature=`+secrets["task's query string"]+`","body":"`+secrets["body"]+`"`+once+`}`).task.ID)
 		post("/worker-endpoint", `{"url":"https://`+host+`/?signature=`+secrets["task's query string"]+`","body":"`+secrets["body"]+`","timeout_seconds":0.2}`)
 	}
-	tasks = append(tasks, post("/schedule", spec("/200", `,"delay_seconds":0`)).task.ID)
+	tasks = append(tasks, post("/schedule", spec("/200", `,"delay_seconds":0`)).task.ID,
+		post("/enqueue", `{"url":"`+target.url+`/echo","auth":{"type":"oidc"},"retry":{"min_backoff_seconds":0.01}}`).task.ID)
 	callback := `{"url":"` + target.url + `/503?signature=` + secrets["task's query string"] + `","headers":{"Authorization":"Bearer ` + secrets["task's secret header"] + `"}}`
 	tasks = append(tasks, post("/enqueue", spec("/200", `,"on_success":`+callback)).task.ID, post("/enqueue", spec("/302", `,"on_failure":`+callback)).task.ID)
 	for _, id := range tasks {
@@ -142,6 +180,53 @@ func TestNothingLeaks(t *testing.T) {
 	}
 	look(http.MethodGet, "/tasks/"+tasks[0], "", authorized(secrets["token"]))
 	post("/worker-endpoint", `{"task_id":"`+tasks[0]+`"}`)
+
+	// Everything that is there to find and steer them.
+	findAndSteer := func() {
+		t.Helper()
+		for _, id := range tasks {
+			get("/tasks/" + id + "/explain")
+		}
+		wrong, late := secrets["request's query string"], tasks[len(tasks)-1]
+		for _, path := range []string{
+			"/tasks?limit=200", "/tasks", "/tasks/counts", "/tasks?url=" + url.QueryEscape(target.url+"/503?signature="+secrets["task's query string"]),
+			"/tasks?created_by=" + wrong, "/tasks?created_by=%00" + wrong, "/tasks?host=" + wrong, "/tasks?host=/" + wrong, "/tasks?label.a=" + wrong, "/tasks?label.a=%00" + wrong,
+			"/tasks?cursor=" + wrong, "/tasks?state=" + wrong, "/tasks?reason=" + wrong, "/tasks?created_after=" + wrong, "/tasks?min_attempts=" + wrong, "/tasks?limit=" + wrong,
+			"/tasks?%zz=" + wrong, "/tasks?url=a&url=" + wrong, "/tasks/" + late + "?wait_seconds=" + wrong,
+		} {
+			get(path)
+		}
+		change := func(body string, ifMatch ...string) {
+			t.Helper()
+			header := authorized(key)
+			header["If-Match"] = ifMatch
+			look(http.MethodPatch, "/tasks/"+late, body, header)
+		}
+		wrong = secrets["wrong value"]
+		for _, body := range []string{
+			`{"headers":{"Authorization":"Bearer ` + secrets["task's secret header"] + `"},"payload":"` + secrets["payload"] + `"}`, `{"body":"` + secrets["body"] + `"}`,
+			`{"url":"http://` + wrong + `"}`, `{"headers":{"Host":"` + wrong + `"}}`, `{"headers":{"X-A":"${secret:` + wrong + `}"}}`, `{"headers":{"X-A":"` + wrong + `\u0000"}}`,
+			`{"run_at":"` + wrong + `"}`, `{"run_at":"2030-01-01T00:00:00","time_zone":"` + wrong + `"}`, `{"timeout_seconds":"` + wrong + `"}`, `{"expires_at":"` + wrong + `"}`,
+			`{"retry":{"max_attempts":"` + wrong + `"}}`, `{"labels":{"a":"\u0000` + wrong + `"}}`, `{"payload":1,"body":"` + wrong + `"}`, `{"` + secrets["malformed body"],
+		} {
+			change(body)
+		}
+		change(`{}`, `"`+secrets["request's header"]+`"`)
+		for _, act := range []string{"/run", "/cancel", "/cancel", "/redrive", "/redrive", "/nothing"} {
+			post("/tasks/"+late+act, "")
+		}
+		for _, path := range []string{"/tasks/cancel", "/tasks/redrive"} {
+			for _, body := range []string{
+				`{"filter":{"url":"` + target.url + `/503?signature=` + secrets["task's query string"] + `"},"dry_run":false}`, `{"filter":{"created_by":"` + wrong + `"}}`,
+				`{"filter":{"host":"` + wrong + `/"}}`, `{"filter":{"state":["` + wrong + `"]}}`, `{"filter":{"labels":{"a":["` + wrong + `"]}}}`, `{"filter":{"created_after":"` + wrong + `"}}`,
+				`{"filter":{"min_attempts":1},"dry_run":"` + wrong + `"}`, `{"filter":"` + wrong + `"}`, `{"` + secrets["malformed body"],
+			} {
+				post(path, body)
+			}
+		}
+	}
+	tasks = append(tasks, post("/schedule", spec("/200", `,"delay_seconds":3600`)).task.ID)
+	findAndSteer()
 
 	// Every way that a request can be wrong.
 	for _, path := range []string{"/enqueue", "/schedule", "/worker-endpoint"} {
@@ -187,25 +272,16 @@ func TestNothingLeaks(t *testing.T) {
 	}
 
 	// The database fails in the middle of a statement, and dies.
-	conn, err := pgx.Connect(t.Context(), database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = conn.Close(t.Context()) }()
-	order := func(sql string) {
-		t.Helper()
-		if _, err := conn.Exec(t.Context(), sql, pgx.QueryExecModeSimpleProtocol); err != nil {
-			t.Fatal(err)
-		}
-	}
 	order(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'the trigger refuses'; END $$;
 		CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON tasks FOR EACH ROW EXECUTE FUNCTION refuse()`)
 	post("/enqueue", spec("/200", ""))
 	post("/schedule", spec("/200", `,"delay_seconds":60`))
+	findAndSteer()
 	order(`DROP TRIGGER refuse ON tasks; BEGIN; LOCK TABLE tasks`)
 	var waiting sync.WaitGroup
 	waiting.Go(func() { post("/schedule", spec("/200", `,"delay_seconds":60`)) })
 	eventually(t, func() bool {
+		order(`SELECT pg_stat_clear_snapshot()`) // a transaction has seen it once and for all
 		var terminated bool
 		err := conn.QueryRow(t.Context(), `SELECT coalesce(bool_or(pg_terminate_backend(pid)), false) FROM pg_stat_activity
 			WHERE wait_event_type = 'Lock' AND query LIKE '%INSERT INTO tasks%'`).Scan(&terminated)
@@ -215,17 +291,18 @@ func TestNothingLeaks(t *testing.T) {
 	waiting.Wait()
 	order(`ALTER TABLE tasks RENAME TO hidden`)
 	post("/enqueue", spec("/200", ""))
-	look(http.MethodGet, "/tasks/"+tasks[0], "", authorized(key))
+	get("/tasks/" + tasks[0])
+	findAndSteer()
 	order(`ALTER TABLE hidden RENAME TO tasks`)
 
-	for _, status := range []int{200, 202, 400, 401, 403, 404, 405, 409, 413, 415, 422, 500, 502, 504} {
+	for _, status := range []int{200, 202, 400, 401, 403, 404, 405, 409, 412, 413, 415, 422, 500, 502, 504} {
 		if !seen[status] {
 			t.Errorf("no request was answered %d, so that nothing is known about it", status)
 		}
 	}
 	p.stop(syscall.SIGTERM)
 	log := strings.Join(p.lines(), "\n")
-	for _, want := range []string{"task failed", "attempt failed, will retry", "request failed", "the trigger refuses"} {
+	for _, want := range []string{"task failed", "attempt failed, will retry", "request failed", "the trigger refuses", "task changed", "tasks redriven"} {
 		if !strings.Contains(log, want) {
 			t.Errorf("the log does not say %q, so that nothing is known about it", want)
 		}
@@ -241,7 +318,7 @@ func TestNothingLeaks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"the trigger refuses", "terminating connection", "INSERT INTO tasks"} {
+	for _, want := range []string{"the trigger refuses", "terminating connection", "INSERT INTO tasks", "-- name: find", "duration: "} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("PostgreSQL's log does not say %q, so that nothing is known about it:\n%s", want, b)
 		}

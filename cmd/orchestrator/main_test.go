@@ -356,6 +356,7 @@ func TestBadSettings(t *testing.T) {
 		"several mistakes":         {map[string]string{"PORT": "x", "POLL_INTERVAL": "1"}, []string{"PORT must be a whole number", "POLL_INTERVAL must be a duration"}},
 		"nobody said who may call": {map[string]string{"AUTH": ""}, []string{"AUTH is not set", "api_key", "orchestrator dev"}},
 		"open to the world":        {map[string]string{"K_SERVICE": "orchestrator"}, []string{"AUTH must not be none on Cloud Run"}},
+		"IAM that is not there":    {map[string]string{"AUTH": "iam"}, []string{"AUTH must not be iam outside of Cloud Run"}},
 		"keys without entries":     {map[string]string{"AUTH": "api_key"}, []string{"API_KEYS is not set", "orchestrator key NAME SCOPES"}},
 		"a key in the wrong place": {map[string]string{"AUTH": "api_key", "API_KEYS": "hunter2"}, []string{"API_KEYS, entry 1: it must be name:scopes:sha256"}},
 		"a URL of no sort":         {nil, []string{"DATABASE_URL is not valid"}},

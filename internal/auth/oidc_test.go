@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -226,6 +227,53 @@ func TestIssuerAway(t *testing.T) {
 		issuer.SetAway(false)
 		time.Sleep(failedFor + time.Nanosecond)
 		want(t, a, bearing(issuer.Token(issuer.Claims("plays@x.example", audience))), "plays@x.example[submit read]")
+	})
+}
+
+// While the issuer is slow, whoever has a token with a known key does not
+// notice; and those who send others cause one question, not one each.
+func TestSlowIssuerKeepsNobodyWaiting(t *testing.T) {
+	t.Parallel()
+	var issuer *authtest.Issuer
+	var slow atomic.Bool
+	var asked atomic.Int64
+	withIssuer(t, func(t *testing.T, i *authtest.Issuer, a *Authenticator) {
+		issuer = i
+		token := issuer.Token(issuer.Claims("plays@x.example", audience))
+		want(t, a, bearing(token), "plays@x.example[submit read]")
+		stranger := authtest.New(t)
+		stranger.Rotate()
+		flood := stranger.Token(stranger.Claims("plays@x.example", audience))
+		time.Sleep(freshFor + time.Nanosecond)
+		asked.Store(0)
+		slow.Store(true)
+		var strangers sync.WaitGroup
+		for range 100 {
+			strangers.Go(func() {
+				if name, _, err := a.Identify(t.Context(), bearing(flood)); !errors.Is(err, task.ErrUnavailable) || name != "" {
+					t.Errorf("a stranger: got %q and %v, want that it is unavailable", name, err)
+				}
+			})
+		}
+		synctest.Wait() // for the issuer, all of them
+		begin := time.Now()
+		for range 10 {
+			want(t, a, bearing(token), "plays@x.example[submit read]")
+		}
+		if waited := time.Since(begin); waited > 0 {
+			t.Errorf("a known key waits %v for the issuer", waited)
+		}
+		strangers.Wait()
+		if n := asked.Load(); n != 1 {
+			t.Errorf("the issuer was asked %d times, want once", n)
+		}
+	}, func(r *http.Request) (*http.Response, error) {
+		asked.Add(1)
+		if slow.Load() {
+			<-r.Context().Done()
+			return nil, r.Context().Err()
+		}
+		return serve(issuer)(r)
 	})
 }
 

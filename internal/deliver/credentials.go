@@ -40,6 +40,7 @@ func (e *callError) Error() string { return e.text }
 // settings may have changed.
 func (d *Deliverer) credentials(ctx context.Context, deadline time.Time, u *url.URL, c task.Call) (got credentials, err error) {
 	got.headers, got.secrets, err = d.secrets.fill(u, c.Task.Headers)
+	got.secrets = appendLiterals(got.secrets, c.Task.Headers)
 	if err != nil || c.Task.OIDCAudience == "" {
 		return got, err
 	}
@@ -59,6 +60,25 @@ func (d *Deliverer) credentials(ctx context.Context, deadline time.Time, u *url.
 	return got, err
 }
 
+// leastLiteral is the length from which on the value of a secret header is
+// looked for in answers. Shorter ones are in every text: X-Max-Tokens: 5.
+const leastLiteral = 8
+
+// appendLiterals appends the values of secret headers to secrets, and what
+// follows the scheme in those that have one.
+func appendLiterals(secrets []string, headers map[string]string) []string {
+	for name, value := range headers {
+		if len(value) < leastLiteral || !task.IsSecretHeader(name) {
+			continue
+		}
+		secrets = append(secrets, value)
+		if _, credential, _ := strings.Cut(value, " "); len(credential) >= leastLiteral {
+			secrets = append(secrets, credential)
+		}
+	}
+	return secrets
+}
+
 const redacted = "[redacted]"
 
 // redact hides secrets in what a target sent. It is for targets that repeat
@@ -66,6 +86,9 @@ const redacted = "[redacted]"
 // give a secret away can do so in other ways. Where cut says that text breaks
 // off, what may be the start of a secret is left out at its end.
 func redact(text string, secrets []string, cut bool) string {
+	if !cut && !slices.ContainsFunc(secrets, func(s string) bool { return len(s) <= len(text) }) {
+		return text // too short for any: no spelling is shorter than its secret
+	}
 	var spellings []string
 	for _, s := range secrets {
 		var quoted bytes.Buffer
@@ -83,6 +106,9 @@ func redact(text string, secrets []string, cut bool) string {
 		return cmp.Or(cmp.Compare(len(b), len(a)), strings.Compare(a, b))
 	})
 	spellings = slices.Compact(spellings)
+	if !cut && !slices.ContainsFunc(spellings, func(s string) bool { return strings.Contains(text, s) }) {
+		return text // nearly always
+	}
 	pairs := make([]string, 0, 2*len(spellings))
 	for _, s := range spellings {
 		pairs = append(pairs, s, redacted)

@@ -318,6 +318,38 @@ func TestEchoedCredentialsAreNotKept(t *testing.T) {
 	}
 }
 
+// The same goes for secrets that the task holds itself.
+func TestEchoedLiteralsAreNotKept(t *testing.T) {
+	t.Parallel()
+	d := newDeliverer(t)
+	server := newServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/moved" {
+			w.Header().Set("Location", "/"+r.Header.Get("X-Api-Key"))
+			w.WriteHeader(http.StatusFound)
+		}
+		json.NewEncoder(w).Encode(r.Header)
+		io.WriteString(w, strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "))
+	})
+	c := newCall("POST", "", nil)
+	c.Task.Headers = map[string]string{
+		"authorization": "Bearer l1t3ral-1", "Cookie": `id="l1t3ral-2"`, "X-Api-Key": "l1t3ral-3",
+		"X-Max-Tokens": "5", "X-Token": "", "X-Tenant": "is no secret",
+	}
+	for _, path := range []string{"", "/moved"} {
+		c.Task.URL = server.URL + path
+		o := d.Deliver(t.Context(), c)
+		kept := o.Error + "\n" + o.ResponseExcerpt
+		if strings.Contains(kept, "l1t3ral") || !strings.Contains(kept, `"Authorization":["[redacted]"]`) {
+			t.Errorf("kept is\n%s", kept)
+		}
+		for _, shown := range []string{`"X-Max-Tokens":["5"]`, `"X-Token":[""]`, `"X-Tenant":["is no secret"]`} {
+			if !strings.Contains(kept, shown) {
+				t.Errorf("%s is not in\n%s", shown, kept)
+			}
+		}
+	}
+}
+
 func TestRedact(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

@@ -136,6 +136,7 @@ type API struct {
 	callBodies atomic.Int64 // of those whose calls are under way
 	bulkActs   atomic.Bool  // whether an act on many tasks is under way
 	refusals   turnedAway
+	strangers  turnedAway // answers of 401 and 403
 	unhealthy  turnedAway // answers of /health
 }
 

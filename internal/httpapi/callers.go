@@ -64,7 +64,7 @@ func securitySchemes() map[string]*huma.SecurityScheme {
 			Type: "http", Scheme: "bearer",
 			Description: "An API key (ork_…), or an ID token (OpenID Connect) for this service's audience with a verified email. Each operation names the scope that the caller needs.",
 		},
-		"api_key": {Type: "apiKey", In: "header", Name: "X-Api-Key", Description: "An API key, where Authorization is taken."},
+		"api_key": {Type: "apiKey", In: "header", Name: "X-Api-Key", Description: "An API key, for callers whose Authorization header serves something else."},
 	}
 }
 

@@ -405,7 +405,8 @@ func (s *service) send(r *http.Request) *answer {
 	return s.read(r, resp)
 }
 
-// read reads an answer and holds it against the document.
+// read reads an answer and holds it against the document, and against what
+// every answer must say to caches and browsers.
 func (s *service) read(r *http.Request, resp *http.Response) *answer {
 	s.t.Helper()
 	b, err := io.ReadAll(resp.Body)
@@ -417,6 +418,16 @@ func (s *service) read(r *http.Request, resp *http.Response) *answer {
 		if err := json.Unmarshal(b, &a.json); err != nil {
 			s.t.Errorf("%s %s: the answer is not JSON: %v\n%s", r.Method, r.URL.Path, err, clipped(a.text))
 		}
+	}
+	caching := "no-store"
+	if a.header.Get("Content-Security-Policy") != "" { // Swagger UI's own files
+		caching = "no-cache"
+	}
+	if got := a.header.Get("Cache-Control"); got != caching {
+		s.t.Errorf("%s %s: %d with Cache-Control %q, want %s", r.Method, r.URL.Path, a.status, got, caching)
+	}
+	if got := a.header.Get("X-Content-Type-Options"); got != "nosniff" {
+		s.t.Errorf("%s %s: %d with X-Content-Type-Options %q, want nosniff", r.Method, r.URL.Path, a.status, got)
 	}
 	for _, mistake := range s.schema.check(r.Method, r.URL.Path, a) {
 		s.t.Errorf("%s %s: the answer breaks the document: %s\n%d %s", r.Method, r.URL.Path, mistake, a.status, clipped(a.text))

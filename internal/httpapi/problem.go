@@ -25,7 +25,7 @@ type Problem struct {
 	Title    string         `json:"title" example:"Unprocessable Entity" doc:"The status in words."`
 	Status   int            `json:"status" example:"422" doc:"The HTTP status code."`
 	Detail   string         `json:"detail" example:"The request breaks 1 rule, see errors." doc:"What is wrong and what to do, in one sentence."`
-	Instance string         `json:"instance" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"The id of this answer. On 500 the log has the cause under it. Of the answers 429 and 503 the log has one a second, with their number."`
+	Instance string         `json:"instance" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"The id of this answer. On 500 the log has the cause under it. Of the answers 401 and 403, and of 429 and 503, the log has one a second, with their number."`
 	Errors   []FieldProblem `json:"errors,omitzero" nullable:"false" doc:"On 422: what is wrong, field by field; at most 50 of it."`
 	Result   *WorkResult    `json:"result,omitzero" doc:"On 502 and 504 of /worker-endpoint: what came of the call."`
 
@@ -124,6 +124,10 @@ func (a *API) fail(ctx context.Context, err error) *Problem {
 	case (p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable) && ctx.Err() == nil:
 		if count := a.refusals.count(time.Now()); count > 0 {
 			a.Log.WarnContext(ctx, "requests turned away", "count", count, "status", p.Status, "request_id", p.Instance, "error", err)
+		}
+	case p.Status == http.StatusUnauthorized || p.Status == http.StatusForbidden:
+		if count := a.strangers.count(time.Now()); count > 0 {
+			a.Log.WarnContext(ctx, "callers refused", "count", count, "status", p.Status, "request_id", p.Instance, "error", err)
 		}
 	}
 	return p

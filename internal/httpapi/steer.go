@@ -305,6 +305,8 @@ const (
 	maxSample = 10
 )
 
+// bulkOperation declares an act on many tasks. Of examples Swagger UI fills in
+// the first by name: that one must be a dry run.
 func (a *API) bulkOperation(id, path, summary, description string, body any, examples map[string]*huma.Example) huma.Operation {
 	return huma.Operation{
 		OperationID: id, Method: http.MethodPost, Path: path, Tags: []string{"steering"}, Security: needs(scopeManage),
@@ -319,7 +321,7 @@ func (a *API) bulkOperation(id, path, summary, description string, body any, exa
 func (a *API) cancelManyOperation() huma.Operation {
 	return a.bulkOperation("cancel-tasks", "/tasks/cancel", "Cancel many tasks",
 		"Cancels the pending and running tasks that match, as /tasks/{id}/cancel does.", BulkRequest{}, map[string]*huma.Example{
-			"dry": example("Which tasks would be cancelled?", `{"filter":{"labels":{"kind":"play"},"host":"example.com"}}`),
+			"ask": example("Which tasks would be cancelled?", `{"filter":{"labels":{"kind":"play"},"host":"example.com"}}`),
 			"do":  example("Cancel them", `{"filter":{"labels":{"kind":"play"},"host":"example.com"},"dry_run":false}`),
 		})
 }
@@ -340,7 +342,7 @@ func (a *API) cancelMany(ctx context.Context, in *submitInput) (*bulkOutput, err
 func (a *API) redriveManyOperation() huma.Operation {
 	return a.bulkOperation("redrive-tasks", "/tasks/redrive", "Redrive many tasks",
 		"Redrives the failed and cancelled tasks that match, as /tasks/{id}/redrive does, the oldest first.", BulkRedriveRequest{}, map[string]*huma.Example{
-			"dry": example("Which tasks would be redriven?", `{"filter":{"state":["failed"],"finished_after":"2026-11-24T12:00:00Z"}}`),
+			"ask": example("Which tasks would be redriven?", `{"filter":{"state":["failed"],"finished_after":"2026-11-24T12:00:00Z"}}`),
 			"do":  example("Redrive them over ten minutes", `{"filter":{"state":["failed"],"reason":["attempts_exhausted"]},"dry_run":false,"spread_seconds":600}`),
 		})
 }

@@ -73,9 +73,6 @@ func TestEnqueueDefaults(t *testing.T) {
 	if got := a.header.Get("Content-Type"); got != "application/json" {
 		t.Errorf("got Content-Type %q, want application/json", got)
 	}
-	if got := a.header.Get("Cache-Control"); got != "no-store" {
-		t.Errorf("got Cache-Control %q, want no-store", got)
-	}
 }
 
 // The settings' values stand in for what a request leaves out, and the
