@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"reflect"
 	"strconv"
@@ -61,7 +62,8 @@ type store interface {
 // dispatcher carries out tasks.
 type dispatcher interface {
 	// Submit stores a task, sets its RunAt and CreatedAt, and returns nil after
-	// the commit only.
+	// the commit only. Where its idempotency key is taken, it returns a
+	// [*task.RepeatError] or [task.ErrKeyTaken].
 	Submit(ctx context.Context, t *task.Task) error
 	RunNow(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error)
 	// RunOnce makes one call for a task that is not stored.
@@ -264,7 +266,7 @@ var meanings = map[string]string{
 	"403": "The caller lacks the scope that this operation needs, or the request comes from a web page of another site.",
 	"404": "No task has this id, or its retention is over.",
 	"408": "The body did not arrive within 10 seconds.",
-	"409": "The task is not in a state for this; detail says why.",
+	"409": "The task is not in a state for this, or another request was made under the Idempotency-Key; detail says which.",
 	"412": "The task is not in a version that If-Match names.",
 	"413": "The body is larger than 1 MiB.",
 	"415": "The body is not JSON by its Content-Type.",
@@ -297,6 +299,7 @@ func (a *API) completeDocument() {
 	accepted := *cancel["200"]
 	cancel["200"].Description, accepted.Description = "The task is cancelled.", "The task is running: its call is being cut off."
 	cancel["202"] = &accepted
+	a.documentRepeats()
 	for _, path := range a.document.Paths {
 		for _, operation := range []*huma.Operation{path.Get, path.Post, path.Patch} {
 			if operation == nil {
@@ -330,6 +333,20 @@ func (a *API) completeDocument() {
 				}
 			}
 		}
+	}
+}
+
+// documentRepeats adds the answer to a repeated submission. It is that to the
+// first one, but for its header.
+func (a *API) documentRepeats() {
+	for _, path := range []string{"/enqueue", "/schedule"} {
+		responses := a.document.Paths[path].Post.Responses
+		first := responses["202"]
+		repeat := *first
+		first.Headers = maps.Clone(first.Headers)
+		delete(first.Headers, "Idempotent-Replayed")
+		first.Description, repeat.Description = "It is stored.", "It was stored before, under the same Idempotency-Key."
+		responses["200"] = &repeat
 	}
 }
 

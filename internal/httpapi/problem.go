@@ -108,6 +108,8 @@ func (a *API) fail(ctx context.Context, err error) *Problem {
 		p = newProblem(http.StatusConflict, "The task has neither failed nor been cancelled; only such a task can be redriven.")
 	case errors.Is(err, task.ErrChanged):
 		p = newProblem(http.StatusConflict, "The task was changed by others at the same moment, and nothing was done. Read it again, and decide anew.")
+	case errors.Is(err, task.ErrKeyTaken):
+		p = newProblem(http.StatusConflict, "Another request was made under this Idempotency-Key. Nothing was stored; use another key for another request. A repeat must have the same path and, byte for byte, the same body.")
 	case errors.Is(err, task.ErrTooBroad):
 		p = newProblem(http.StatusServiceUnavailable, "The search took longer than it may. Ask for less: add a range of time, like created_after.").retryLater()
 	case errors.Is(err, task.ErrOverloaded):
@@ -279,6 +281,7 @@ const wantTime = "must be a time like 2026-12-24T21:00:00Z (RFC 3339 with an off
 // that completes the field's name. % is the rest of huma's text: a limit or
 // the legal values.
 var humaMessages = []struct{ prefix, kind, text string }{
+	{"must not be there twice", "duplicate", "must not be there twice"},
 	{"unexpected property", "extra_forbidden", "is not a field of this request; look for a spelling mistake"},
 	{"expected number >= ", "greater_than_equal", "must be at least %"},
 	{"expected number <= ", "less_than_equal", "must be at most %"},

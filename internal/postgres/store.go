@@ -1,10 +1,11 @@
 // Package postgres keeps tasks in PostgreSQL (14 or later). It is the only
 // package with SQL.
 //
-// Tables: tasks holds what is not over, task_history what is, and workers who
-// holds a running task. The database's now() is the only clock: what is due,
-// what has expired and who is silent is compared there, and Go hands in
-// durations, or moments that it had from there.
+// Tables: tasks holds what is not over, task_history what is, workers who holds
+// a running task, and idempotency_keys which requests came under a key. The
+// database's now() is the only clock: what is due, what has expired and who is
+// silent is compared there, and Go hands in durations, or moments that it had
+// from there.
 //
 // It works behind a pooler in transaction mode: there is no session state, no
 // LISTEN, and no lock that outlives a transaction.
@@ -64,6 +65,8 @@ type Store struct {
 	searches *batch.Batcher[func(context.Context, pgx.Tx) error, struct{}]
 	lowWater *lowWater
 	clock    clock
+	// keyWindow is for how long an idempotency key counts.
+	keyWindow time.Duration
 	// noRoom is when the database last refused tasks for want of room; nil when
 	// it has taken some since.
 	noRoom atomic.Pointer[time.Time]
@@ -76,6 +79,8 @@ type Options struct {
 	// MaxConns is the most connections that are open at a time, 4 at least. Below
 	// 10 claims and heartbeats may have to wait for writes and reads to end.
 	MaxConns int
+	// IdempotencyWindow is for how long an idempotency key counts.
+	IdempotencyWindow time.Duration
 }
 
 // Open makes a Store and asks the database for a sign of life. Close it.
@@ -88,7 +93,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{pool: pool, turn: make(chan struct{}, 1), lowWater: newLowWater()}
+	s := &Store{pool: pool, turn: make(chan struct{}, 1), lowWater: newLowWater(), keyWindow: o.IdempotencyWindow}
 	if _, err := s.Now(ctx); err != nil { // for ids
 		pool.Close()
 		return nil, err

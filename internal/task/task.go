@@ -102,8 +102,12 @@ type Task struct {
 	CancelRequestedAt time.Time
 	// CreatedBy names who handed it in; empty where callers are not known.
 	CreatedBy string
-	// IdempotencyKey is released when the task is cancelled; empty is none.
+	// IdempotencyKey names the request that the task came with, until the task is
+	// cancelled or the key's window ends; empty is none.
 	IdempotencyKey string
+	// Fingerprint tells a repeat of that request from another one. It is not kept
+	// with the task.
+	Fingerprint []byte
 	// AttemptCount is the number of ended attempts that count towards
 	// MaxAttempts: all but the interrupted ones.
 	AttemptCount int
