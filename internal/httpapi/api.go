@@ -31,6 +31,9 @@ import (
 // store is where tasks are kept.
 type store interface {
 	Get(ctx context.Context, id task.ID) (*task.Task, error)
+	// GetMany returns tasks in the order of their ids, or [task.ErrNotFound] where
+	// one is not there.
+	GetMany(ctx context.Context, ids []task.ID) ([]*task.Task, error)
 	// Find returns up to limit tasks that match a filter, in its order, from
 	// behind a position on.
 	Find(ctx context.Context, f *task.Filter, behind task.Position, limit int) ([]*task.Task, error)
@@ -65,6 +68,8 @@ type dispatcher interface {
 	// the commit only. Where its idempotency key is taken, it returns a
 	// [*task.RepeatError] or [task.ErrKeyTaken].
 	Submit(ctx context.Context, t *task.Task) error
+	// SubmitBatch is Submit of tasks that are stored together, or not at all.
+	SubmitBatch(ctx context.Context, b *task.Batch) error
 	RunNow(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error)
 	// RunOnce makes one call for a task that is not stored.
 	RunOnce(ctx context.Context, t *task.Task) (task.Outcome, error)
@@ -167,10 +172,11 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.router.Serve
 
 // routes is every path of the service, and who calls it.
 func (a *API) routes(api huma.API) {
-	// Any Melodia service: something to do now, or at a given moment.
+	// Any Melodia service: something to do now, or at a given moment; one, or many.
 	huma.Register(api, a.enqueueOperation(), a.enqueue)
 	huma.Register(api, a.scheduleOperation(), a.schedule)
-	// Whoever submitted a task: what became of it (Location of the two above).
+	huma.Register(api, a.batchOperation(), a.submitBatch)
+	// Whoever submitted a task: what became of it (Location of the first two).
 	huma.Register(api, a.getTaskOperation(), a.getTask)
 	// People, and services that look after their own: which tasks are there, how
 	// many, and why has one not run?
@@ -246,7 +252,7 @@ func (a *API) documentDefaults() {
 	set := func(schema, property string, value any) {
 		a.registry.Map()[schema].Properties[property].Default = value
 	}
-	for _, schema := range []string{"TaskRequest", "ScheduleRequest"} {
+	for _, schema := range []string{"TaskRequest", "ScheduleRequest", "BatchTask"} {
 		set(schema, "timeout_seconds", a.Defaults.Timeout.Seconds())
 		set(schema, "method", "POST")
 	}
@@ -339,7 +345,7 @@ func (a *API) completeDocument() {
 // documentRepeats adds the answer to a repeated submission. It is that to the
 // first one, but for its header.
 func (a *API) documentRepeats() {
-	for _, path := range []string{"/enqueue", "/schedule"} {
+	for _, path := range []string{"/enqueue", "/schedule", "/tasks/batch"} {
 		responses := a.document.Paths[path].Post.Responses
 		first := responses["202"]
 		repeat := *first

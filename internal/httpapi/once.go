@@ -58,13 +58,12 @@ func (in *onceInput) name(ctx context.Context, path string) (key string, fingerp
 // onceErrors are the statuses that a submission can be answered with, besides 422 and 500.
 var onceErrors = append([]int{http.StatusConflict}, submitErrors...)
 
-// first returns a task of the first request under a key, as it is now.
-func (a *API) first(ctx context.Context, id task.ID) (*task.Task, error) {
-	t, err := a.Store.Get(ctx, id)
+// orGone says of a task of the first request under a key why it is not there.
+func orGone(err error) error {
 	if errors.Is(err, task.ErrNotFound) {
-		return nil, newProblem(http.StatusConflict, goneDetail)
+		return newProblem(http.StatusConflict, goneDetail)
 	}
-	return t, err
+	return err
 }
 
 const goneDetail = "What was handed in under this Idempotency-Key is over, and its retention too. Nothing was stored; use another key for something new."

@@ -170,7 +170,8 @@ func (a *API) submit(ctx context.Context, in *onceInput, path string, t *task.Ta
 	}
 	if repeat, ok := errors.AsType[*task.RepeatError](err); ok {
 		out.Status, out.Replayed = http.StatusOK, "true"
-		t, err = a.first(ctx, repeat.Tasks[0])
+		t, err = a.Store.Get(ctx, repeat.Tasks[0])
+		err = orGone(err)
 	}
 	if err != nil {
 		return nil, a.fail(ctx, err)

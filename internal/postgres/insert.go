@@ -102,11 +102,74 @@ RETURNING id, run_at, created_at, claim`
 func (s *Store) insert(ctx context.Context, tasks []newTask) (_ []inserted, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	defer func() { s.noteRoom(err) }()
+	if err := s.beginInsert(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { s.endInsert(err) }()
 	if slices.ContainsFunc(tasks, func(t newTask) bool { return t.IdempotencyKey != "" }) {
 		return s.insertOnce(ctx, tasks)
 	}
 	return s.insertRows(ctx, insertSQL, tasks)
+}
+
+// beginInsert waits until fewer than flushes statements insert tasks.
+func (s *Store) beginInsert(ctx context.Context) error {
+	select {
+	case s.writers <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return classify(context.Cause(ctx))
+	}
+}
+
+func (s *Store) endInsert(err error) {
+	<-s.writers
+	s.noteRoom(err)
+}
+
+// InsertBatch stores tasks in one statement: all, or none of them. It is
+// [Store.Insert] otherwise, in all that it sets and returns.
+func (s *Store) InsertBatch(ctx context.Context, b *task.Batch) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for its turn included
+	defer cancel()
+	in, err := s.batches.Do(ctx, b)
+	for range insertTries - 1 {
+		if !errors.Is(err, errKeyReleased) {
+			break
+		}
+		in, err = s.batches.Do(ctx, b)
+	}
+	if errors.Is(err, batch.ErrFull) {
+		return fmt.Errorf("insert a batch of %d tasks: %w: %w", len(b.Tasks), task.ErrOverloaded, err)
+	}
+	if err != nil {
+		return fmt.Errorf("insert a batch of %d tasks: %w", len(b.Tasks), classify(err))
+	}
+	for i, t := range b.Tasks {
+		t.RunAt, t.CreatedAt = in[i].runAt, in[i].createdAt
+	}
+	return nil
+}
+
+// insertBatch is the flush of InsertBatch, which gets one batch.
+func (s *Store) insertBatch(ctx context.Context, batches []*task.Batch) (_ [][]inserted, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if err := s.beginInsert(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { s.endInsert(err) }()
+	b := batches[0]
+	tasks := make([]newTask, len(b.Tasks))
+	for i, t := range b.Tasks {
+		tasks[i].Task = t
+	}
+	if b.IdempotencyKey != "" {
+		out, err := s.insertBatchOnce(ctx, b, tasks)
+		return [][]inserted{out}, err
+	}
+	out, err := s.insertRows(ctx, insertSQL, tasks)
+	return [][]inserted{out}, err
 }
 
 // insertRows runs one of the statements that insert tasks; more are its further

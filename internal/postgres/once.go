@@ -31,6 +31,17 @@ WITH taken AS (
 ` + insertTasks + `
 WHERE t.idempotency_key IS NULL OR t.id IN (SELECT id FROM taken)` + insertReturning
 
+// As insertOnceSQL, with one key for all tasks.
+const insertBatchOnceSQL = `-- name: insert batch once
+WITH taken AS (
+    INSERT INTO idempotency_keys (key, fingerprint, task_ids, expires_at)
+    VALUES ($23, $24, $1::uuid[], now() + make_interval(secs => $25))
+    ` + takeExpired + `
+    RETURNING key
+)
+` + insertTasks + `
+WHERE EXISTS (SELECT FROM taken)` + insertReturning
+
 const takeExpired = `ON CONFLICT (key) DO UPDATE
         SET fingerprint = excluded.fingerprint, task_ids = excluded.task_ids, expires_at = excluded.expires_at
         WHERE idempotency_keys.expires_at <= now()`
@@ -67,6 +78,19 @@ func (s *Store) insertOnce(ctx context.Context, tasks []newTask) ([]inserted, er
 		}
 	}
 	return out, nil
+}
+
+// insertBatchOnce inserts a batch under its idempotency key, unless that is taken.
+func (s *Store) insertBatchOnce(ctx context.Context, b *task.Batch, tasks []newTask) ([]inserted, error) {
+	out, err := s.insertRows(ctx, insertBatchOnceSQL, tasks, b.IdempotencyKey, b.Fingerprint, seconds(s.keyWindow))
+	if err != nil || !out[0].createdAt.IsZero() {
+		return out, err
+	}
+	first, err := s.firstRequests(ctx, []string{b.IdempotencyKey})
+	if err != nil {
+		return nil, err
+	}
+	return nil, first[b.IdempotencyKey].repeated(b.Fingerprint)
 }
 
 // firstRequest is what came first under an idempotency key.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/melodia/orchestrator/internal/postgres"
@@ -395,6 +396,182 @@ func TestKeysUnderFire(t *testing.T) {
 	}
 	if len(stored) <= names {
 		t.Errorf("%d tasks were stored: no key was given anew", len(stored))
+	}
+}
+
+// A batch is stored as one, or not at all.
+func TestInsertBatch(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	batchOf := func(n int) *task.Batch {
+		b := &task.Batch{}
+		for range n {
+			b.Tasks = append(b.Tasks, newTask())
+		}
+		return b
+	}
+	b := batchOf(1000)
+	b.Tasks[1].Delay, b.Tasks[2].RunAt = time.Hour, time.Date(2199, 12, 31, 0, 0, 0, 0, time.UTC)
+	b.Tasks[3].RunAt, b.Tasks[999].Body = time.Date(1999, 12, 31, 0, 0, 0, 0, time.UTC), []byte("last")
+	if err := s.InsertBatch(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+	for i, wait := range map[int]time.Duration{0: 0, 1: time.Hour, 2: b.Tasks[2].RunAt.Sub(b.Tasks[0].CreatedAt), 3: 0, 999: 0} {
+		if got := b.Tasks[i].RunAt.Sub(b.Tasks[i].CreatedAt); got != wait {
+			t.Errorf("task %d is due after %v, want %v", i, got, wait)
+		}
+		if diff := cmp.Diff(b.Tasks[i], get(t, s, b.Tasks[i].ID), cmpopts.EquateEmpty(), cmpopts.EquateApproxTime(0), cmpopts.IgnoreFields(task.Task{}, "Delay")); diff != "" {
+			t.Errorf("Get (-want +got):\n%s", diff)
+		}
+	}
+	many, err := s.GetMany(t.Context(), []task.ID{b.Tasks[999].ID, b.Tasks[0].ID, b.Tasks[1].ID})
+	if err != nil || len(many) != 3 || many[0].ID != b.Tasks[999].ID || many[1].ID != b.Tasks[0].ID || many[2].ID != b.Tasks[1].ID {
+		t.Errorf("GetMany = %v, %v, want the three in order", many, err)
+	}
+	if _, err := s.GetMany(t.Context(), []task.ID{b.Tasks[0].ID, newID()}); !errors.Is(err, task.ErrNotFound) {
+		t.Errorf("GetMany with an unknown task: %v, want ErrNotFound", err)
+	}
+
+	// One row that the database refuses keeps all out, and nobody else's.
+	bad := batchOf(500)
+	bad.Tasks[321].Labels = map[string]string{"nul": "\x00"} // jsonb does not take it
+	var inserting sync.WaitGroup
+	inserting.Go(func() {
+		if err := s.InsertBatch(t.Context(), bad); err == nil || errors.Is(err, task.ErrUnavailable) {
+			t.Errorf("InsertBatch with a bad row: %v, want an error for good", err)
+		}
+	})
+	inserting.Go(func() {
+		if err := s.InsertBatch(t.Context(), batchOf(2)); err != nil {
+			t.Errorf("InsertBatch beside one with a bad row: %v", err)
+		}
+	})
+	inserting.Go(func() { insert(t, s, newTask()) })
+	inserting.Wait()
+	if got := count(t, pool); got != 1003 {
+		t.Errorf("%d tasks are stored, want 1003", got)
+	}
+}
+
+func TestInsertBatchOnce(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	batchOf := func(key, request string) *task.Batch {
+		return &task.Batch{IdempotencyKey: key, Fingerprint: []byte(request), Tasks: []*task.Task{newTask(), newTask(), newTask()}}
+	}
+	// At once, and beside a single task under the same key.
+	for round := range 50 {
+		key := fmt.Sprint("round ", round)
+		batches := make([]*task.Batch, 8)
+		errs := make([]error, len(batches))
+		var single error
+		tk := once(key, "single")
+		var inserting sync.WaitGroup
+		for i := range batches {
+			batches[i] = batchOf(key, "1")
+			inserting.Go(func() { errs[i] = s.InsertBatch(t.Context(), batches[i]) })
+		}
+		inserting.Go(func() { single = s.Insert(t.Context(), tk) })
+		inserting.Wait()
+		winner := slices.Index(errs, nil)
+		if (winner < 0) != (single == nil) {
+			t.Fatalf("round %d: a batch and a task under one key: %v, %v", round, errs, single)
+		}
+		for i, err := range errs {
+			switch {
+			case winner < 0:
+				if !errors.Is(err, task.ErrKeyTaken) {
+					t.Errorf("a batch after a task: %v, want ErrKeyTaken", err)
+				}
+			case i != winner:
+				first := batches[winner].Tasks
+				wantRepeat(t, err, first[0].ID, first[1].ID, first[2].ID)
+			}
+		}
+	}
+	b := batchOf("cancelled", "1")
+	if err := s.InsertBatch(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+	for _, tk := range b.Tasks {
+		if _, err := s.Cancel(t.Context(), tk.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantRepeat(t, s.InsertBatch(t.Context(), batchOf("cancelled", "1")), b.Tasks[0].ID, b.Tasks[1].ID, b.Tasks[2].ID)
+	exec(t, pool, "UPDATE idempotency_keys SET expires_at = now() WHERE key = 'cancelled'")
+	if err := s.InsertBatch(t.Context(), batchOf("cancelled", "2")); err != nil {
+		t.Errorf("InsertBatch under an expired key: %v", err)
+	}
+	one := &task.Batch{IdempotencyKey: "one", Fingerprint: []byte("1"), Tasks: []*task.Task{newTask()}}
+	if err := s.InsertBatch(t.Context(), one); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Cancel(t.Context(), one.Tasks[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	repeated := &task.Batch{IdempotencyKey: "one", Fingerprint: []byte("1"), Tasks: []*task.Task{newTask()}}
+	wantRepeat(t, s.InsertBatch(t.Context(), repeated), one.Tasks[0].ID) // a batch's key stays, also of one task
+}
+
+// While batches hang in the database one after the other, the rest are turned
+// away; what is submitted one by one and heartbeats find their way.
+func TestBatchesAreShed(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	worker := register(t, s)
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	// The batch under way waits for its key.
+	if _, err := tx.Exec(t.Context(), "INSERT INTO idempotency_keys VALUES ('k', '', '{}', now())"); err != nil {
+		t.Fatal(err)
+	}
+	const waiting, under, more = 32, 1, 20
+	var mu sync.Mutex
+	stored, shed := 0, 0
+	enough := make(chan struct{})
+	var callers sync.WaitGroup
+	for range waiting + under + more {
+		callers.Go(func() {
+			err := s.InsertBatch(t.Context(), &task.Batch{Tasks: []*task.Task{newTask()}, IdempotencyKey: "k", Fingerprint: []byte{}})
+			mu.Lock()
+			defer mu.Unlock()
+			var repeat *task.RepeatError
+			switch {
+			case err == nil:
+				stored++
+			case errors.Is(err, task.ErrOverloaded) && !errors.Is(err, task.ErrUnavailable):
+				if shed++; shed == more {
+					close(enough)
+				}
+			case !errors.As(err, &repeat) && !errors.Is(err, task.ErrUnavailable): // a machine so slow that the call's time was over
+				t.Errorf("InsertBatch: %v", err)
+			}
+		})
+	}
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		callers.Wait()
+	}()
+	select {
+	case <-enough:
+	case <-over:
+		t.Errorf("%d were turned away while the database hung, want %d", shed, more)
+	}
+	insert(t, s, newTask(), newTask())
+	if known, _, err := s.Heartbeat(t.Context(), worker); !known || err != nil {
+		t.Errorf("Heartbeat = %v, %v", known, err)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-over
+	if got := query[int](t, pool, "SELECT count(*) FROM tasks"); got != 2+stored || stored > 1 || shed > more+under {
+		t.Errorf("%d batches were stored, %d turned away, and there are %d tasks; want 1, %d and 3", stored, shed, got, more)
 	}
 }
 

@@ -48,6 +48,9 @@ const (
 	// wait to be read: some rounds of flushes, and so a fraction of a second. More
 	// would only get older.
 	maxWaiting = 2048
+	// maxBatches is the most batches that wait to be inserted: what one holds is
+	// inserted within some ten milliseconds.
+	maxBatches = 32
 )
 
 // Store keeps tasks. Its methods may be called concurrently; each is bounded
@@ -56,9 +59,13 @@ const (
 type Store struct {
 	pool     *pgxpool.Pool
 	inserts  *batch.Batcher[newTask, inserted]
+	batches  *batch.Batcher[*task.Batch, []inserted]
 	finishes *batch.Batcher[Result, bool]
 	gets     *batch.Batcher[task.ID, *task.Task]
 	probes   *batch.Batcher[struct{}, time.Duration]
+	// writers is held by the statements that insert tasks, whether one by one or in
+	// batches, flushes of them at a time.
+	writers chan struct{}
 	// turn is held by the one call at a time that /worker-endpoint, or somebody who
 	// steers a task, makes.
 	turn     chan struct{}
@@ -93,12 +100,17 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{pool: pool, turn: make(chan struct{}, 1), lowWater: newLowWater(), keyWindow: o.IdempotencyWindow}
+	s := &Store{
+		pool: pool, writers: make(chan struct{}, flushes), turn: make(chan struct{}, 1),
+		lowWater: newLowWater(), keyWindow: o.IdempotencyWindow,
+	}
 	if _, err := s.Now(ctx); err != nil { // for ids
 		pool.Close()
 		return nil, err
 	}
 	s.inserts = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, MaxWaiting: maxWaiting, Isolate: isRowError}, s.insert)
+	// One at a time, so that what is submitted one by one gets on beside it.
+	s.batches = batch.New(batch.Options{MaxSize: 1, MaxFlushes: 1, MaxWaiting: maxBatches}, s.insertBatch)
 	s.finishes = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, Gather: gatherTime, Isolate: isRowError}, s.finish)
 	// Tasks are as large as they were sent.
 	s.gets = batch.New(batch.Options{MaxSize: 16, MaxFlushes: flushes, MaxWaiting: maxWaiting}, s.get)
@@ -110,6 +122,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 // Close waits for writes under way and closes the connections.
 func (s *Store) Close() {
 	s.inserts.Close()
+	s.batches.Close()
 	s.finishes.Close()
 	s.gets.Close()
 	s.probes.Close()

@@ -115,6 +115,15 @@ type Task struct {
 	Attempts []Attempt
 }
 
+// Batch is tasks that are stored together, or not at all.
+type Batch struct {
+	Tasks []*Task
+	// IdempotencyKey and Fingerprint are as in a task, for all of them: none has a
+	// key of its own, so that cancelling one does not release it.
+	IdempotencyKey string
+	Fingerprint    []byte
+}
+
 // Attempt is the record of one ended attempt.
 type Attempt struct {
 	// Number is 1 for the first attempt. An interrupted attempt does not
