@@ -184,16 +184,26 @@ func openStore(ctx context.Context, c *config.Config, log *slog.Logger) (*postgr
 }
 
 func tryOpen(ctx context.Context, c *config.Config, log *slog.Logger) (*postgres.Store, error) {
+	applied := 0
 	if c.MigrateOnStart {
-		applied, err := postgres.Migrate(ctx, c.DatabaseURL)
-		if err != nil {
+		var err error
+		if applied, err = postgres.Migrate(ctx, c.DatabaseURL); err != nil {
 			return nil, err
 		}
 		if applied > 0 {
 			log.Info("migrated the database", "applied", applied)
 		}
 	}
-	return postgres.Open(ctx, postgres.Options{URL: c.DatabaseURL, MaxConns: c.DatabaseMaxConns, IdempotencyWindow: c.IdempotencyWindow})
+	store, err := postgres.Open(ctx, postgres.Options{URL: c.DatabaseURL, MaxConns: c.DatabaseMaxConns, IdempotencyWindow: c.IdempotencyWindow})
+	if err != nil || applied == 0 {
+		return store, err
+	}
+	// On a new database before the first task ends: a partition that is made at that
+	// moment has the database refuse the task's row once, and quote it in its log.
+	if err := store.KeepHistory(ctx, c.Retention); err != nil {
+		log.Error("keeping the history failed", "error", err)
+	}
+	return store, nil
 }
 
 // listen takes the port before anything else is set up: that it is taken
