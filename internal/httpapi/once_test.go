@@ -79,6 +79,8 @@ func TestIdempotencyKey(t *testing.T) {
 					t.Errorf("a repeat by %q: got %d %s", caller, a.status, a.text)
 				}
 			}
+			s.only(s.post(path, body, "Idempotency-Key", "bc", "X-Test-Caller", "a"))
+			s.only(s.post(path, body, "Idempotency-Key", "c", "X-Test-Caller", "ab"))
 			s.only(s.post(path, body))
 			s.only(s.post(path, body))
 		})
