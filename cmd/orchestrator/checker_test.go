@@ -28,6 +28,9 @@ type journal struct {
 	// answer is how the target answers the nth call (from 1) of a task: with
 	// 200 where it is nil. It is set before the first submission.
 	answer func(w http.ResponseWriter, r *http.Request, nth int)
+	// insists has every second submission of a load bear an idempotency key, under
+	// which it is made again until it is answered with a task.
+	insists bool
 
 	mu          sync.Mutex
 	submissions []submission
@@ -37,8 +40,10 @@ type journal struct {
 // submission is one request for a task, which bears a mark of its own.
 type submission struct {
 	mark   string
+	key    string // for idempotency; empty is none
+	tries  int
 	status int    // 0: no answer came
-	id     string // with 202
+	id     string // with 202, or 200 where it had been stored before
 	task   taskJSON
 }
 
@@ -116,10 +121,36 @@ func (w *answerRecorder) Unwrap() http.ResponseWriter { return w.ResponseWriter 
 // came. extra holds further members of the request, like `"retry":{…}`; with a
 // run_at or a delay_seconds among them it goes to /schedule.
 func (j *journal) submit(ctx context.Context, serviceURL, extra string) (status int) {
+	return j.try(ctx, j.begin(false), serviceURL, extra)
+}
+
+// insist is submit under a key, again and again until it is answered with a task.
+func (j *journal) insist(ctx context.Context, serviceURL func() string, extra string) {
+	for n := j.begin(true); ctx.Err() == nil; {
+		if status := j.try(ctx, n, serviceURL(), extra); status == http.StatusAccepted || status == http.StatusOK {
+			return
+		}
+	}
+}
+
+// begin returns the number of a submission that is about to be made.
+func (j *journal) begin(keyed bool) (n int) {
 	j.mu.Lock()
-	n := len(j.submissions)
-	mark := fmt.Sprintf("task %d", n)
-	j.submissions = append(j.submissions, submission{mark: mark})
+	defer j.mu.Unlock()
+	n = len(j.submissions)
+	s := submission{mark: fmt.Sprintf("task %d", n)}
+	if keyed {
+		s.key = fmt.Sprintf("key-%d", n)
+	}
+	j.submissions = append(j.submissions, s)
+	return n
+}
+
+func (j *journal) try(ctx context.Context, n int, serviceURL, extra string) (status int) {
+	j.mu.Lock()
+	s := &j.submissions[n]
+	s.tries++
+	mark, key, tries := s.mark, s.key, s.tries
 	j.mu.Unlock()
 
 	path := "/enqueue"
@@ -136,6 +167,10 @@ func (j *journal) submit(ctx context.Context, serviceURL, extra string) (status 
 		return 0
 	}
 	request.Header.Set("Content-Type", "application/json")
+	if key != "" {
+		request.Header.Set("Idempotency-Key", key)
+		request.GetBody = nil // or the client may make the request again by itself
+	}
 	response, err := j.client.Do(request)
 	if err != nil {
 		return 0
@@ -146,33 +181,41 @@ func (j *journal) submit(ctx context.Context, serviceURL, extra string) (status 
 		return 0
 	}
 	var task taskJSON
-	switch response.StatusCode {
-	case http.StatusAccepted:
+	repeat := response.Header.Get("Idempotent-Replayed") == "true"
+	switch status = response.StatusCode; status {
+	case http.StatusAccepted, http.StatusOK:
+		if repeat != (status == http.StatusOK) || repeat && tries == 1 {
+			j.t.Errorf("%s, tried %d times, was answered %d with %v", mark, tries, status, response.Header)
+		}
 		if err := json.Unmarshal(raw, &task); err != nil || task.ID == "" {
-			j.t.Errorf("an answer of 202 without a task: %s", raw)
+			j.t.Errorf("an answer of %d without a task: %s", status, raw)
 		}
 	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
 		if response.Header.Get("Retry-After") == "" {
-			j.t.Errorf("an answer of %d without Retry-After: %s", response.StatusCode, raw)
+			j.t.Errorf("an answer of %d without Retry-After: %s", status, raw)
 		}
 	default:
-		j.t.Errorf("a legal task was answered with %d: %s", response.StatusCode, raw)
+		j.t.Errorf("a legal task was answered with %d: %s", status, raw)
 	}
 	j.mu.Lock()
-	j.submissions[n].status, j.submissions[n].id, j.submissions[n].task = response.StatusCode, task.ID, task
+	j.submissions[n].status, j.submissions[n].id, j.submissions[n].task = status, task.ID, task
 	j.mu.Unlock()
-	return response.StatusCode
+	return status
 }
 
 // load submits n tasks from callers at a time, perSecond of them or, where that
 // is 0, as fast as it goes. serviceURL is asked anew for each.
 func (j *journal) load(ctx context.Context, n, callers, perSecond int, serviceURL func() string, extra string) {
-	turns := make(chan struct{})
+	turns := make(chan int)
 	var submitting sync.WaitGroup
 	for range callers {
 		submitting.Go(func() {
-			for range turns {
-				j.submit(ctx, serviceURL(), extra)
+			for n := range turns {
+				if j.insists && n%2 == 0 {
+					j.insist(ctx, serviceURL, extra)
+				} else {
+					j.submit(ctx, serviceURL(), extra)
+				}
 			}
 		})
 	}
@@ -182,14 +225,14 @@ func (j *journal) load(ctx context.Context, n, callers, perSecond int, serviceUR
 		defer ticker.Stop()
 		pace = ticker.C
 	}
-	for range n {
+	for turn := range n {
 		if pace != nil {
 			<-pace
 		}
 		if ctx.Err() != nil {
 			break
 		}
-		turns <- struct{}{}
+		turns <- turn
 	}
 	close(turns)
 	submitting.Wait()
@@ -210,6 +253,16 @@ func (j *journal) answered(status int) (n int) {
 		if s.status == status {
 			n++
 		}
+	}
+	return n
+}
+
+// vain is the number of tries under a key that were not answered with a task.
+func (j *journal) vain() (n int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, s := range j.submissions {
+		n += max(s.tries-1, 0)
 	}
 	return n
 }
@@ -257,7 +310,9 @@ func (j *journal) audit(databaseURL string) {
 // figures are what a check found.
 type figures struct {
 	submitted, accepted, refused, unanswered int
-	stored, calls                            int
+	// replayed ones were accepted by a try whose answer was lost.
+	replayed      int
+	stored, calls int
 	// The words of Jepsen: lost tasks were acknowledged and are not there;
 	// unexpected calls belong to no submission; duplicated tasks were called
 	// more often than their attempts explain; recovered ones were stored and
@@ -378,8 +433,11 @@ func (j *journal) checkSubmissions(f *figures, byID map[string]*story, byMark ma
 			j.t.Errorf("%s was submitted once and is stored %d times", s.mark, len(stored))
 		}
 		switch s.status {
-		case http.StatusAccepted:
+		case http.StatusAccepted, http.StatusOK:
 			f.accepted++
+			if s.status == http.StatusOK {
+				f.replayed++
+			}
 			if byID[s.id] == nil || len(stored) != 1 || stored[0].ID != s.id {
 				f.lost++
 				j.t.Errorf("%s was acknowledged as %s and is lost", s.mark, s.id)

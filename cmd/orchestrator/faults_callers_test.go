@@ -430,6 +430,7 @@ func TestFloodWhileTheDatabaseIsLocked(t *testing.T) {
 	defer stop()
 	for _, r := range []struct{ method, path, body string }{
 		{http.MethodPost, "/enqueue", `{"url":"` + target.url + `/200"}`},
+		{http.MethodPost, "/tasks/batch", `{"tasks":[{"url":"` + target.url + `/200"}]}`},
 		{http.MethodGet, "/tasks/" + later.ID, ""},
 		{http.MethodPost, "/worker-endpoint", `{"task_id":"` + later.ID + `"}`},
 		{http.MethodPost, "/worker-endpoint", `{"url":"` + target.url + `/200","expires_at":"2100-01-01T00:00:00Z"}`},

@@ -79,7 +79,8 @@ func afterAMoment(_ http.ResponseWriter, r *http.Request, _ int) {
 }
 
 // kill -9 of instances at random moments: nothing that was acknowledged is
-// lost, and every repeat is explained by an attempt that is recorded as lost.
+// lost, every repeat is explained by an attempt that is recorded as lost, and
+// what is submitted under a key until it is answered is stored once.
 func TestInstancesThatAreKilled(t *testing.T) {
 	t.Parallel()
 	killInstances(t, 1500, 6, false)
@@ -98,6 +99,7 @@ func killInstances(t *testing.T, tasks, kills int, callBack bool) {
 	database := pgtest.URL(t)
 	j := newJournal(t)
 	j.answer = afterAMoment
+	j.insists = true
 	j.audit(database)
 	instances := startFleet(t, 3, "DATABASE_URL="+database, "LEASE_DURATION="+lease.String(), "POLL_INTERVAL="+poll.String(), "LOG_LEVEL=info")
 	idle := instances.descriptors()
@@ -124,6 +126,7 @@ func killInstances(t *testing.T, tasks, kills int, callBack bool) {
 	if f.failed > 0 {
 		t.Errorf("%d tasks failed, though the target refused none", f.failed)
 	}
+	t.Logf("submitted again under their keys: %d tries in vain, %d tasks that were stored by one", j.vain(), f.replayed)
 	j.checkTakeovers(f, lease, poll)
 	j.client.CloseIdleConnections()
 	instances.wantDescriptors(idle)

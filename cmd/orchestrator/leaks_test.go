@@ -229,7 +229,7 @@ func TestNothingLeaks(t *testing.T) {
 	findAndSteer()
 
 	// Every way that a request can be wrong.
-	for _, path := range []string{"/enqueue", "/schedule", "/worker-endpoint"} {
+	for _, path := range []string{"/enqueue", "/schedule", "/tasks/batch", "/worker-endpoint"} {
 		for _, body := range []string{
 			``, `{"` + secrets["malformed body"], `"` + secrets["malformed body"] + `"`, `[1,"` + secrets["malformed body"] + `"]`, "{\"url\":\"" + secrets["malformed body"] + "\xff\"}",
 			`{"url":"http://` + secrets["wrong value"] + `:x/"}`, `{"url":"http://10.0.0.1/` + secrets["wrong value"] + `"}`, `{"url":"http://u:` + secrets["wrong value"] + `@x.example/"}`,
@@ -241,6 +241,9 @@ func TestNothingLeaks(t *testing.T) {
 			`{"task_id":"` + secrets["wrong value"] + `"}`, `{"task_id":"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b","x":"` + secrets["wrong value"] + `"}`,
 			`{"body":"` + secrets["large body"] + strings.Repeat("x", 1<<20) + `"}`,
 		} {
+			if path == "/tasks/batch" {
+				post(path, `{"tasks":[`+spec("/200", "")+`,`+body+`]}`)
+			}
 			post(path, body)
 			look(http.MethodPost, path, body, http.Header{"Content-Type": {"text/" + secrets["request's header"]}, "Authorization": {"Bearer " + key}})
 		}
@@ -277,6 +280,7 @@ func TestNothingLeaks(t *testing.T) {
 	post("/enqueue", spec("/200", ""))
 	post("/schedule", spec("/200", `,"delay_seconds":60`))
 	findAndSteer()
+	post("/tasks/batch", `{"tasks":[`+spec("/200", "")+`]}`)
 	order(`DROP TRIGGER refuse ON tasks; BEGIN; LOCK TABLE tasks`)
 	var waiting sync.WaitGroup
 	waiting.Go(func() { post("/schedule", spec("/200", `,"delay_seconds":60`)) })

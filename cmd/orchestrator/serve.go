@@ -193,7 +193,9 @@ func tryOpen(ctx context.Context, c *config.Config, log *slog.Logger) (*postgres
 			log.Info("migrated the database", "applied", applied)
 		}
 	}
-	return postgres.Open(ctx, postgres.Options{URL: c.DatabaseURL, MaxConns: c.DatabaseMaxConns, Callbacks: c.Defaults()})
+	return postgres.Open(ctx, postgres.Options{
+		URL: c.DatabaseURL, MaxConns: c.DatabaseMaxConns, Callbacks: c.Defaults(), IdempotencyWindow: c.IdempotencyWindow,
+	})
 }
 
 // listen takes the port before anything else is set up: that it is taken

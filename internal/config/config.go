@@ -54,7 +54,8 @@ type Config struct {
 	SecretsDir      string   `envconfig:"SECRETS_DIR"`
 	SecretHosts     []string `envconfig:"SECRET_HOSTS"`
 
-	Retention time.Duration `envconfig:"RETENTION" default:"720h"`
+	Retention         time.Duration `envconfig:"RETENTION" default:"720h"`
+	IdempotencyWindow time.Duration `envconfig:"IDEMPOTENCY_WINDOW" default:"24h"`
 
 	LogLevel  slog.Level `envconfig:"LOG_LEVEL" default:"info"`
 	LogFormat string     `envconfig:"LOG_FORMAT" default:"json"`
@@ -138,6 +139,7 @@ func (c *Config) check(unread map[string]bool) (errs []error) {
 	within("TARGET_ALLOW_NETWORKS", !slices.Contains(c.TargetAllowNetworks, netip.Prefix{}), networksRule) // an empty entry is read as one
 	within("SECRETS_DIR", len(c.SecretHosts) == 0 || isDir(c.SecretsDir), "a folder, since SECRET_HOSTS is set")
 	within("RETENTION", c.Retention >= time.Hour, "at least 1h")
+	within("IDEMPOTENCY_WINDOW", c.IdempotencyWindow >= time.Second && c.IdempotencyWindow <= 365*24*time.Hour, "between 1s and 8760h")
 	within("DEBUG_PORT", c.DebugPort >= 0 && c.DebugPort <= 65535 && (c.DebugPort == 0 || c.DebugPort != c.Port), "between 0 and 65535, and not PORT")
 	within("LOG_FORMAT", c.LogFormat == "json" || c.LogFormat == "text", "json or text")
 	return errs

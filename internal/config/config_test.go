@@ -46,7 +46,7 @@ func defaults() *Config {
 		OIDCIssuer: "https://accounts.google.com", RateBurst: 20, Docs: "on",
 		Dispatch: true, DispatchConcurrency: 200, PollInterval: time.Second, LeaseDuration: 15 * time.Second, ShutdownGrace: 8 * time.Second,
 		TaskTimeout: 30 * time.Second, RetryMaxAttempts: 10, RetryMinBackoff: time.Second, RetryMaxBackoff: time.Hour,
-		Retention: 720 * time.Hour, LogLevel: slog.LevelInfo, LogFormat: "json",
+		Retention: 720 * time.Hour, IdempotencyWindow: 24 * time.Hour, LogLevel: slog.LevelInfo, LogFormat: "json",
 	}
 }
 
@@ -76,7 +76,7 @@ func TestEverySetting(t *testing.T) {
 		"TASK_TIMEOUT": "100ms", "RETRY_MAX_ATTEMPTS": "100", "RETRY_MIN_BACKOFF": "10ms", "RETRY_MAX_BACKOFF": "24h",
 		"TARGET_ALLOW_HOSTS": "a.example,.b.example", "TARGET_ALLOW_NETWORKS": "10.0.0.0/8,fd00::/8", "TARGET_REQUIRE_HTTPS": "true",
 		"OIDC_TARGET_HOSTS": "a.example,.b.example", "SIGNING_SECRETS": "whsec_a,whsec_b", "SECRETS_DIR": ".", "SECRET_HOSTS": "a=a.example,b=.b.example",
-		"RETENTION": "1h", "LOG_LEVEL": "DEBUG", "LOG_FORMAT": "text", "DEBUG_PORT": "6060",
+		"RETENTION": "1h", "IDEMPOTENCY_WINDOW": "10m", "LOG_LEVEL": "DEBUG", "LOG_FORMAT": "text", "DEBUG_PORT": "6060",
 	})
 	got, err := Load()
 	if err != nil {
@@ -92,7 +92,7 @@ func TestEverySetting(t *testing.T) {
 		TargetAllowNetworks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}, TargetRequireHTTPS: true,
 		OIDCTargetHosts: []string{"a.example", ".b.example"}, SigningSecrets: []string{"whsec_a", "whsec_b"},
 		SecretsDir: ".", SecretHosts: []string{"a=a.example", "b=.b.example"},
-		Retention: time.Hour, LogLevel: slog.LevelDebug, LogFormat: "text", DebugPort: 6060,
+		Retention: time.Hour, IdempotencyWindow: 10 * time.Minute, LogLevel: slog.LevelDebug, LogFormat: "text", DebugPort: 6060,
 	}
 	if diff := cmp.Diff(want, got, comparePrefixes); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -152,6 +152,8 @@ func TestRanges(t *testing.T) {
 		{name: "SECRETS_DIR", right: []string{"", ".", marker}},
 		{name: "RETENTION", right: []string{"1h", "87600h"}, wrong: []string{"59m59s", "-1h"}, rule: "must be at least 1h",
 			unreadable: []string{marker, "30d"}, unreadRule: "must be a duration with its unit, like 720h or 1m30s"},
+		{name: "IDEMPOTENCY_WINDOW", right: []string{"1s", "8760h"}, wrong: []string{"999ms", "8761h", "-1h"}, rule: "must be between 1s and 8760h",
+			unreadable: []string{marker, "1d"}, unreadRule: "must be a duration with its unit, like 24h or 1m30s"},
 		{name: "LOG_LEVEL", right: []string{"debug", "info", "warn", "error", "INFO"}, unreadable: []string{marker, "", "trace"}, unreadRule: "must be debug, info, warn or error"},
 		{name: "DEBUG_PORT", right: []string{"0", "6060", "65535"}, wrong: []string{"-1", "65536", "8080"}, rule: "must be between 0 and 65535, and not PORT",
 			unreadable: []string{marker, ""}, unreadRule: "must be a whole number, like 0"},

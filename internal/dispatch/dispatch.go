@@ -31,6 +31,7 @@ type store interface {
 	KeepHistory(ctx context.Context, retention time.Duration) error
 
 	Insert(ctx context.Context, t *task.Task) error
+	InsertBatch(ctx context.Context, b *task.Batch) error
 	InsertClaimed(ctx context.Context, worker task.ID, t *task.Task) (*task.Claim, error)
 	NextDue(ctx context.Context) (wait time.Duration, ok bool, err error)
 	Claim(ctx context.Context, worker task.ID, limit int) ([]*task.Claim, error)

@@ -315,6 +315,14 @@ func (m *memory) Insert(ctx context.Context, t *task.Task) error {
 	return m.do(ctx, asked{op: "Insert"}, func() { m.insert(t) })
 }
 
+func (m *memory) InsertBatch(ctx context.Context, b *task.Batch) error {
+	return m.do(ctx, asked{op: "InsertBatch"}, func() {
+		for _, t := range b.Tasks {
+			m.insert(t)
+		}
+	})
+}
+
 func (m *memory) InsertClaimed(ctx context.Context, worker task.ID, t *task.Task) (c *task.Claim, err error) {
 	err = m.do(ctx, asked{op: "InsertClaimed", worker: worker}, func() {
 		r := m.insert(t)

@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	"context"
+	"slices"
 
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -35,6 +36,17 @@ func (d *Dispatcher) Submit(ctx context.Context, t *task.Task) error {
 		d.finish(s, claim, task.Decision{State: task.Pending})
 		d.giveBackSlots(1)
 	}
+	return nil
+}
+
+// SubmitBatch is Submit of tasks that are stored together, or not at all. None of
+// them begins before it has been claimed.
+func (d *Dispatcher) SubmitBatch(ctx context.Context, b *task.Batch) error {
+	if err := d.store.InsertBatch(ctx, b); err != nil {
+		return err
+	}
+	first := slices.MinFunc(b.Tasks, func(x, y *task.Task) int { return x.RunAt.Compare(y.RunAt) })
+	d.notify(first.RunAt.Sub(first.CreatedAt))
 	return nil
 }
 

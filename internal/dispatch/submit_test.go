@@ -181,3 +181,37 @@ func TestUnwrittenResultsAreBounded(t *testing.T) {
 		}
 	})
 }
+
+// A batch is claimed in the usual way, when the first of it is due: nobody looks
+// for it before, and nobody waits for a poll.
+func TestSubmitBatch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		o := options()
+		o.Concurrency, o.PollInterval = 2, time.Hour
+		r := start(t, o, newMemory(), takes(10*time.Second, succeeded))
+		synctest.Wait()
+		submit := func(delays ...time.Duration) {
+			b := &task.Batch{}
+			for i, delay := range delays {
+				b.Tasks = append(b.Tasks, newTask(len(r.store.rows)+i, delay))
+			}
+			if err := r.SubmitBatch(t.Context(), b); err != nil {
+				t.Errorf("SubmitBatch = %v, want nil", err)
+			}
+		}
+		submit(30*time.Second, 3*time.Second, 20*time.Second)
+		time.Sleep(60 * time.Second)
+		r.wantDelivered(3*time.Second, 20*time.Second, 30*time.Second)
+		submit(0, 0, 0)
+		time.Sleep(60 * time.Second)
+		r.wantDelivered(3*time.Second, 20*time.Second, 30*time.Second, 60*time.Second, 60*time.Second, 70*time.Second)
+		if n := len(r.store.calls("InsertBatch")); n != 2 {
+			t.Errorf("the store was asked to insert %d batches, want 2", n)
+		}
+		r.store.breaks(failing("InsertBatch"))
+		if err := r.SubmitBatch(t.Context(), &task.Batch{Tasks: []*task.Task{newTask(9, 0)}}); err == nil {
+			t.Error("SubmitBatch = nil, though the store failed")
+		}
+	})
+}

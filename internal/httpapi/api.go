@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"reflect"
 	"strconv"
@@ -30,6 +31,9 @@ import (
 // store is where tasks are kept.
 type store interface {
 	Get(ctx context.Context, id task.ID) (*task.Task, error)
+	// GetMany returns tasks in the order of their ids, or [task.ErrNotFound] where
+	// one is not there.
+	GetMany(ctx context.Context, ids []task.ID) ([]*task.Task, error)
 	// Find returns up to limit tasks that match a filter, in its order, from
 	// behind a position on.
 	Find(ctx context.Context, f *task.Filter, behind task.Position, limit int) ([]*task.Task, error)
@@ -61,8 +65,11 @@ type store interface {
 // dispatcher carries out tasks.
 type dispatcher interface {
 	// Submit stores a task, sets its RunAt and CreatedAt, and returns nil after
-	// the commit only.
+	// the commit only. Where its idempotency key is taken, it returns a
+	// [*task.RepeatError] or [task.ErrKeyTaken].
 	Submit(ctx context.Context, t *task.Task) error
+	// SubmitBatch is Submit of tasks that are stored together, or not at all.
+	SubmitBatch(ctx context.Context, b *task.Batch) error
 	RunNow(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error)
 	// RunOnce makes one call for a task that is not stored.
 	RunOnce(ctx context.Context, t *task.Task) (task.Outcome, error)
@@ -166,10 +173,11 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.router.Serve
 
 // routes is every path of the service, and who calls it.
 func (a *API) routes(api huma.API) {
-	// Any Melodia service: something to do now, or at a given moment.
+	// Any Melodia service: something to do now, or at a given moment; one, or many.
 	huma.Register(api, a.enqueueOperation(), a.enqueue)
 	huma.Register(api, a.scheduleOperation(), a.schedule)
-	// Whoever submitted a task: what became of it (Location of the two above).
+	huma.Register(api, a.batchOperation(), a.submitBatch)
+	// Whoever submitted a task: what became of it (Location of the first two).
 	huma.Register(api, a.getTaskOperation(), a.getTask)
 	// People, and services that look after their own: which tasks are there, how
 	// many, and why has one not run?
@@ -245,7 +253,7 @@ func (a *API) documentDefaults() {
 	set := func(schema, property string, value any) {
 		a.registry.Map()[schema].Properties[property].Default = value
 	}
-	for _, schema := range []string{"TaskRequest", "ScheduleRequest"} {
+	for _, schema := range []string{"TaskRequest", "ScheduleRequest", "BatchTask"} {
 		set(schema, "timeout_seconds", a.Defaults.Timeout.Seconds())
 		set(schema, "method", "POST")
 	}
@@ -265,7 +273,7 @@ var meanings = map[string]string{
 	"403": "The caller lacks the scope that this operation needs, or the request comes from a web page of another site.",
 	"404": "No task has this id, or its retention is over.",
 	"408": "The body did not arrive within 10 seconds.",
-	"409": "The task is not in a state for this; detail says why.",
+	"409": "The task is not in a state for this, or another request was made under the Idempotency-Key; detail says which.",
 	"412": "The task is not in a version that If-Match names.",
 	"413": "The body is larger than 1 MiB.",
 	"415": "The body is not JSON by its Content-Type.",
@@ -304,6 +312,7 @@ func (a *API) completeDocument() {
 	accepted := *cancel["200"]
 	cancel["200"].Description, accepted.Description = "The task is cancelled.", "The task is running: its call is being cut off."
 	cancel["202"] = &accepted
+	a.documentRepeats()
 	for _, path := range a.document.Paths {
 		for _, operation := range []*huma.Operation{path.Get, path.Post, path.Patch} {
 			if operation == nil {
@@ -337,6 +346,20 @@ func (a *API) completeDocument() {
 				}
 			}
 		}
+	}
+}
+
+// documentRepeats adds the answer to a repeated submission. It is that to the
+// first one, but for its header.
+func (a *API) documentRepeats() {
+	for _, path := range []string{"/enqueue", "/schedule", "/tasks/batch"} {
+		responses := a.document.Paths[path].Post.Responses
+		first := responses["202"]
+		repeat := *first
+		first.Headers = maps.Clone(first.Headers)
+		delete(first.Headers, "Idempotent-Replayed")
+		first.Description, repeat.Description = "It is stored.", "It was stored before, under the same Idempotency-Key."
+		responses["200"] = &repeat
 	}
 }
 

@@ -22,6 +22,13 @@ func (*quickDispatcher) Submit(_ context.Context, t *task.Task) error {
 	return nil
 }
 
+func (*quickDispatcher) SubmitBatch(_ context.Context, b *task.Batch) error {
+	for _, t := range b.Tasks {
+		t.RunAt, t.CreatedAt = storedAt, storedAt
+	}
+	return nil
+}
+
 // quickWriter is a response writer that keeps nothing.
 type quickWriter struct {
 	header http.Header
@@ -46,8 +53,43 @@ func newQuickAPI(by callers) *API {
 	})
 }
 
-// BenchmarkEnqueue is the way of POST /enqueue through the whole router, with
-// a store that does nothing.
+// benchmarkPost is the way of one request through the whole router, with a store
+// that does nothing.
+func benchmarkPost(b *testing.B, api *API, path, key, text string) {
+	b.Helper()
+	r, err := http.NewRequestWithContext(b.Context(), http.MethodPost, path, http.NoBody)
+	if err != nil {
+		b.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Accept", "*/*")
+	r.Header.Set("Authorization", "Bearer "+key)
+	r.ContentLength = int64(len(text))
+	b.ReportAllocs()
+	b.SetBytes(int64(len(text)))
+	for b.Loop() {
+		one := *r
+		in := new(body)
+		in.Reset(text)
+		one.Body = in
+		w := &quickWriter{header: make(http.Header, 8)}
+		api.ServeHTTP(w, &one)
+		if w.status != http.StatusAccepted {
+			b.Fatalf("got status %d, want 202", w.status)
+		}
+	}
+}
+
+// One operation is a batch of 1000 tasks, each as in BenchmarkEnqueue.
+func BenchmarkBatch(b *testing.B) {
+	items := make([]string, task.MaxBatch)
+	for i := range items {
+		items[i] = benchBody
+	}
+	benchmarkPost(b, newQuickAPI(fakeCallers(nil)), "/tasks/batch", "", batchOf(items...))
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/task.MaxBatch, "ns/task")
+}
+
 func BenchmarkEnqueue(b *testing.B) {
 	key, entry, err := auth.NewKey("plays", "submit", Scopes())
 	if err != nil {
@@ -60,28 +102,7 @@ func BenchmarkEnqueue(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			api := newQuickAPI(by)
-			r, err := http.NewRequestWithContext(b.Context(), http.MethodPost, "/enqueue", http.NoBody)
-			if err != nil {
-				b.Fatal(err)
-			}
-			r.Header.Set("Content-Type", "application/json")
-			r.Header.Set("Accept", "*/*")
-			r.Header.Set("Authorization", "Bearer "+key)
-			r.ContentLength = int64(len(benchBody))
-			b.ReportAllocs()
-			b.SetBytes(int64(len(benchBody)))
-			for b.Loop() {
-				one := *r
-				in := new(body)
-				in.Reset(benchBody)
-				one.Body = in
-				w := &quickWriter{header: make(http.Header, 8)}
-				api.ServeHTTP(w, &one)
-				if w.status != http.StatusAccepted {
-					b.Fatalf("got status %d, want 202", w.status)
-				}
-			}
+			benchmarkPost(b, newQuickAPI(by), "/enqueue", key, benchBody)
 		})
 	}
 }

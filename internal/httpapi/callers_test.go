@@ -161,10 +161,16 @@ func TestTasksRecordTheirCreator(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	for name, want := range map[string]any{"plays@melodia.app": "plays@melodia.app", "": nil} {
-		for path, body := range map[string]string{"/enqueue": with("payload", "1"), "/schedule": with("delay_seconds", "1")} {
+		for path, body := range map[string]string{
+			"/enqueue": with("payload", "1"), "/schedule": with("delay_seconds", "1"), "/tasks/batch": batchOf(with("payload", "1")),
+		} {
 			a := s.post(path, body, "X-Test-Caller", name)
-			if a.status != http.StatusAccepted || a.at("created_by") != want {
-				t.Errorf("%s by %q: got %d and created_by %v, want 202 and %v", path, name, a.status, a.at("created_by"), want)
+			got := a.at("created_by")
+			if path == "/tasks/batch" {
+				got = a.at("tasks", 0, "created_by")
+			}
+			if a.status != http.StatusAccepted || got != want {
+				t.Errorf("%s by %q: got %d and created_by %v, want 202 and %v", path, name, a.status, got, want)
 			}
 			if tasks := s.store.taken(); len(tasks) != 1 || tasks[0].CreatedBy != name {
 				t.Errorf("%s by %q: stored %v", path, name, tasks)
@@ -199,6 +205,13 @@ func (b *neverRead) Read([]byte) (int, error) {
 func TestRatePerCaller(t *testing.T) {
 	t.Parallel()
 	s := newService(t, func(o *Options) { o.Rate, o.Burst = 0.25, 2 })
+	// A batch is one request, as large as it may be.
+	if a := s.post("/tasks/batch", batchOf(with("payload", "1"), with("payload", "2"), with("payload", "3")), "X-Test-Caller", "batches"); a.status != http.StatusAccepted {
+		t.Errorf("a batch: got %d, want 202", a.status)
+	}
+	if a := s.post("/enqueue", with("payload", "1"), "X-Test-Caller", "batches"); a.status != http.StatusAccepted {
+		t.Errorf("after a batch: got %d, want 202", a.status)
+	}
 	for i, want := range []int{http.StatusAccepted, http.StatusAccepted, http.StatusTooManyRequests, http.StatusTooManyRequests} {
 		a := s.post("/enqueue", with("payload", "1"), "X-Test-Caller", "flood")
 		if a.status != want {

@@ -49,11 +49,13 @@ func TestLimitsAreTheDomains(t *testing.T) {
 		{"RetryRequest", "max_doublings", "maximum", task.MaxDoublingsLimit},
 		{"ScheduleRequest", "delay_seconds", "minimum", 0},
 		{"ScheduleRequest", "delay_seconds", "maximum", task.Horizon.Seconds()},
+		{"BatchRequest", "tasks", "minItems", 1},
+		{"BatchRequest", "tasks", "maxItems", task.MaxBatch},
 	}
 	stated := 0
-	for _, schema := range []string{"TaskRequest", "CallbackRequest", "AuthRequest", "RetryRequest", "ScheduleRequest"} {
+	for _, schema := range []string{"TaskRequest", "CallbackRequest", "AuthRequest", "RetryRequest", "ScheduleRequest", "BatchTask", "BatchRequest"} {
 		for name, property := range member(d.root, "components", "schemas", schema, "properties") {
-			for _, keyword := range []string{"minimum", "maximum", "minLength", "maxLength", "maxProperties", "minProperties", "pattern", "exclusiveMinimum", "exclusiveMaximum"} {
+			for _, keyword := range []string{"minimum", "maximum", "minLength", "maxLength", "maxProperties", "minProperties", "minItems", "maxItems", "pattern", "exclusiveMinimum", "exclusiveMaximum"} {
 				got, ok := member(property)[keyword]
 				if !ok {
 					continue
@@ -63,8 +65,8 @@ func TestLimitsAreTheDomains(t *testing.T) {
 					schema, property, keyword string
 					want                      float64
 				}) bool {
-					// A ScheduleRequest has every property of a TaskRequest.
-					return l.property == name && l.keyword == keyword && (l.schema == schema || schema == "ScheduleRequest")
+					// A ScheduleRequest has every property of a TaskRequest, and so has a task of a batch.
+					return l.property == name && l.keyword == keyword && (l.schema == schema || schema == "ScheduleRequest" || schema == "BatchTask")
 				})
 				if at < 0 {
 					t.Errorf("%s.%s has a %s that this test does not know", schema, name, keyword)
@@ -86,7 +88,7 @@ func TestLimitsAreTheDomains(t *testing.T) {
 			t.Errorf("the description of %s is %q, want it to say %q", property, text, words)
 		}
 	}
-	if want := 2*6 + 3 + 2 + 10 + 2; stated != want {
+	if want := 3*6 + 3 + 2*2 + 2 + 10 + 2; stated != want {
 		t.Errorf("the schemas state %d limits, want %d", stated, want)
 	}
 }
@@ -223,8 +225,8 @@ func TestDocumentIsComplete(t *testing.T) {
 			}
 		}
 	}
-	if len(ids) != 15 {
-		t.Errorf("the document has %d operations, want 15", len(ids))
+	if len(ids) != 16 {
+		t.Errorf("the document has %d operations, want 16", len(ids))
 	}
 
 	for name, schema := range member(d.root, "components", "schemas") {
@@ -287,7 +289,7 @@ func TestExamplesWork(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := http.StatusAccepted
-			if path == "/worker-endpoint" || strings.HasPrefix(path, "/tasks/") {
+			if path == "/worker-endpoint" || strings.HasPrefix(path, "/tasks/") && path != "/tasks/batch" {
 				want = http.StatusOK
 			}
 			if a := s.post(path, string(b)); a.status != want {
@@ -300,7 +302,7 @@ func TestExamplesWork(t *testing.T) {
 		t.Errorf("%d examples were posted, want at least 7", posted)
 	}
 	// The fields' own examples make a right request too.
-	for schema, path := range map[string]string{"TaskRequest": "/enqueue", "ScheduleRequest": "/schedule"} {
+	for schema, path := range map[string]string{"TaskRequest": "/enqueue", "ScheduleRequest": "/schedule", "BatchTask": "/tasks/batch"} {
 		request := map[string]any{}
 		for name, property := range member(s.schema.root, "components", "schemas", schema, "properties") {
 			if examples := allOf(member(property)["examples"]); len(examples) > 0 {
@@ -312,6 +314,9 @@ func TestExamplesWork(t *testing.T) {
 		b, err := json.Marshal(request)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if path == "/tasks/batch" {
+			b = fmt.Appendf(nil, `{"tasks":[%s]}`, b)
 		}
 		if a := s.post(path, string(b)); a.status != http.StatusAccepted {
 			t.Errorf("%s: %s is answered %d: %s", path, b, a.status, a.text)

@@ -155,7 +155,7 @@ func (in *findInput) read() (f task.Filter, behind task.Position, err error) {
 	}
 	query, err := url.ParseQuery(in.rawQuery)
 	if err != nil {
-		return f, behind, invalid([]FieldProblem{{Loc: []string{"query"}, Msg: "must be percent-encoded: % is written %25", Type: "invalid"}})
+		return f, behind, invalid([]FieldProblem{{Loc: Loc{"query"}, Msg: "must be percent-encoded: % is written %25", Type: "invalid"}})
 	}
 	for _, name := range slices.Sorted(maps.Keys(query)) {
 		values := query[name]
@@ -212,13 +212,11 @@ func splitCommas[T ~string](values []T) (words []T) {
 
 // queryProblems names the parameters as they were sent.
 func queryProblems(errs task.Errors) []FieldProblem {
-	problems := fieldProblems(errs)
-	for i, p := range problems {
-		name := p.Loc[1]
-		if name == "labels" {
-			name = strings.Join(append([]string{"label"}, p.Loc[2:]...), ".")
+	problems := fieldProblems(errs, Loc{"query"})
+	for i, e := range errs {
+		if e.Path[0] == "labels" {
+			problems[i].Loc = Loc{"query", strings.Join(append([]string{"label"}, e.Path[1:]...), ".")}
 		}
-		problems[i].Loc = []string{"query", name}
 	}
 	return problems
 }

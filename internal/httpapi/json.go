@@ -77,7 +77,7 @@ func decode(data []byte, v any) error {
 		return nil
 	}
 	if errors.Is(err, errTooManyMembers) {
-		return errors.New("The body has more members than any request has fields.") //nolint:staticcheck // a sentence for the caller
+		return errTooManyMembers
 	}
 	var syntax *jsontext.SyntacticError
 	if errors.As(err, &syntax) {
@@ -110,7 +110,7 @@ const maxTree = 64 << 10
 // of thousands would take seconds.
 const maxMembers = 64
 
-var errTooManyMembers = errors.New("too many members")
+var errTooManyMembers = errors.New("The body has more members than any request has fields.") //nolint:staticcheck // a sentence for the caller
 
 // decodeTree decodes a body into maps, slices and scalars, but for a payload:
 // as a tree it would take sixty times the memory of its text, and any JSON is

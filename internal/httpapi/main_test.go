@@ -37,12 +37,14 @@ var storedAt = time.Date(2026, 11, 24, 12, 0, 0, 123456000, time.UTC)
 // fakeStore keeps what is inserted. Its functions, where they are set, answer
 // instead of it.
 type fakeStore struct {
-	insert  func(context.Context, *task.Task) error
-	get     func(context.Context, task.ID) (*task.Task, error)
-	find    func(f *task.Filter, behind task.Position, limit int) ([]*task.Task, error)
-	counts  func() (map[task.State]task.Count, time.Duration, error)
-	explain func(id task.ID, lease time.Duration) (*task.Task, task.Facts, error)
-	health  func(context.Context) (time.Duration, error)
+	insert func(context.Context, *task.Task) error
+	// insertBatch is asked before the tasks are inserted one by one.
+	insertBatch func(context.Context, *task.Batch) error
+	get         func(context.Context, task.ID) (*task.Task, error)
+	find        func(f *task.Filter, behind task.Position, limit int) ([]*task.Task, error)
+	counts      func() (map[task.State]task.Count, time.Duration, error)
+	explain     func(id task.ID, lease time.Duration) (*task.Task, task.Facts, error)
+	health      func(context.Context) (time.Duration, error)
 
 	// act answers for "Cancel", "RunNow" and "Redrive".
 	act         func(name string, id task.ID) (*task.Task, error)
@@ -88,6 +90,17 @@ func (s *fakeStore) Get(ctx context.Context, id task.ID) (*task.Task, error) {
 		return nil, task.ErrNotFound
 	}
 	return s.get(ctx, id)
+}
+
+func (s *fakeStore) GetMany(ctx context.Context, ids []task.ID) ([]*task.Task, error) {
+	tasks := make([]*task.Task, len(ids))
+	for i, id := range ids {
+		var err error
+		if tasks[i], err = s.Get(ctx, id); err != nil {
+			return nil, err
+		}
+	}
+	return tasks, nil
 }
 
 func (s *fakeStore) Find(_ context.Context, f *task.Filter, behind task.Position, limit int) ([]*task.Task, error) {
@@ -198,6 +211,20 @@ type fakeDispatcher struct {
 
 func (d *fakeDispatcher) Submit(ctx context.Context, t *task.Task) error {
 	return d.store.Insert(ctx, t)
+}
+
+func (d *fakeDispatcher) SubmitBatch(ctx context.Context, b *task.Batch) error {
+	if d.store.insertBatch != nil {
+		if err := d.store.insertBatch(ctx, b); err != nil {
+			return err
+		}
+	}
+	for _, t := range b.Tasks {
+		if err := d.store.Insert(ctx, t); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (d *fakeDispatcher) RunNow(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error) {

@@ -34,9 +34,17 @@ type Problem struct {
 
 // FieldProblem is one broken rule, in the form that FastAPI gives it.
 type FieldProblem struct {
-	Loc  []string `json:"loc" nullable:"false" example:"[\"body\",\"retry\",\"max_attempts\"]" doc:"The way to the field: where it was sent, then names."`
-	Msg  string   `json:"msg" example:"must be at most 100" doc:"What is wrong with it."`
-	Type string   `json:"type" example:"less_than_equal" doc:"A stable word for programs."`
+	Loc  Loc    `json:"loc" nullable:"false" example:"[\"body\",\"tasks\",10,\"url\"]" doc:"The way to the field: where it was sent, then names, and numbers (from 0) in lists."`
+	Msg  string `json:"msg" example:"must be at most 100" doc:"What is wrong with it."`
+	Type string `json:"type" example:"less_than_equal" doc:"A stable word for programs."`
+}
+
+// Loc is a way through a request: strings and ints.
+type Loc []any
+
+// Schema is huma.SchemaProvider.
+func (Loc) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Type: huma.TypeArray, Items: &huma.Schema{AnyOf: []*huma.Schema{{Type: huma.TypeString}, {Type: huma.TypeInteger}}}}
 }
 
 // Error returns the detail.
@@ -69,8 +77,8 @@ const maxFieldProblems = 50
 func invalid(fields []FieldProblem) *Problem {
 	detail := "The request breaks 1 rule, see errors."
 	switch n := len(fields); {
-	case n > maxFieldProblems:
-		detail = fmt.Sprintf("The request breaks %d rules, see errors for the first %d.", n, maxFieldProblems)
+	case n > maxFieldProblems: // of a batch not even all are looked for
+		detail = fmt.Sprintf("The request breaks more than %[1]d rules, see errors for %[1]d of them.", maxFieldProblems)
 		fields = fields[:maxFieldProblems]
 	case n > 1:
 		detail = fmt.Sprintf("The request breaks %d rules, see errors.", n)
@@ -95,7 +103,7 @@ func (a *API) fail(ctx context.Context, err error) *Problem {
 	switch {
 	case errors.As(err, &p):
 	case errors.As(err, &fields):
-		p = invalid(fieldProblems(fields))
+		p = invalid(fieldProblems(fields, Loc{"body"}))
 	case errors.Is(err, task.ErrNotFound):
 		p = newProblem(http.StatusNotFound, "There is no task with this id, or its retention is over.")
 	case errors.Is(err, task.ErrNotPending):
@@ -108,6 +116,8 @@ func (a *API) fail(ctx context.Context, err error) *Problem {
 		p = newProblem(http.StatusConflict, "The task has neither failed nor been cancelled; only such a task can be redriven.")
 	case errors.Is(err, task.ErrChanged):
 		p = newProblem(http.StatusConflict, "The task was changed by others at the same moment, and nothing was done. Read it again, and decide anew.")
+	case errors.Is(err, task.ErrKeyTaken):
+		p = newProblem(http.StatusConflict, "Another request was made under this Idempotency-Key. Nothing was stored; use another key for another request. A repeat must have the same path and, byte for byte, the same body.")
 	case errors.Is(err, task.ErrTooBroad):
 		p = newProblem(http.StatusServiceUnavailable, "The search took longer than it may. Ask for less: add a range of time, like created_after.").retryLater()
 	case errors.Is(err, task.ErrOverloaded):
@@ -193,10 +203,15 @@ func (a *API) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 	a.write(w, r, p)
 }
 
-func fieldProblems(fields task.Errors) []FieldProblem {
+// fieldProblems are what is wrong with the object that at leads to.
+func fieldProblems(fields task.Errors, at Loc) []FieldProblem {
 	problems := make([]FieldProblem, len(fields))
 	for i, f := range fields {
-		problems[i] = FieldProblem{Loc: append([]string{"body"}, f.Path...), Msg: f.Message, Type: f.Kind}
+		loc := slices.Clone(at)
+		for _, name := range f.Path {
+			loc = append(loc, name)
+		}
+		problems[i] = FieldProblem{Loc: loc, Msg: f.Message, Type: f.Kind}
 	}
 	return problems
 }
@@ -283,12 +298,15 @@ const wantTime = "must be a time like 2026-12-24T21:00:00Z (RFC 3339 with an off
 // that completes the field's name. % is the rest of huma's text: a limit or
 // the legal values.
 var humaMessages = []struct{ prefix, kind, text string }{
+	{"must not be there twice", "duplicate", "must not be there twice"},
 	{"unexpected property", "extra_forbidden", "is not a field of this request; look for a spelling mistake"},
 	{"expected number >= ", "greater_than_equal", "must be at least %"},
 	{"expected number <= ", "less_than_equal", "must be at most %"},
 	{"expected length >= 1", "string_too_short", "must not be empty"},
 	{"expected length <= ", "string_too_long", "must be at most % characters long"},
 	{"expected object with at most ", "too_long", "must have at most %"},
+	{"expected array length >= ", "too_short", "must have at least % item"},
+	{"expected array length <= ", "too_long", "must have at most % items"},
 	{"expected value to be one of ", "enum", "must be one of %"},
 	{"expected string to be RFC 3339", "datetime_parsing", wantTime},
 	{"expected string to be ", "string_pattern_mismatch", "must be %"},
@@ -299,13 +317,17 @@ var humaMessages = []struct{ prefix, kind, text string }{
 	{"expected number", "float_type", "must be a number"},
 	{"expected boolean", "bool_type", "must be true or false"},
 	{"expected object", "object_type", "must be an object"},
+	{"expected array", "list_type", "must be a list"},
 }
 
-// location splits huma's path: "body.retry.max_attempts". No request holds lists.
-func location(path string) []string {
-	loc := strings.Split(path, ".")
-	for i, name := range loc {
-		loc[i] = unescapeName.Replace(name)
+// location splits huma's path: "body.retry.max_attempts", "body.tasks[10].url".
+func location(path string) (loc Loc) {
+	for step := range strings.SplitSeq(path, ".") {
+		name, index, isList := strings.Cut(step, "[")
+		loc = append(loc, unescapeName.Replace(name))
+		if n, err := strconv.Atoi(strings.TrimSuffix(index, "]")); isList && err == nil {
+			loc = append(loc, n)
+		}
 	}
 	return loc
 }

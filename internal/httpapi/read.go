@@ -115,17 +115,29 @@ func (a *API) readWork(body []byte) (*TaskRequest, *TaskReference, error) {
 
 // validate checks parsed against the schema of into, and fills into from body.
 func (a *API) validate(parsed any, body []byte, into any) error {
-	path := huma.NewPathBuffer(nil, 0)
-	path.Push("body")
-	var found huma.ValidateResult
-	huma.Validate(a.registry, a.schemaOf(into), path, huma.ModeWriteToServer, parsed, &found)
-	if len(found.Errors) > 0 {
-		return invalid(humaFields(found.Errors))
+	if found := a.mistakes(bodyPath(), a.schemaOf(into), parsed); found != nil {
+		return invalid(found)
 	}
 	if err := decode(body, into); err != nil {
-		return invalid([]FieldProblem{{Loc: []string{"body"}, Msg: err.Error(), Type: "invalid"}})
+		return invalid([]FieldProblem{{Loc: Loc{"body"}, Msg: err.Error(), Type: "invalid"}})
 	}
 	return nil
+}
+
+// mistakes checks what path leads to against a schema; nil is none.
+func (a *API) mistakes(path *huma.PathBuffer, schema *huma.Schema, parsed any) []FieldProblem {
+	var found huma.ValidateResult
+	huma.Validate(a.registry, schema, path, huma.ModeWriteToServer, parsed, &found)
+	if len(found.Errors) == 0 {
+		return nil
+	}
+	return humaFields(found.Errors)
+}
+
+func bodyPath() *huma.PathBuffer {
+	path := huma.NewPathBuffer(nil, 0)
+	path.Push("body")
+	return path
 }
 
 // schemaOf returns a reference to the schema of v's type.

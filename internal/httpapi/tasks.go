@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"math"
 	"net/http"
 	"regexp"
@@ -110,12 +111,15 @@ type Attempt struct {
 }
 
 type acceptedOutput struct {
+	Status   int
+	Replayed string `header:"Idempotent-Replayed" example:"true" doc:"true: the same request came before under the Idempotency-Key, and this is what became of it."`
 	Location string `header:"Location" doc:"Where the task can be looked at: /tasks/{id}." example:"/tasks/01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b"`
 	ETag     string `header:"ETag" doc:"The version of the task, for If-Match." example:"\"0-pending-0\""`
 	Body     *Task
 }
 
-// submitErrors are the statuses that a submission can be answered with, besides 422 and 500.
+// submitErrors are the statuses that a body that asks for something can be
+// answered with, besides 422 and 500.
 var submitErrors = []int{
 	http.StatusBadRequest, http.StatusForbidden, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge,
 	http.StatusUnsupportedMediaType, http.StatusTooManyRequests, http.StatusServiceUnavailable,
@@ -126,7 +130,7 @@ func (a *API) enqueueOperation() huma.Operation {
 		OperationID: "enqueue-task", Method: http.MethodPost, Path: "/enqueue", Tags: []string{"tasks"}, Security: needs(scopeSubmit),
 		Summary:       "Carry out a call now",
 		Description:   "Stores a task that is due at once. 202 is answered after the commit, never before; the call follows within milliseconds, and may be under way already (state running).",
-		DefaultStatus: http.StatusAccepted, Errors: submitErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
+		DefaultStatus: http.StatusAccepted, Errors: onceErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
 		Callbacks: a.documentCallbacks(),
 		RequestBody: jsonBody(a.schemaOf(TaskRequest{}), map[string]*huma.Example{
 			"play": example("Register a play", `{"url":"`+a.ExampleURL+`","payload":{"song_id":42,"user_id":7},"labels":{"kind":"play"}}`),
@@ -137,9 +141,9 @@ func (a *API) enqueueOperation() huma.Operation {
 	}
 }
 
-func (a *API) enqueue(ctx context.Context, in *submitInput) (*acceptedOutput, error) {
-	t, err := read[TaskRequest](a, in)
-	return a.submit(ctx, t, err)
+func (a *API) enqueue(ctx context.Context, in *onceInput) (*acceptedOutput, error) {
+	t, err := read[TaskRequest](a, in.body())
+	return a.submit(ctx, in, "/enqueue", t, err)
 }
 
 func (a *API) scheduleOperation() huma.Operation {
@@ -147,7 +151,7 @@ func (a *API) scheduleOperation() huma.Operation {
 		OperationID: "schedule-task", Method: http.MethodPost, Path: "/schedule", Tags: []string{"tasks"}, Security: needs(scopeSubmit),
 		Summary:       "Carry out a call later",
 		Description:   "Stores a task that is due at a given moment: exactly one of run_at and delay_seconds. 202 is answered after the commit, never before.",
-		DefaultStatus: http.StatusAccepted, Errors: submitErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
+		DefaultStatus: http.StatusAccepted, Errors: onceErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
 		Callbacks: a.documentCallbacks(),
 		RequestBody: jsonBody(a.schemaOf(ScheduleRequest{}), map[string]*huma.Example{
 			"delay": example("In five seconds", `{"url":"`+a.ExampleURL+`","delay_seconds":5,"payload":{"user_id":7,"text":"Your mix is ready"}}`),
@@ -157,22 +161,31 @@ func (a *API) scheduleOperation() huma.Operation {
 	}
 }
 
-func (a *API) schedule(ctx context.Context, in *submitInput) (*acceptedOutput, error) {
-	t, err := read[ScheduleRequest](a, in)
-	return a.submit(ctx, t, err)
+func (a *API) schedule(ctx context.Context, in *onceInput) (*acceptedOutput, error) {
+	t, err := read[ScheduleRequest](a, in.body())
+	return a.submit(ctx, in, "/schedule", t, err)
 }
 
-// submit stores a task that was read, unless err says that it could not be.
-func (a *API) submit(ctx context.Context, t *task.Task, err error) (*acceptedOutput, error) {
+// submit stores a task that was read from a request to path, unless err says
+// that it could not be.
+func (a *API) submit(ctx context.Context, in *onceInput, path string, t *task.Task, err error) (*acceptedOutput, error) {
+	out := &acceptedOutput{Status: http.StatusAccepted}
 	if err == nil {
 		t.CreatedBy = caller(ctx)
+		t.IdempotencyKey, t.Fingerprint = in.name(ctx, path)
 		err = a.Dispatcher.Submit(ctx, t)
+	}
+	if repeat, ok := errors.AsType[*task.RepeatError](err); ok {
+		out.Status, out.Replayed = http.StatusOK, "true"
+		t, err = a.Store.Get(ctx, repeat.Tasks[0])
+		err = orGone(err)
 	}
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
-	view := taskView(t)
-	return &acceptedOutput{Location: "/tasks/" + view.ID, ETag: etag(t), Body: view}, nil
+	out.Body, out.ETag = taskView(t), etag(t)
+	out.Location = "/tasks/" + out.Body.ID
+	return out, nil
 }
 
 // The content types of what a request gives as payload and as body.

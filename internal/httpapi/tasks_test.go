@@ -471,7 +471,7 @@ func TestManyMistakes(t *testing.T) {
 		if a.status != http.StatusUnprocessableEntity || len(a.errors()) != maxFieldProblems {
 			t.Errorf("got status %d with %d errors, want 422 with %d", a.status, len(a.errors()), maxFieldProblems)
 		}
-		if want := "The request breaks 65 rules, see errors for the first 50."; a.detail() != want {
+		if want := "The request breaks more than 50 rules, see errors for 50 of them."; a.detail() != want {
 			t.Errorf("got %q, want %q", a.detail(), want)
 		}
 		if got := fmt.Sprint(a.errors()); first == "" {

@@ -56,6 +56,40 @@ func (s *Store) get(ctx context.Context, ids []task.ID) ([]*task.Task, error) {
 	if err != nil {
 		return nil, err
 	}
+	return inOrder(ids, found), nil
+}
+
+// As in a search the bodies are left out.
+var getManySQL = `-- name: get many tasks
+SELECT ` + listColumns + ` FROM (
+SELECT ` + liveColumns + ` FROM tasks WHERE id = ANY ($1)
+UNION ALL
+SELECT ` + endedColumns + ` FROM task_history WHERE id = ANY ($1)
+) found`
+
+// GetMany returns some hundred tasks in the order of ids, as [Store.Find] does, or
+// [task.ErrNotFound] where one of them is not there.
+func (s *Store) GetMany(ctx context.Context, ids []task.ID) ([]*task.Task, error) {
+	var found []*task.Task
+	err := s.search(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, getManySQL, uuids(ids))
+		if err != nil {
+			return err
+		}
+		found, err = pgx.CollectRows(rows, scanTaskOnly)
+		return err
+	})
+	if err == nil && len(found) < len(ids) {
+		err = task.ErrNotFound
+	}
+	if err != nil {
+		return nil, fmt.Errorf("get %d tasks: %w", len(ids), err)
+	}
+	return inOrder(ids, found), nil
+}
+
+// inOrder sorts tasks by ids; nil stands for one that was not found.
+func inOrder(ids []task.ID, found []*task.Task) []*task.Task {
 	byID := make(map[task.ID]*task.Task, len(found))
 	for _, t := range found {
 		byID[t.ID] = t
@@ -64,7 +98,7 @@ func (s *Store) get(ctx context.Context, ids []task.ID) ([]*task.Task, error) {
 	for i, id := range ids {
 		tasks[i] = byID[id]
 	}
-	return tasks, nil
+	return tasks
 }
 
 func scanTaskOnly(row pgx.CollectableRow) (*task.Task, error) { return scanTask(row) }

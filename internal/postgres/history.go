@@ -21,9 +21,10 @@ const (
 	historyLockKey = 0x68697374 // "hist"
 )
 
-// KeepHistory creates the partitions of the coming days and drops those that
-// ended longer than retention ago. Any instance may call it at any time; when
-// another one is at it, it does nothing.
+// KeepHistory creates the partitions of the coming days, drops those that ended
+// longer than retention ago, and forgets the idempotency keys that do not count
+// any more. Any instance may call it at any time; what another one is at, it
+// leaves alone.
 func (s *Store) KeepHistory(ctx context.Context, retention time.Duration) error {
 	today, existing, err := s.partitions(ctx)
 	if err != nil {
@@ -32,7 +33,8 @@ func (s *Store) KeepHistory(ctx context.Context, retention time.Duration) error 
 	return errors.Join(
 		s.createAhead(ctx, today, existing),
 		s.dropOld(ctx, today.Add(-retention), existing),
-		s.trimDefault(ctx, retention),
+		s.trim(ctx, "default history partition", trimDefaultSQL, seconds(retention)),
+		s.trim(ctx, "idempotency keys", trimKeysSQL),
 	)
 }
 
@@ -119,17 +121,17 @@ END $$`, historyLockKey, strings.Join(statements, "; ")))
 	return nil
 }
 
+// The default partition is never dropped. It is empty in a service that runs daily.
 const trimDefaultSQL = `-- name: trim default history partition
 DELETE FROM task_history_default WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM task_history_default WHERE finished_at < now() - make_interval(secs => $1) LIMIT 10000))`
 
-// trimDefault deletes what has outlived its retention in the default
-// partition, which is never dropped. It is empty in a service that runs daily.
-func (s *Store) trimDefault(ctx context.Context, retention time.Duration) error {
+// trim deletes what is too old, in the steps that sql takes.
+func (s *Store) trim(ctx context.Context, what, sql string, args ...any) error {
 	for {
-		deleted, err := s.trimSome(ctx, retention)
+		deleted, err := s.trimSome(ctx, sql, args...)
 		if err != nil {
-			return fmt.Errorf("trim the default history partition: %w", err)
+			return fmt.Errorf("trim the %s: %w", what, err)
 		}
 		if deleted == 0 {
 			return nil
@@ -137,9 +139,9 @@ func (s *Store) trimDefault(ctx context.Context, retention time.Duration) error 
 	}
 }
 
-func (s *Store) trimSome(ctx context.Context, retention time.Duration) (deleted int64, err error) {
+func (s *Store) trimSome(ctx context.Context, sql string, args ...any) (deleted int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	tag, err := s.pool.Exec(ctx, trimDefaultSQL, seconds(retention))
+	tag, err := s.pool.Exec(ctx, sql, args...)
 	return tag.RowsAffected(), classify(err)
 }

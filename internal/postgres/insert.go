@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -25,13 +26,16 @@ type newTask struct {
 type inserted struct {
 	runAt, createdAt time.Time
 	claim            int64
+	// err is why this one was not stored, because of its idempotency key.
+	err error
 }
 
 // Insert stores a new task and sets its RunAt and CreatedAt. A RunAt in the
 // past becomes now, so that nobody can jump the queue. When Insert returns nil
 // the task is committed. After [task.ErrUnavailable], or when ctx ended, it may
 // or may not be. [task.ErrOverloaded] comes at once and says that it is not:
-// too many wait to be inserted.
+// too many wait to be inserted. Where the task's idempotency key is taken, the
+// error is a [*task.RepeatError] or [task.ErrKeyTaken].
 func (s *Store) Insert(ctx context.Context, t *task.Task) error {
 	_, err := s.insertOne(ctx, newTask{Task: t})
 	return err
@@ -54,6 +58,15 @@ func (s *Store) insertOne(ctx context.Context, t newTask) (inserted, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for a batch included
 	defer cancel()
 	in, err := s.inserts.Do(ctx, t)
+	for range insertTries - 1 {
+		if !errors.Is(in.err, errKeyReleased) {
+			break
+		}
+		in, err = s.inserts.Do(ctx, t)
+	}
+	if err == nil {
+		err = in.err
+	}
 	if errors.Is(err, batch.ErrFull) {
 		return inserted{}, fmt.Errorf("insert task %s: %w: %w", t.ID, task.ErrOverloaded, err)
 	}
@@ -65,7 +78,9 @@ func (s *Store) insertOne(ctx context.Context, t newTask) (inserted, error) {
 }
 
 const insertSQL = `-- name: insert tasks
-INSERT INTO tasks (id, worker_id, state, claim, claimed_at, first_claimed_at, run_at, created_at, ` + specColumns + `)
+` + insertTasks + insertReturning
+
+const insertTasks = `INSERT INTO tasks (id, worker_id, state, claim, claimed_at, first_claimed_at, run_at, created_at, ` + specColumns + `)
 SELECT t.id, w.id, CASE WHEN w.id IS NULL THEN 'pending' ELSE 'running' END, (w.id IS NOT NULL)::int,
     CASE WHEN w.id IS NOT NULL THEN now() END, CASE WHEN w.id IS NOT NULL THEN now() END,
     GREATEST(COALESCE(run_at, now() + make_interval(secs => delay_seconds)), now()), now(),
@@ -78,15 +93,88 @@ FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::float8[], $5::timesta
     AS t (id, worker_id, run_at, delay_seconds, expires_at, timeout_seconds, max_retry_duration_seconds,
     min_backoff_seconds, max_backoff_seconds, max_attempts, max_doublings, retry_client_errors, method, url, content_type,
     headers, labels, body, callbacks, oidc_audience, created_by, idempotency_key)
-LEFT JOIN workers w ON w.id = t.worker_id
+LEFT JOIN workers w ON w.id = t.worker_id`
+
+const insertReturning = `
 RETURNING id, run_at, created_at, claim`
 
 // insert is the flush of Insert.
 func (s *Store) insert(ctx context.Context, tasks []newTask) (_ []inserted, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	defer func() { s.noteRoom(err) }()
+	if err := s.beginInsert(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { s.endInsert(err) }()
+	if slices.ContainsFunc(tasks, func(t newTask) bool { return t.IdempotencyKey != "" }) {
+		return s.insertOnce(ctx, tasks)
+	}
+	return s.insertRows(ctx, insertSQL, tasks)
+}
 
+// beginInsert waits until fewer than flushes statements insert tasks.
+func (s *Store) beginInsert(ctx context.Context) error {
+	select {
+	case s.writers <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return classify(context.Cause(ctx))
+	}
+}
+
+func (s *Store) endInsert(err error) {
+	<-s.writers
+	s.noteRoom(err)
+}
+
+// InsertBatch stores tasks in one statement: all, or none of them. It is
+// [Store.Insert] otherwise, in all that it sets and returns.
+func (s *Store) InsertBatch(ctx context.Context, b *task.Batch) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for its turn included
+	defer cancel()
+	in, err := s.batches.Do(ctx, b)
+	for range insertTries - 1 {
+		if !errors.Is(err, errKeyReleased) {
+			break
+		}
+		in, err = s.batches.Do(ctx, b)
+	}
+	if errors.Is(err, batch.ErrFull) {
+		return fmt.Errorf("insert a batch of %d tasks: %w: %w", len(b.Tasks), task.ErrOverloaded, err)
+	}
+	if err != nil {
+		return fmt.Errorf("insert a batch of %d tasks: %w", len(b.Tasks), classify(err))
+	}
+	for i, t := range b.Tasks {
+		t.RunAt, t.CreatedAt = in[i].runAt, in[i].createdAt
+	}
+	return nil
+}
+
+// insertBatch is the flush of InsertBatch, which gets one batch.
+func (s *Store) insertBatch(ctx context.Context, batches []*task.Batch) (_ [][]inserted, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if err := s.beginInsert(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { s.endInsert(err) }()
+	b := batches[0]
+	tasks := make([]newTask, len(b.Tasks))
+	for i, t := range b.Tasks {
+		tasks[i].Task = t
+	}
+	if b.IdempotencyKey != "" {
+		out, err := s.insertBatchOnce(ctx, b, tasks)
+		return [][]inserted{out}, err
+	}
+	out, err := s.insertRows(ctx, insertSQL, tasks)
+	return [][]inserted{out}, err
+}
+
+// insertRows runs one of the statements that insert tasks; more are its further
+// arguments. What it did not insert has no createdAt.
+func (s *Store) insertRows(ctx context.Context, sql string, tasks []newTask, more ...any) ([]inserted, error) {
 	n := len(tasks)
 	var (
 		ids          = make([][16]byte, n)
@@ -139,9 +227,11 @@ func (s *Store) insert(ctx context.Context, tasks []newTask) (_ []inserted, err 
 		keys[i] = nullText(t.IdempotencyKey)
 	}
 	before := localTime()
-	rows, err := s.pool.Query(ctx, insertSQL, ids, workers, runAts, delays, expiresAts, timeouts, maxDurations,
+	rows, err := s.pool.Query(ctx, sql, append([]any{
+		ids, workers, runAts, delays, expiresAts, timeouts, maxDurations,
 		minBackoffs, maxBackoffs, maxAttempts, maxDoublings, clientErrors,
-		methods, urls, contentTypes, headers, labels, bodies, callbacks, audiences, creators, keys)
+		methods, urls, contentTypes, headers, labels, bodies, callbacks, audiences, creators, keys,
+	}, more...)...)
 	if err != nil {
 		return nil, classify(err)
 	}
@@ -160,7 +250,9 @@ func (s *Store) insert(ctx context.Context, tasks []newTask) (_ []inserted, err 
 	if err != nil {
 		return nil, classify(err)
 	}
-	s.clock.saw(in.createdAt, before, localTime())
+	if !in.createdAt.IsZero() {
+		s.clock.saw(in.createdAt, before, localTime())
+	}
 	return out, nil
 }
 

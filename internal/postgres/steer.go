@@ -20,15 +20,18 @@ import (
 const steerTries = 3
 
 // historyOfGone moves the rows of the CTE gone to the history as cancelled, and
-// releases the idempotency keys that stand for such a task alone.
+// releases their idempotency keys, but for such as others have by now. Keys are
+// locked in their order (see insertOnceSQL).
 const historyOfGone = `moved AS (
     INSERT INTO task_history (finished_at, id, claim, run_at, created_at, state, reason, attempt_count, attempts, ` + specColumns + `)
     SELECT now(), id, claim, run_at, created_at, 'cancelled', '', attempt_count, attempts, ` + specColumns + ` FROM gone
     RETURNING ` + endedColumns + `
 ), released AS (
-    DELETE FROM idempotency_keys
-    WHERE key = ANY (ARRAY(SELECT idempotency_key FROM gone WHERE idempotency_key IS NOT NULL))
-        AND cardinality(task_ids) = 1 AND task_ids <@ ARRAY(SELECT id FROM gone)
+    DELETE FROM idempotency_keys WHERE key = ANY (ARRAY(
+        SELECT key FROM idempotency_keys
+        WHERE key = ANY (ARRAY(SELECT idempotency_key FROM gone WHERE idempotency_key IS NOT NULL))
+            AND task_ids <@ ARRAY(SELECT id FROM gone)
+        ORDER BY key FOR UPDATE))
 )`
 
 // The rows are locked first, in the order of their ids: then their state

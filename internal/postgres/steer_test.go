@@ -15,18 +15,21 @@ import (
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-// keep puts a key into the table as a submission would.
+// keep makes a key stand for tasks.
 func keep(t *testing.T, pool *pgxpool.Pool, key string, ids ...task.ID) {
 	t.Helper()
 	raw := make([][16]byte, len(ids))
 	for i, id := range ids {
 		raw[i] = id
 	}
-	exec(t, pool, "INSERT INTO idempotency_keys (key, fingerprint, task_ids, expires_at) VALUES ($1, '', $2, now() + interval '1 day')", key, raw)
+	exec(t, pool, `INSERT INTO idempotency_keys (key, fingerprint, task_ids, expires_at) VALUES ($1, '', $2, now() + interval '1 day')
+		ON CONFLICT (key) DO UPDATE SET task_ids = excluded.task_ids`, key, raw)
 }
 
 // withKey makes a new task that was handed in under a key.
-func withKey(key string) *task.Task { return newTask(func(tk *task.Task) { tk.IdempotencyKey = key }) }
+func withKey(key string) *task.Task {
+	return newTask(func(tk *task.Task) { tk.IdempotencyKey, tk.Fingerprint = key, []byte{} })
+}
 
 func keys(t *testing.T, pool *pgxpool.Pool) []string {
 	t.Helper()
@@ -325,11 +328,10 @@ func TestRedrive(t *testing.T) {
 			t.Parallel()
 			s, pool := newStore(t)
 			worker := register(t, s)
-			tk := newTask(func(tk *task.Task) {
-				tk.Labels, tk.CreatedBy, tk.IdempotencyKey = map[string]string{"kind": "play"}, "plays", "play-42"
-				tk.OnFailure, tk.OIDCAudience = &task.Callback{URL: "https://ends.melodia.app/no"}, "https://plays.melodia.app"
-				tk.ExpiresAt = time.Date(2199, 12, 31, 0, 0, 0, 0, time.UTC)
-			})
+			tk := withKey("play-42")
+			tk.Labels, tk.CreatedBy = map[string]string{"kind": "play"}, "plays"
+			tk.OnFailure, tk.OIDCAudience = &task.Callback{URL: "https://ends.melodia.app/no"}, "https://plays.melodia.app"
+			tk.ExpiresAt = time.Date(2199, 12, 31, 0, 0, 0, 0, time.UTC)
 			insert(t, s, tk)
 			tt.end(t, s, tk, worker)
 			exec(t, pool, "UPDATE task_history SET expires_at = now() + make_interval(secs => NULLIF($1::float8, 0))", tt.expires.Seconds())

@@ -1,10 +1,11 @@
 // Package postgres keeps tasks in PostgreSQL (14 or later). It is the only
 // package with SQL.
 //
-// Tables: tasks holds what is not over, task_history what is, and workers who
-// holds a running task. The database's now() is the only clock: what is due,
-// what has expired and who is silent is compared there, and Go hands in
-// durations, or moments that it had from there.
+// Tables: tasks holds what is not over, task_history what is, workers who holds
+// a running task, and idempotency_keys which requests came under a key. The
+// database's now() is the only clock: what is due, what has expired and who is
+// silent is compared there, and Go hands in durations, or moments that it had
+// from there.
 //
 // It works behind a pooler in transaction mode: there is no session state, no
 // LISTEN, and no lock that outlives a transaction.
@@ -47,6 +48,9 @@ const (
 	// wait to be read: some rounds of flushes, and so a fraction of a second. More
 	// would only get older.
 	maxWaiting = 2048
+	// maxBatches is the most batches that wait to be inserted: what one holds is
+	// inserted within some ten milliseconds.
+	maxBatches = 32
 )
 
 // Store keeps tasks. Its methods may be called concurrently; each is bounded
@@ -55,9 +59,13 @@ const (
 type Store struct {
 	pool     *pgxpool.Pool
 	inserts  *batch.Batcher[newTask, inserted]
+	batches  *batch.Batcher[*task.Batch, []inserted]
 	finishes *batch.Batcher[Result, written]
 	gets     *batch.Batcher[task.ID, *task.Task]
 	probes   *batch.Batcher[struct{}, time.Duration]
+	// writers is held by the statements that insert tasks, whether one by one or in
+	// batches, flushes of them at a time.
+	writers chan struct{}
 	// turn is held by the one call at a time that /worker-endpoint, or somebody who
 	// steers a task, makes.
 	turn     chan struct{}
@@ -66,6 +74,8 @@ type Store struct {
 	clock    clock
 	// callbacks is what their Timeout and Retry are.
 	callbacks task.Spec
+	// keyWindow is for how long an idempotency key counts.
+	keyWindow time.Duration
 	// noRoom is when the database last refused tasks for want of room; nil when
 	// it has taken some since.
 	noRoom atomic.Pointer[time.Time]
@@ -80,6 +90,8 @@ type Options struct {
 	MaxConns int
 	// Callbacks is the Timeout and Retry of callbacks.
 	Callbacks task.Spec
+	// IdempotencyWindow is for how long an idempotency key counts.
+	IdempotencyWindow time.Duration
 }
 
 // Open makes a Store and asks the database for a sign of life. Close it.
@@ -92,12 +104,17 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{pool: pool, turn: make(chan struct{}, 1), lowWater: newLowWater(), callbacks: o.Callbacks}
+	s := &Store{
+		pool: pool, writers: make(chan struct{}, flushes), turn: make(chan struct{}, 1),
+		lowWater: newLowWater(), callbacks: o.Callbacks, keyWindow: o.IdempotencyWindow,
+	}
 	if _, err := s.Now(ctx); err != nil { // for ids
 		pool.Close()
 		return nil, err
 	}
 	s.inserts = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, MaxWaiting: maxWaiting, Isolate: isRowError}, s.insert)
+	// One at a time, so that what is submitted one by one gets on beside it.
+	s.batches = batch.New(batch.Options{MaxSize: 1, MaxFlushes: 1, MaxWaiting: maxBatches}, s.insertBatch)
 	s.finishes = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, Gather: gatherTime, Isolate: isRowError}, s.finish)
 	// Tasks are as large as they were sent.
 	s.gets = batch.New(batch.Options{MaxSize: 16, MaxFlushes: flushes, MaxWaiting: maxWaiting}, s.get)
@@ -109,6 +126,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 // Close waits for writes under way and closes the connections.
 func (s *Store) Close() {
 	s.inserts.Close()
+	s.batches.Close()
 	s.finishes.Close()
 	s.gets.Close()
 	s.probes.Close()

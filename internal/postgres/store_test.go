@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 func newStore(t *testing.T) (*postgres.Store, *pgxpool.Pool) {
 	t.Helper()
 	url := pgtest.URL(t)
-	s, err := postgres.Open(t.Context(), postgres.Options{URL: url, MaxConns: 10, Callbacks: callbackRules})
+	s, err := postgres.Open(t.Context(), postgres.Options{URL: url, MaxConns: 10, Callbacks: callbackRules, IdempotencyWindow: time.Hour})
 	if err != nil {
 		t.Fatalf("Open: %v", err)
 	}
@@ -189,7 +189,7 @@ func TestTaskSurvivesTheRoundTrip(t *testing.T) {
 		tk.OnFailure = &task.Callback{URL: "https://ends.melodia.app/no", Headers: map[string]string{"X-Tenant": "é"}}
 		tk.OIDCAudience = "https://plays.melodia.app"
 		tk.CreatedBy = "plays@melodia.app"
-		tk.IdempotencyKey = "play-42"
+		tk.IdempotencyKey, tk.Fingerprint = "play-42", []byte{}
 	})
 	insert(t, s, want)
 	if want.CreatedAt.IsZero() || !want.RunAt.Equal(want.CreatedAt) {
@@ -201,7 +201,7 @@ func TestTaskSurvivesTheRoundTrip(t *testing.T) {
 	}
 	got := claimOne(t, s, worker).Task
 	want.State = task.Running
-	if diff := cmp.Diff(want, got, same, cmpopts.IgnoreFields(task.Task{}, "Spec.Labels", "Spec.OnSuccess", "Spec.OnFailure", "CreatedBy", "IdempotencyKey")); diff != "" {
+	if diff := cmp.Diff(want, got, same, cmpopts.IgnoreFields(task.Task{}, "Spec.Labels", "Spec.OnSuccess", "Spec.OnFailure", "CreatedBy", "IdempotencyKey", "Fingerprint")); diff != "" {
 		t.Errorf("Claim (-want +got):\n%s", diff)
 	}
 }
@@ -508,7 +508,8 @@ func TestFinishEndsATask(t *testing.T) {
 			tk := newTask(func(tk *task.Task) {
 				tk.Labels = map[string]string{"kind": "play"}
 				tk.OnFailure = &task.Callback{URL: "https://ends.melodia.app/no"}
-				tk.OIDCAudience, tk.CreatedBy, tk.IdempotencyKey = "https://plays.melodia.app", "plays@melodia.app", "play-42"
+				tk.OIDCAudience, tk.CreatedBy = "https://plays.melodia.app", "plays@melodia.app"
+				tk.IdempotencyKey, tk.Fingerprint = "play-42", []byte{}
 			})
 			insert(t, s, tk)
 			c := claimOne(t, s, worker)

@@ -17,6 +17,9 @@ var (
 	// ErrChanged: somebody else changed the task at the same moment. Nothing was
 	// written.
 	ErrChanged = errors.New("task was changed meanwhile")
+	// ErrKeyTaken: another request came before under the same idempotency key.
+	// Nothing was stored.
+	ErrKeyTaken = errors.New("idempotency key belongs to another request")
 	// ErrUnavailable: the store could not be asked, or did not answer. What was
 	// to be written may or may not have been.
 	ErrUnavailable = errors.New("task store unavailable")
@@ -27,3 +30,13 @@ var (
 	// matches. A filter that asks for less may get an answer.
 	ErrTooBroad = errors.New("the search took too long")
 )
+
+// RepeatError says that the same request came before under the same idempotency
+// key. Nothing was stored.
+type RepeatError struct {
+	// Tasks are those that were stored then, in the order of the request.
+	Tasks []ID
+}
+
+// Error does not say which tasks: an [ID] is for those who ask for it.
+func (*RepeatError) Error() string { return "request was made before" }

@@ -51,6 +51,7 @@ const (
 	MaxLabels      = 16
 	MaxLabelName   = 64
 	MaxLabelValue  = 256
+	MaxBatch       = 1000 // tasks that are stored together
 	MinTimeout     = 100 * time.Millisecond
 	MaxTimeout     = 30 * time.Minute
 	// Horizon is how far ahead a task may be scheduled.

@@ -102,13 +102,26 @@ type Task struct {
 	CancelRequestedAt time.Time
 	// CreatedBy names who handed it in; empty where callers are not known.
 	CreatedBy string
-	// IdempotencyKey is released when the task is cancelled; empty is none.
+	// IdempotencyKey names the request that the task came with, until the task is
+	// cancelled or the key's window ends; empty is none.
 	IdempotencyKey string
+	// Fingerprint tells a repeat of that request from another one. It is not kept
+	// with the task.
+	Fingerprint []byte
 	// AttemptCount is the number of ended attempts that count towards
 	// MaxAttempts: all but the interrupted ones.
 	AttemptCount int
 	// Attempts is the story, oldest first.
 	Attempts []Attempt
+}
+
+// Batch is tasks that are stored together, or not at all.
+type Batch struct {
+	Tasks []*Task
+	// IdempotencyKey and Fingerprint are as in a task, for all of them: none has a
+	// key of its own, so that cancelling one does not release it.
+	IdempotencyKey string
+	Fingerprint    []byte
 }
 
 // Attempt is the record of one ended attempt.

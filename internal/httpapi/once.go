@@ -1,0 +1,69 @@
+package httpapi
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humachi"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// onceInput is a body that asks for something to be stored, and the name by
+// which the caller will know the request again.
+type onceInput struct {
+	IdempotencyKey string `header:"Idempotency-Key" pattern:"^[!-~]{1,255}$" patternDescription:"1 to 255 visible ASCII characters" example:"play-42-7" doc:"Names this request, for the time that the service's settings say (24 hours by default): when the same request comes again under the key, nothing is stored, and the first one's outcome is answered, as it is then, with 200 and Idempotent-Replayed. The same means: to the same path, with the same bytes as its body; another request under the key is refused with 409. Each caller has keys of their own. A key is free again when its task was cancelled; that of a batch is not. 1 to 255 visible ASCII characters."`
+	// As in submitInput.
+	ContentType string `header:"Content-Type" hidden:"true"`
+	RawBody     []byte
+}
+
+func (in *onceInput) body() *submitInput { return &submitInput{in.ContentType, in.RawBody} }
+
+const keyHeader = "Idempotency-Key"
+
+// Resolve is huma.Resolver: it reports what huma takes for no header at all, or
+// for one.
+func (*onceInput) Resolve(ctx huma.Context) []error {
+	r, _ := humachi.Unwrap(ctx)
+	values := r.Header[keyHeader]
+	var message string
+	switch {
+	case len(values) > 1:
+		message = "must not be there twice"
+	case len(values) == 1 && values[0] == "":
+		message = "expected length >= 1"
+	default:
+		return nil
+	}
+	return []error{&huma.ErrorDetail{Location: "header." + keyHeader, Message: message}}
+}
+
+// name returns the key under which the request is stored, and what tells a
+// repeat of it from another request to path; nothing where the caller gave it
+// no name. A key that was sent holds no space, so callers cannot have the same.
+func (in *onceInput) name(ctx context.Context, path string) (key string, fingerprint []byte) {
+	if in.IdempotencyKey == "" {
+		return "", nil
+	}
+	h := sha256.New()
+	h.Write([]byte(path + "\n"))
+	h.Write(in.RawBody)
+	return caller(ctx) + " " + in.IdempotencyKey, h.Sum(nil)
+}
+
+// onceErrors are the statuses that a submission can be answered with, besides 422 and 500.
+var onceErrors = append([]int{http.StatusConflict}, submitErrors...)
+
+// orGone says of a task of the first request under a key why it is not there.
+func orGone(err error) error {
+	if errors.Is(err, task.ErrNotFound) {
+		return newProblem(http.StatusConflict, goneDetail)
+	}
+	return err
+}
+
+const goneDetail = "What was handed in under this Idempotency-Key is over, and its retention too. Nothing was stored; use another key for something new."

@@ -1,0 +1,147 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// keyed makes a fake store remember keys as the real one does.
+func keyed(s *service) {
+	first := map[string]*task.Task{}
+	s.store.insert = func(_ context.Context, t *task.Task) error {
+		switch before := first[t.IdempotencyKey]; {
+		case t.IdempotencyKey == "":
+		case before == nil:
+			first[t.IdempotencyKey] = t
+		case string(before.Fingerprint) == string(t.Fingerprint):
+			return &task.RepeatError{Tasks: []task.ID{before.ID}}
+		default:
+			return task.ErrKeyTaken
+		}
+		return nil
+	}
+	s.store.get = func(_ context.Context, id task.ID) (*task.Task, error) {
+		for _, t := range first {
+			if t.ID == id {
+				now := *t
+				now.State, now.LastClaim = task.Succeeded, 1
+				return &now, nil
+			}
+		}
+		return nil, task.ErrNotFound
+	}
+}
+
+func TestIdempotencyKey(t *testing.T) {
+	t.Parallel()
+	for path, body := range map[string]string{"/enqueue": with("payload", "1"), "/schedule": with("delay_seconds", "60")} {
+		t.Run(path, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			keyed(s)
+			const key = `~!"#,;k`
+			a := s.post(path, body, "Idempotency-Key", key)
+			first := s.only(a)
+			if a.header["Idempotent-Replayed"] != nil {
+				t.Errorf("the first answer has Idempotent-Replayed: %q", a.header["Idempotent-Replayed"])
+			}
+
+			// As it is now, like GET /tasks/{id}; the same bytes as whatever JSON.
+			a = s.post(path, body, "Idempotency-Key", key, "Content-Type", "application/vnd.melodia+json; charset=utf-8")
+			if a.status != http.StatusOK || a.header.Get("Idempotent-Replayed") != "true" || a.header.Get("Location") != "/tasks/"+first.ID.String() {
+				t.Errorf("a repeat: got %d with %v", a.status, a.header)
+			}
+			if seen := s.get("/tasks/" + first.ID.String()); a.text != seen.text || a.header.Get("ETag") != seen.header.Get("ETag") || a.at("state") != "succeeded" {
+				t.Errorf("a repeat: got %s %s\nwant what GET says: %s %s", a.header.Get("ETag"), a.text, seen.header.Get("ETag"), seen.text)
+			}
+			if stored := s.store.taken(); len(stored) > 0 {
+				t.Errorf("a repeat stored %d tasks", len(stored))
+			}
+
+			other := s.post(path, strings.TrimSuffix(body, "}")+`,"labels":{"k":"`+marker+`"}}`, "Idempotency-Key", key)
+			s.refused(other, http.StatusConflict)
+			s.refused(s.post(path, body+" ", "Idempotency-Key", key), http.StatusConflict)
+			if path == "/schedule" {
+				s.only(s.post("/enqueue", with("payload", "1"), "Idempotency-Key", "both"))
+				s.refused(s.post(path, body, "Idempotency-Key", "both"), http.StatusConflict)
+			}
+
+			// Others have keys of their own, and so do those without a name.
+			for _, caller := range []string{"plays", "plays " + key, key} {
+				s.only(s.post(path, body, "Idempotency-Key", key, "X-Test-Caller", caller))
+				if a := s.post(path, body, "Idempotency-Key", key, "X-Test-Caller", caller); a.status != http.StatusOK || a.at("created_by") != caller {
+					t.Errorf("a repeat by %q: got %d %s", caller, a.status, a.text)
+				}
+			}
+			s.only(s.post(path, body, "Idempotency-Key", "bc", "X-Test-Caller", "a"))
+			s.only(s.post(path, body, "Idempotency-Key", "c", "X-Test-Caller", "ab"))
+			s.only(s.post(path, body))
+			s.only(s.post(path, body))
+		})
+	}
+}
+
+// The same request to the two paths, with a key that is not known there.
+func TestFingerprintHasThePath(t *testing.T) {
+	t.Parallel()
+	in := &onceInput{IdempotencyKey: "k", RawBody: []byte("{}")}
+	_, one := in.name(t.Context(), "/enqueue")
+	_, two := in.name(t.Context(), "/schedule")
+	if len(one) != 32 || cmp.Equal(one, two) {
+		t.Errorf("got the fingerprints %x and %x, want two different ones of 32 bytes", one, two)
+	}
+}
+
+func TestIllegalIdempotencyKeys(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	const loc = `["header","Idempotency-Key"] `
+	for name, tt := range map[string]struct {
+		values []string
+		want   string
+	}{
+		"empty":      {[]string{""}, "string_too_short"},
+		"long":       {[]string{strings.Repeat("k", 256)}, "string_pattern_mismatch"},
+		"a space":    {[]string{"a " + marker}, "string_pattern_mismatch"},
+		"a tab":      {[]string{"a\t" + marker}, "string_pattern_mismatch"},
+		"not ASCII":  {[]string{"é" + marker}, "string_pattern_mismatch"},
+		"two":        {[]string{"a", marker}, "duplicate"},
+		"twice":      {[]string{marker, marker}, "duplicate"},
+		"an empty 2": {[]string{"a", ""}, "duplicate"},
+	} {
+		for _, path := range []string{"/enqueue", "/schedule"} {
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.server().URL+path, strings.NewReader(with("payload", "1")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Header["Content-Type"], r.Header["Idempotency-Key"] = []string{"application/json"}, tt.values
+			a := s.send(r)
+			if got := a.errors(); len(got) != 1 || got[0] != loc+tt.want {
+				t.Errorf("%s: got errors %q, want %s", name, got, tt.want)
+			}
+			s.refused(a, http.StatusUnprocessableEntity, loc+tt.want)
+		}
+	}
+	keyed(s)
+	for _, legal := range []string{"k", strings.Repeat("k", 255), "8e03978e-40d5-43e8-bc93-6894a57f9324"} {
+		s.only(s.post("/enqueue", with("payload", "1"), "Idempotency-Key", legal))
+	}
+}
+
+// Of what is over, and whose retention is too, it is known that it was done.
+func TestRepeatAfterTheRetention(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.store.insert = func(context.Context, *task.Task) error { return &task.RepeatError{Tasks: []task.ID{{1}}} }
+	a := s.post("/enqueue", with("payload", "1"), "Idempotency-Key", "k")
+	s.refused(a, http.StatusConflict)
+	if a.detail() != goneDetail {
+		t.Errorf("got %q", a.detail())
+	}
+}
