@@ -1,7 +1,6 @@
 package postgres_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -291,14 +290,7 @@ func TestFindWhileTasksEnd(t *testing.T) {
 func TestSearchesAreBounded(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)
-	tx, err := pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
-	if _, err := tx.Exec(t.Context(), "LOCK TABLE task_history IN ACCESS EXCLUSIVE MODE"); err != nil {
-		t.Fatal(err)
-	}
+	tx := lock(t, pool, "task_history IN ACCESS EXCLUSIVE MODE")
 	var searching sync.WaitGroup
 	results := make(chan error, 100)
 	for range 100 {

@@ -172,13 +172,7 @@ func TestConcurrentKeepHistory(t *testing.T) {
 func TestKeepHistoryGivesWay(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)
-	tx, err := pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := tx.Exec(t.Context(), "LOCK TABLE task_history IN SHARE UPDATE EXCLUSIVE MODE"); err != nil {
-		t.Fatal(err)
-	}
+	tx := lock(t, pool, "task_history IN SHARE UPDATE EXCLUSIVE MODE")
 	if err := s.KeepHistory(t.Context(), retention); err == nil {
 		t.Error("KeepHistory reported nothing although it could do nothing")
 	}

@@ -84,14 +84,7 @@ func TestInsertOnce(t *testing.T) {
 func TestInsertWithoutKeys(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)
-	tx, err := pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
-	if _, err := tx.Exec(t.Context(), "LOCK TABLE idempotency_keys"); err != nil {
-		t.Fatal(err)
-	}
+	lock(t, pool, "idempotency_keys")
 	insert(t, s, newTask())
 }
 
@@ -99,14 +92,7 @@ func TestInsertWithoutKeys(t *testing.T) {
 // that most of them are in one statement.
 func insertTogether(t *testing.T, s *postgres.Store, pool *pgxpool.Pool, tasks []*task.Task) []error {
 	t.Helper()
-	tx, err := pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
-	if _, err := tx.Exec(t.Context(), "LOCK TABLE tasks IN EXCLUSIVE MODE"); err != nil {
-		t.Fatal(err)
-	}
+	tx := lock(t, pool, "tasks IN EXCLUSIVE MODE")
 	errs := make([]error, len(tasks))
 	var began, inserting sync.WaitGroup
 	for i, tk := range tasks {
@@ -226,14 +212,7 @@ func TestInsertOnceRaces(t *testing.T) {
 func TestInsertOnceAgainAfterALostAnswer(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)
-	tx, err := pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
-	if _, err := tx.Exec(t.Context(), "LOCK TABLE tasks IN EXCLUSIVE MODE"); err != nil {
-		t.Fatal(err)
-	}
+	tx := lock(t, pool, "tasks IN EXCLUSIVE MODE")
 	first := once("a", "1")
 	ctx, hangUp := context.WithCancel(t.Context())
 	lost := make(chan error)

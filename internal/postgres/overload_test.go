@@ -1,7 +1,6 @@
 package postgres_test
 
 import (
-	"context"
 	"errors"
 	"sync"
 	"testing"
@@ -14,14 +13,7 @@ import (
 func TestInsertsAreShed(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)
-	tx, err := pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
-	if _, err := tx.Exec(t.Context(), "LOCK TABLE tasks IN EXCLUSIVE MODE"); err != nil {
-		t.Fatal(err)
-	}
+	tx := lock(t, pool, "tasks IN EXCLUSIVE MODE")
 	// As many as may wait, as can be under way, and some more.
 	const waiting, under, more = 2048, 2 * 256, 100
 	var mu sync.Mutex

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/goleak"
 
@@ -50,6 +51,21 @@ func newStore(t *testing.T) (*postgres.Store, *pgxpool.Pool) {
 	}
 	t.Cleanup(pool.Close)
 	return s, pool
+}
+
+// lock locks a table, until the transaction that it returns is rolled back or
+// the test ends. What needs the table hangs meanwhile.
+func lock(t *testing.T, pool *pgxpool.Pool, table string) pgx.Tx {
+	t.Helper()
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) })
+	if _, err := tx.Exec(t.Context(), "LOCK TABLE "+table); err != nil {
+		t.Fatal(err)
+	}
+	return tx
 }
 
 // lookBack makes each look for due tasks begin at the very first one: for tests
@@ -312,14 +328,7 @@ func TestCallerThatGivesUpTakesNobodyAlong(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)
 	// A lock makes every insert wait, so that the callers ride together.
-	tx, err := pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
-	if _, err := tx.Exec(t.Context(), "LOCK TABLE tasks IN EXCLUSIVE MODE"); err != nil {
-		t.Fatal(err)
-	}
+	tx := lock(t, pool, "tasks IN EXCLUSIVE MODE")
 	impatient, giveUp := context.WithCancel(t.Context())
 	var callers sync.WaitGroup
 	for i := range 20 {
