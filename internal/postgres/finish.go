@@ -130,7 +130,9 @@ WITH result AS MATERIALIZED (
 ), ` + historyOfGone + `
 SELECT id, claim FROM gone`
 
-// finish is the flush of Finish.
+// finish is the flush of Finish. What one statement wrote stays written where a
+// later one fails: when it is written again it matches nothing, as after an
+// answer that was lost.
 func (s *Store) finish(ctx context.Context, results []Result) ([]written, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
