@@ -56,9 +56,7 @@ func (s *Store) Finish(ctx context.Context, claim *task.Claim, d task.Decision) 
 const (
 	finishSQL = `-- name: finish tasks
 WITH result AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::float8[], $6::text[], $7::int[])
-        AS r (id, claim, state, reason, wait_seconds, attempts, counted)
-    ORDER BY id
+    SELECT ` + resultColumns + ` ORDER BY id
 ), again AS (
     UPDATE tasks t SET state = 'pending', run_at = now() + make_interval(secs => r.wait_seconds),
         worker_id = NULL, claimed_at = NULL,
@@ -71,6 +69,9 @@ WITH result AS MATERIALIZED (
     ` + returningEnded + `
 ), ` + historyOfEnded + `
 SELECT id, claim FROM again UNION ALL SELECT id, claim FROM ended`
+
+	resultColumns = `unnest($1::uuid[]) AS id, unnest($2::bigint[]) AS claim, unnest($3::text[]) AS state, unnest($4::text[]) AS reason,
+        unnest($5::float8[]) AS wait_seconds, unnest($6::text[]) AS attempts, unnest($7::int[]) AS counted`
 
 	deleteEnded = `DELETE FROM tasks t USING result r
     WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending' AND r.state NOT IN ('pending', 'cancelled')`
@@ -92,9 +93,7 @@ SELECT id, claim FROM again UNION ALL SELECT id, claim FROM ended`
 // timeout and retries that follow.
 const finishCallingBackSQL = `-- name: finish tasks and call back
 WITH result AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::float8[], $6::text[], $7::int[], $8::uuid[])
-        AS r (id, claim, state, reason, wait_seconds, attempts, counted, callback_id)
-    ORDER BY id
+    SELECT ` + resultColumns + `, unnest($8::uuid[]) AS callback_id ORDER BY id
 ), ended AS (
     ` + deleteEnded + ` AND ` + callbackOf + ` IS NOT NULL
     ` + returningEnded + `
@@ -117,10 +116,7 @@ SELECT id, claim FROM ended`
 // before that was known.
 const finishCancelledSQL = `-- name: finish cancelled tasks
 WITH result AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::float8[], $6::text[], $7::int[])
-        AS r (id, claim, state, reason, wait_seconds, attempts, counted)
-    WHERE state IN ('pending', 'cancelled')
-    ORDER BY id
+    SELECT * FROM (SELECT ` + resultColumns + `) r WHERE state IN ('pending', 'cancelled') ORDER BY id
 ), gone AS (
     DELETE FROM tasks t USING result r
     WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending'
