@@ -38,6 +38,10 @@ type Options struct {
 	// MaxWaiting is the most inputs that wait for a flush to begin. Zero sets
 	// no bound.
 	MaxWaiting int
+	// Timeout is how long a call of Do waits at most. It does for all calls what a
+	// context with a deadline of its own does for each, at a fraction of the cost.
+	// Zero sets no bound.
+	Timeout time.Duration
 	// Isolate reports whether a flush's error may be the fault of one of its
 	// inputs. Such a batch is halved and flushed again until the guilty stand
 	// alone. A flush that failed must therefore have changed nothing. Nil
@@ -58,6 +62,7 @@ type Flush[In, Out any] func(ctx context.Context, inputs []In) ([]Out, error)
 type Batcher[In, Out any] struct {
 	options Options
 	flush   Flush[In, Out]
+	timers  sync.Pool // of *time.Timer, stopped
 
 	mu      sync.Mutex
 	waiting []*call[In, Out]
@@ -80,8 +85,8 @@ func New[In, Out any](options Options, flush Flush[In, Out]) *Batcher[In, Out] {
 	return &Batcher[In, Out]{options: options, flush: flush}
 }
 
-// Do hands in to a flush and returns its result. When ctx ends first Do
-// returns its cause: an input whose flush has not begun is dropped, one whose
+// Do hands in to a flush and returns its result. When ctx ends first Do returns
+// its cause, and after [Options.Timeout] context.DeadlineExceeded: an input whose flush has not begun is dropped, one whose
 // flush is under way is carried out all the same. Nothing is done with an input
 // for which Do returns [ErrFull] or [ErrClosed], and neither is waited for.
 func (b *Batcher[In, Out]) Do(ctx context.Context, in In) (Out, error) {
@@ -107,18 +112,42 @@ func (b *Batcher[In, Out]) Do(ctx context.Context, in In) (Out, error) {
 	}
 	b.mu.Unlock()
 
+	var timeout <-chan time.Time
+	if b.options.Timeout > 0 {
+		timer := b.timer()
+		defer b.putBack(timer)
+		timeout = timer.C
+	}
+	var gaveUp error
 	select {
 	case <-c.done:
 		return c.out, c.err
+	case <-timeout:
+		gaveUp = context.DeadlineExceeded
 	case <-ctx.Done():
-		select {
-		case <-c.done: // both at once: what was done counts
-			return c.out, c.err
-		default:
-		}
-		b.drop(c)
-		return none, context.Cause(ctx)
+		gaveUp = context.Cause(ctx)
 	}
+	select {
+	case <-c.done: // both at once: what was done counts
+		return c.out, c.err
+	default:
+	}
+	b.drop(c)
+	return none, gaveUp
+}
+
+// timer returns a timer that fires after [Options.Timeout].
+func (b *Batcher[In, Out]) timer() *time.Timer {
+	if timer, ok := b.timers.Get().(*time.Timer); ok {
+		timer.Reset(b.options.Timeout)
+		return timer
+	}
+	return time.NewTimer(b.options.Timeout)
+}
+
+func (b *Batcher[In, Out]) putBack(timer *time.Timer) {
+	timer.Stop()
+	b.timers.Put(timer)
 }
 
 // nobodys is a caller's context without what is that caller's alone.

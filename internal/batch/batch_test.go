@@ -563,6 +563,28 @@ func TestWrongNumberOfOutputs(t *testing.T) {
 	}
 }
 
+// Who waited for too long leaves: out of the queue, or from a flush, which goes on.
+func TestTimeout(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{respond: after(3 * time.Second)}
+		c := newCallers(batch.New(batch.Options{MaxSize: 1, MaxFlushes: 1, Timeout: 4 * time.Second}, r.flush))
+		c.call(t.Context(), 0, 1, 2)
+		results := c.wait()
+		wantAnswers(t, results, 0)
+		for _, in := range []int{1, 2} {
+			if got := results[in]; !errors.Is(got.err, context.DeadlineExceeded) || got.at != 4*time.Second {
+				t.Errorf("Do(%d) returned %v after %v, want %v after 4 s", in, got.err, got.at, context.DeadlineExceeded)
+			}
+		}
+		// The next ones have all the time again, with the same timers.
+		time.Sleep(2 * time.Second)
+		c.call(t.Context(), 3)
+		wantAnswers(t, c.wait(), 3)
+		wantBatches(t, r, []int{0}, []int{1}, []int{3})
+	})
+}
+
 func TestClose(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -139,8 +139,6 @@ const searchMode = pgx.QueryExecModeCacheDescribe
 
 // search runs f when its turn comes, in a transaction for searching.
 func (s *Store) search(ctx context.Context, f func(context.Context, pgx.Tx) error) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for its turn included
-	defer cancel()
 	_, err := s.searches.Do(ctx, f)
 	var pgErr *pgconn.PgError
 	switch {

@@ -30,8 +30,6 @@ const (
 // Get returns a task with its whole story, or [task.ErrNotFound]. As with
 // Insert, [task.ErrOverloaded] comes at once when too many wait.
 func (s *Store) Get(ctx context.Context, id task.ID) (*task.Task, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for a batch included
-	defer cancel()
 	t, err := s.gets.Do(ctx, id)
 	switch {
 	case errors.Is(err, batch.ErrFull):

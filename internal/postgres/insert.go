@@ -55,8 +55,6 @@ func (s *Store) InsertClaimed(ctx context.Context, worker task.ID, t *task.Task)
 }
 
 func (s *Store) insertOne(ctx context.Context, t newTask) (inserted, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for a batch included
-	defer cancel()
 	in, err := s.inserts.Do(ctx, t)
 	for range insertTries - 1 {
 		if !errors.Is(in.err, errKeyReleased) {
@@ -135,8 +133,6 @@ func (s *Store) endInsert(err error) {
 // InsertBatch stores tasks in one statement: all, or none of them. It is
 // [Store.Insert] otherwise, in all that it sets and returns.
 func (s *Store) InsertBatch(ctx context.Context, b *task.Batch) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for its turn included
-	defer cancel()
 	in, err := s.batches.Do(ctx, b)
 	for range insertTries - 1 {
 		if !errors.Is(err, errKeyReleased) {

@@ -112,14 +112,14 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		pool.Close()
 		return nil, err
 	}
-	s.inserts = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, MaxWaiting: maxWaiting, Isolate: isRowError}, s.insert)
+	s.inserts = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, MaxWaiting: maxWaiting, Timeout: callTimeout, Isolate: isRowError}, s.insert)
 	// One at a time, so that what is submitted one by one gets on beside it.
-	s.batches = batch.New(batch.Options{MaxSize: 1, MaxFlushes: 1, MaxWaiting: maxBatches}, s.insertBatch)
+	s.batches = batch.New(batch.Options{MaxSize: 1, MaxFlushes: 1, MaxWaiting: maxBatches, Timeout: callTimeout}, s.insertBatch)
 	s.finishes = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, Gather: gatherTime, Isolate: isRowError}, s.finish)
 	// Tasks are as large as they were sent.
-	s.gets = batch.New(batch.Options{MaxSize: 16, MaxFlushes: flushes, MaxWaiting: maxWaiting}, s.get)
+	s.gets = batch.New(batch.Options{MaxSize: 16, MaxFlushes: flushes, MaxWaiting: maxWaiting, Timeout: callTimeout}, s.get)
 	s.probes = batch.New(batch.Options{MaxSize: 1000, MaxFlushes: 1}, s.probe)
-	s.searches = batch.New(batch.Options{MaxSize: 1, MaxFlushes: 1, MaxWaiting: maxSearching}, s.runSearch)
+	s.searches = batch.New(batch.Options{MaxSize: 1, MaxFlushes: 1, MaxWaiting: maxSearching, Timeout: callTimeout}, s.runSearch)
 	return s, nil
 }
 
