@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -168,6 +169,9 @@ func (b *Batcher[In, Out]) Close() {
 func (b *Batcher[In, Out]) run(ctx context.Context) {
 	defer b.running.Done()
 	for {
+		// Who is ready to hand something in does so first: the batch is larger, and
+		// nobody waited.
+		runtime.Gosched()
 		calls := b.take()
 		if calls == nil {
 			return

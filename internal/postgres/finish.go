@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -226,37 +227,57 @@ func (s *Store) write(ctx context.Context, sql string, results []Result, more ..
 	return matched, nil
 }
 
-// attemptRow is an element of the attempts column.
+// attemptRow is an element of the attempts column, as encodeAttempt writes it.
 type attemptRow struct {
 	Number            int       `json:"number"`
 	StartedAt         time.Time `json:"started_at"`
 	DurationSeconds   float64   `json:"duration_seconds"`
 	Outcome           task.Kind `json:"outcome"`
-	StatusCode        int       `json:"status_code,omitempty"`
-	Error             string    `json:"error,omitempty"`
-	ResponseExcerpt   string    `json:"response_excerpt,omitempty"`
-	RetryAfterSeconds float64   `json:"retry_after_seconds,omitempty"`
+	StatusCode        int       `json:"status_code"`
+	Error             string    `json:"error"`
+	ResponseExcerpt   string    `json:"response_excerpt"`
+	RetryAfterSeconds float64   `json:"retry_after_seconds"`
 }
 
-// encodeAttempt returns the array to append to the attempts column.
+// encodeAttempt returns the array to append to the attempts column. It is asked
+// for each attempt, so it does without reflection.
 func encodeAttempt(a *task.Attempt) string {
 	if a == nil {
 		return "[]"
 	}
-	b, err := json.Marshal([]attemptRow{{
-		Number:            a.Number,
-		StartedAt:         a.StartedAt.UTC(),
-		DurationSeconds:   seconds(a.Duration),
-		Outcome:           a.Outcome,
-		StatusCode:        a.StatusCode,
-		Error:             a.Error,
-		ResponseExcerpt:   a.ResponseExcerpt,
-		RetryAfterSeconds: seconds(a.RetryAfter),
-	}})
-	if err != nil {
-		panic(err) // numbers, strings and a time of this century always encode
+	b := make([]byte, 0, 160)
+	b = append(b, `[{"number":`...)
+	b = strconv.AppendInt(b, int64(a.Number), 10)
+	b = a.StartedAt.UTC().AppendFormat(append(b, `,"started_at":"`...), time.RFC3339Nano)
+	b = appendSeconds(append(b, `","duration_seconds":`...), a.Duration)
+	b = append(append(b, `,"outcome":"`...), a.Outcome...)
+	b = append(b, '"')
+	if a.StatusCode != 0 {
+		b = strconv.AppendInt(append(b, `,"status_code":`...), int64(a.StatusCode), 10)
 	}
+	if a.Error != "" {
+		b = appendJSON(append(b, `,"error":`...), a.Error)
+	}
+	if a.ResponseExcerpt != "" {
+		b = appendJSON(append(b, `,"response_excerpt":`...), a.ResponseExcerpt)
+	}
+	if a.RetryAfter != 0 {
+		b = appendSeconds(append(b, `,"retry_after_seconds":`...), a.RetryAfter)
+	}
+	b = append(b, "}]"...)
 	return string(b)
+}
+
+func appendSeconds(b []byte, d time.Duration) []byte {
+	return strconv.AppendFloat(b, seconds(d), 'f', -1, 64)
+}
+
+func appendJSON(b []byte, s string) []byte {
+	encoded, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // a string always encodes
+	}
+	return append(b, encoded...)
 }
 
 func decodeAttempts(b []byte) ([]task.Attempt, error) {
