@@ -46,6 +46,9 @@ func isJSON(contentType string) bool {
 // encode writes text that is not UTF-8 with U+FFFD in it: an answer that breaks
 // off in its middle would be worse.
 func encode(w io.Writer, v any) error {
+	if t, ok := v.(*Task); ok {
+		return writeTask(w, t)
+	}
 	return json.MarshalWrite(w, v, jsontext.AllowInvalidUTF8(true))
 }
 
