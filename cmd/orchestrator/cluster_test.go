@@ -19,14 +19,14 @@ import (
 // cluster is a PostgreSQL of one test's own, as durable as PostgreSQL is by
 // itself. It can crash and come back with its data, on another port.
 type cluster struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string
 	server *devdb.Server
 }
 
 // startCluster starts one with its data in dir, which PostgreSQL's user must be
 // able to reach. It is stopped when the test ends.
-func startCluster(t *testing.T, dir string) *cluster {
+func startCluster(t testing.TB, dir string) *cluster {
 	t.Helper()
 	c := &cluster{t: t, dir: dir}
 	c.start()

@@ -60,7 +60,7 @@ func buildAndRun(m *testing.M) int {
 
 // process is a running orchestrator.
 type process struct {
-	t    *testing.T
+	t    testing.TB
 	cmd  *exec.Cmd
 	url  string
 	done chan struct{} // closed when it has ended and its output is read
@@ -71,7 +71,7 @@ type process struct {
 
 // start runs a command of the program with settings (NAME=value) on top of
 // those that every test wants, and waits until it serves.
-func start(t *testing.T, command string, settings ...string) *process {
+func start(t testing.TB, command string, settings ...string) *process {
 	t.Helper()
 	p := &process{t: t, done: make(chan struct{})}
 	p.cmd = exec.Command(binary, command)
@@ -271,7 +271,7 @@ func (p *process) await(id string, ok func(taskJSON) bool) taskJSON {
 func ended(t taskJSON) bool { return t.State == "succeeded" || t.State == "failed" }
 
 // eventually asks again and again, for as long as patience lasts.
-func eventually(t *testing.T, ok func() bool, complaint func() string) {
+func eventually(t testing.TB, ok func() bool, complaint func() string) {
 	t.Helper()
 	deadline := time.After(patience)
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -337,7 +337,7 @@ func statusOf(w http.ResponseWriter, r *http.Request, _ int) {
 }
 
 // openDir returns a temporary folder that PostgreSQL's user can reach.
-func openDir(t *testing.T) string {
+func openDir(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
