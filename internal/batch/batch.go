@@ -4,7 +4,8 @@
 //
 // A caller that comes alone is served at once and alone; the more callers wait,
 // the larger the batches grow by themselves. Under load, and only then, a
-// moment's wait can make them larger still (see Options.Gather).
+// moment's wait can make them larger still: where nobody waits for the end
+// (Options.Gather), and where the other side is slow (Options.GatherSlow).
 package batch
 
 import (
@@ -36,6 +37,11 @@ type Options struct {
 	// gatherFrom inputs, where it would be smaller than MaxSize. It is for calls
 	// whose end nobody waits for.
 	Gather time.Duration
+	// GatherSlow is the same after a flush that took longer than that: half as long
+	// as it took, and this long at most. Such a flush shares the other side with
+	// those of other processes, which few large ones leave more of than many small
+	// ones. Zero makes no difference between flushes.
+	GatherSlow time.Duration
 	// MaxWaiting is the most inputs that wait for a flush to begin. Zero sets
 	// no bound.
 	MaxWaiting int
@@ -51,7 +57,7 @@ type Options struct {
 }
 
 // gatherFrom is how large a batch shows that many more are to come.
-const gatherFrom = 16
+const gatherFrom = 8
 
 // Flush carries out a batch: it returns one output for each input, in order,
 // or an error for all. It belongs to no single caller: its context has none of
@@ -176,17 +182,22 @@ func (b *Batcher[In, Out]) run(ctx context.Context) {
 		if calls == nil {
 			return
 		}
+		begin := time.Now()
 		b.carryOut(ctx, calls)
 		if len(calls) >= gatherFrom {
-			b.gather()
+			b.gather(time.Since(begin))
 		}
 	}
 }
 
-// gather waits for a batch to fill.
-func (b *Batcher[In, Out]) gather() {
-	if b.options.Gather > 0 && !b.full() {
-		<-time.After(b.options.Gather)
+// gather waits for a batch to fill, after a flush that took some time.
+func (b *Batcher[In, Out]) gather(took time.Duration) {
+	wait := b.options.Gather
+	if slow := b.options.GatherSlow; took > slow {
+		wait = max(wait, min(took/2, slow))
+	}
+	if wait > 0 && !b.full() {
+		<-time.After(wait)
 	}
 }
 

@@ -166,37 +166,41 @@ func TestAloneIsServedAtOnceAndAlone(t *testing.T) {
 
 func TestLargeBatchesGatherTheNext(t *testing.T) {
 	t.Parallel()
-	const flush, gather = 10 * time.Millisecond, time.Millisecond
+	const flush, gather, gatherSlow = 10 * time.Millisecond, time.Millisecond, 20 * time.Millisecond
 	for name, test := range map[string]struct {
+		flush  time.Duration // what each takes
 		first  int           // how many call at once
 		second []int         // who calls while their batch is flushed
 		third  []int         // who calls half a gathering later
 		begins time.Duration // when the flush of the second begins
 		want   []int         // who is in it
 	}{
-		"after many":          {17, []int{17}, []int{18, 19}, 2*flush + gather, []int{17, 18, 19}},
-		"not after few":       {16, []int{16}, []int{17, 18}, 2 * flush, []int{16}},
-		"not when full":       {33, upTo(65)[33:], []int{65}, 2 * flush, upTo(65)[33:]},
-		"who comes only then": {17, nil, []int{17}, 2*flush + gather, []int{17}},
+		"after many":             {flush, 9, []int{9}, []int{10, 11}, 2*flush + gather, []int{9, 10, 11}},
+		"not after few":          {flush, 8, []int{8}, []int{9, 10}, 2 * flush, []int{8}},
+		"not when full":          {flush, 33, upTo(65)[33:], []int{65}, 2 * flush, upTo(65)[33:]},
+		"who comes only then":    {flush, 9, nil, []int{9}, 2*flush + gather, []int{9}},
+		"longer when slow":       {6 * gatherSlow / 4, 9, []int{9}, []int{10}, 2*6*gatherSlow/4 + 3*gatherSlow/4, []int{9, 10}},
+		"not for long when slow": {4 * gatherSlow, 9, []int{9}, []int{10}, 8*gatherSlow + gatherSlow, []int{9, 10}},
+		"not when slow and few":  {4 * gatherSlow, 8, []int{8}, []int{9}, 8 * gatherSlow, []int{8}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				r := &recorder{respond: after(flush)}
-				b := batch.New(batch.Options{MaxSize: 32, MaxFlushes: 1, Gather: gather}, r.flush)
+				r := &recorder{respond: after(test.flush)}
+				b := batch.New(batch.Options{MaxSize: 32, MaxFlushes: 1, Gather: gather, GatherSlow: gatherSlow}, r.flush)
 				c := newCallers(b)
 				c.call(t.Context(), upTo(test.first)...) // the first alone, then the rest
-				time.Sleep(flush + flush/2)
+				time.Sleep(test.flush + test.flush/2)
 				c.call(t.Context(), test.second...)
-				time.Sleep(flush/2 + gather/2)
+				time.Sleep(test.flush/2 + gather/2)
 				c.call(t.Context(), test.third...)
 				results := c.wait()
 				batches := r.seen()
 				if diff := cmp.Diff(test.want, batches[2]); diff != "" {
 					t.Errorf("third batch (-want +got):\n%s", diff)
 				}
-				if got := results[test.want[0]].at; got != test.begins+flush {
-					t.Errorf("the third flush began after %v, want %v", got-flush, test.begins)
+				if got := results[test.want[0]].at; got != test.begins+test.flush {
+					t.Errorf("the third flush began after %v, want %v", got-test.flush, test.begins)
 				}
 			})
 		})

@@ -44,6 +44,9 @@ const (
 	// gatherTime is how long results wait for others while many come in: half of
 	// what a statement costs, it costs for itself and not for its rows.
 	gatherTime = time.Millisecond
+	// gatherSlow is what makes a statement that writes a slow one, and the most that
+	// the next then waits for more.
+	gatherSlow = 5 * time.Millisecond
 	// maxWaiting is the most tasks that wait to be inserted, and the most that
 	// wait to be read: some rounds of flushes, and so a fraction of a second. More
 	// would only get older.
@@ -112,10 +115,10 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		pool.Close()
 		return nil, err
 	}
-	s.inserts = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, MaxWaiting: maxWaiting, Timeout: callTimeout, Isolate: isRowError}, s.insert)
+	s.inserts = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, GatherSlow: gatherSlow, MaxWaiting: maxWaiting, Timeout: callTimeout, Isolate: isRowError}, s.insert)
 	// One at a time, so that what is submitted one by one gets on beside it.
 	s.batches = batch.New(batch.Options{MaxSize: 1, MaxFlushes: 1, MaxWaiting: maxBatches, Timeout: callTimeout}, s.insertBatch)
-	s.finishes = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, Gather: gatherTime, Isolate: isRowError}, s.finish)
+	s.finishes = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, Gather: gatherTime, GatherSlow: gatherSlow, Isolate: isRowError}, s.finish)
 	// Tasks are as large as they were sent.
 	s.gets = batch.New(batch.Options{MaxSize: 16, MaxFlushes: flushes, MaxWaiting: maxWaiting, Timeout: callTimeout}, s.get)
 	s.probes = batch.New(batch.Options{MaxSize: 1000, MaxFlushes: 1}, s.probe)
