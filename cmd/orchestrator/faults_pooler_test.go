@@ -63,6 +63,8 @@ func startPgbouncer(t *testing.T, serverURL string) string {
 	users := write("users.txt", "%q %q\n", u.User.Username(), password)
 	// Each database has a pool, smaller than the service's own. Connections are
 	// renewed soon: one that was made while the database took no writes takes none.
+	// After a refused login, as when the server has no connection left for a moment,
+	// pgbouncer lets nobody in for 15 s by default, which is as long as a lease.
 	ini := write("pgbouncer.ini", `[databases]
 * = host=%s port=%s
 [pgbouncer]
@@ -75,6 +77,7 @@ pool_mode = transaction
 default_pool_size = 4
 max_client_conn = 2000
 server_lifetime = 5
+server_login_retry = 1
 log_connections = 0
 log_disconnections = 0
 `, u.Hostname(), u.Port(), port, users)

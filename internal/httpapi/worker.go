@@ -74,6 +74,9 @@ func (a *API) work(ctx context.Context, in *workInput) (*workOutput, error) {
 			return nil, a.fail(ctx, task.ErrNotFound) // the pattern lets no such id through
 		}
 		outcome, decision, err := a.Dispatcher.RunNow(ctx, id)
+		if err == nil {
+			a.Log.InfoContext(ctx, "task carried out at /worker-endpoint", "task_id", id.String(), "outcome", string(outcome.Kind), "caller", caller(ctx))
+		}
 		return a.answerWork(ctx, outcome, decision.Reason, err)
 	}
 	outcome, err := a.callOnce(ctx, request)
