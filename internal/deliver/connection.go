@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -24,7 +23,7 @@ type connection struct {
 	bare    net.Conn        // without TLS, whose farewell may have to wait for the target
 	raw     syscall.RawConn // nil where it cannot be looked at
 	in      *bufio.Reader
-	request []byte    // the last one; its memory serves the next
+	request []byte    // the head of the one under way; its memory serves the next
 	head    int       // how many bytes of an answer's head may still be read; below zero: any number
 	sending chan bool // gets whether sending in the background succeeded; nil: there is none
 
@@ -68,10 +67,9 @@ func (c *connection) Read(p []byte) (int, error) {
 // it. What is shorter fits into the buffers on the way.
 const backgroundBody = 32 << 10
 
-// roundTrip sends r with body and reads the head of the answer. Its body must
-// not be closed: net/http would read on to its end.
+// roundTrip sends c.request with body and reads the head of the answer, which is to
+// r. Its body must not be closed: net/http would read on to its end.
 func (c *connection) roundTrip(r *http.Request, body []byte) (*http.Response, error) {
-	c.request = append(appendHead(c.request[:0], r, body), "\r\n"...)
 	var sent error
 	if len(body) < backgroundBody {
 		c.request = append(c.request, body...)
@@ -91,29 +89,6 @@ func (c *connection) roundTrip(r *http.Request, body []byte) (*http.Response, er
 		err = sent
 	}
 	return resp, err
-}
-
-// appendHead appends the lines of r's head. Its fields are legal: the domain's
-// rules saw to that, and are asked again of what credentials add.
-func appendHead(b []byte, r *http.Request, body []byte) []byte {
-	b = append(append(b, r.Method...), ' ')
-	b = append(append(b, r.URL.RequestURI()...), " HTTP/1.1\r\n"...)
-	b = appendField(b, "Host", r.URL.Host)
-	for name, values := range r.Header {
-		for _, value := range values {
-			b = appendField(b, name, value)
-		}
-	}
-	// RFC 9110 §8.6: where the method gives content a meaning, its absence is said too.
-	if len(body) > 0 || r.Method == http.MethodPost || r.Method == http.MethodPut || r.Method == http.MethodPatch {
-		b = appendField(b, "Content-Length", strconv.Itoa(len(body)))
-	}
-	return b
-}
-
-func appendField(b []byte, name, value string) []byte {
-	b = append(append(b, name...), ": "...)
-	return append(append(b, value...), "\r\n"...)
 }
 
 // sent reports whether the request was sent whole. It waits for nothing: who

@@ -41,6 +41,7 @@ import (
 	"net/textproto"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -144,7 +145,8 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) t
 	}
 	_ = conn.SetDeadline(deadline)
 	goOn := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	o, whole := d.exchange(ctx, conn, d.request(u, c, added), c, added, start)
+	conn.request = d.appendHead(conn.request[:0], u, c, added)
+	o, whole := d.exchange(ctx, conn, &http.Request{Method: c.Task.Method, URL: u}, c, added, start)
 	if goOn() && whole && conn.sent() {
 		d.connections.put(conn)
 	} else {
@@ -153,7 +155,7 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) t
 	return o
 }
 
-// exchange sends a request and says what came back. whole says that this is all
+// exchange sends the request that conn holds and says what came back. whole says that this is all
 // there is, so that the connection can be used again.
 func (d *Deliverer) exchange(ctx context.Context, conn *connection, r *http.Request, c task.Call, added credentials, start time.Time) (o task.Outcome, whole bool) {
 	resp, err := conn.roundTrip(r, c.Task.Body) //nolint:bodyclose // see there
@@ -214,45 +216,65 @@ func (d *Deliverer) read(body io.Reader, secrets []string) (text string, whole b
 	return text, false, err
 }
 
-// request makes the request for c, but for its body.
-func (d *Deliverer) request(u *url.URL, c task.Call, added credentials) *http.Request {
+// appendHead appends the head of the request for c: its lines, and the empty one
+// behind them. Its fields are legal: the domain's rules saw to that, and are asked
+// again of what credentials add.
+func (d *Deliverer) appendHead(b []byte, u *url.URL, c task.Call, added credentials) []byte {
 	t := c.Task
-	size := len(t.Headers) + 8
-	if d.signer != nil {
-		size += 3
-	}
-	header := make(http.Header, size)
-	values := make([]string, 0, size)
-	set := func(name, value string) {
-		values = append(values, value)
-		header[name] = values[len(values)-1 : len(values) : len(values)]
-	}
-	set("User-Agent", d.userAgent)
+	b = append(append(b, t.Method...), ' ')
+	b = append(append(b, u.RequestURI()...), " HTTP/1.1\r\n"...)
+	b = appendField(b, "Host", u.Host)
+	hasAgent, hasType := false, t.Body == nil || t.ContentType == ""
 	for name, value := range added.headers {
-		set(textproto.CanonicalMIMEHeaderKey(name), value)
+		name = textproto.CanonicalMIMEHeaderKey(name)
+		if d.signer != nil && strings.HasPrefix(name, "Webhook-") || added.token != nil && name == "Authorization" {
+			continue // a signature, or a token, that is not ours
+		}
+		hasAgent = hasAgent || name == "User-Agent"
+		hasType = hasType || name == "Content-Type"
+		b = appendField(b, name, value)
 	}
-	set("Orchestrator-Task-Id", t.ID.String())
-	set("Orchestrator-Attempt", strconv.Itoa(c.Attempt))
-	set("Orchestrator-Max-Attempts", strconv.Itoa(t.Retry.MaxAttempts))
+	if !hasAgent {
+		b = appendField(b, "User-Agent", d.userAgent)
+	}
+	if !hasType {
+		b = appendField(b, "Content-Type", t.ContentType)
+	}
+	id := t.ID.String()
+	b = appendField(b, "Orchestrator-Task-Id", id)
+	b = appendNumber(b, "Orchestrator-Attempt", c.Attempt)
+	b = appendNumber(b, "Orchestrator-Max-Attempts", t.Retry.MaxAttempts)
 	if !t.RunAt.IsZero() {
-		set("Orchestrator-Run-At", t.RunAt.UTC().Format("2006-01-02T15:04:05.000000Z"))
+		b = append(b, "Orchestrator-Run-At: "...)
+		b = append(t.RunAt.UTC().AppendFormat(b, "2006-01-02T15:04:05.000000Z"), "\r\n"...)
 	}
 	if c.ViaWorkerEndpoint {
-		set("Orchestrator-Via", "worker-endpoint")
-	}
-	if t.Body != nil && t.ContentType != "" && header["Content-Type"] == nil {
-		set("Content-Type", t.ContentType)
+		b = appendField(b, "Orchestrator-Via", "worker-endpoint")
 	}
 	if added.token != nil {
-		set("Authorization", "Bearer "+added.token.value)
+		b = appendField(b, "Authorization", "Bearer "+added.token.value)
 	}
 	if d.signer != nil {
-		id, timestamp := t.ID.String(), strconv.FormatInt(c.At.Unix(), 10)
-		set("Webhook-Id", id)
-		set("Webhook-Timestamp", timestamp)
-		set("Webhook-Signature", d.signer.sign(id, timestamp, t.Body))
+		timestamp := strconv.FormatInt(c.At.Unix(), 10)
+		b = appendField(b, "Webhook-Id", id)
+		b = appendField(b, "Webhook-Timestamp", timestamp)
+		b = appendField(b, "Webhook-Signature", d.signer.sign(id, timestamp, t.Body))
 	}
-	return &http.Request{Method: t.Method, URL: u, Header: header}
+	// RFC 9110 §8.6: where the method gives content a meaning, its absence is said too.
+	if len(t.Body) > 0 || t.Method == http.MethodPost || t.Method == http.MethodPut || t.Method == http.MethodPatch {
+		b = appendNumber(b, "Content-Length", len(t.Body))
+	}
+	return append(b, "\r\n"...)
+}
+
+func appendField(b []byte, name, value string) []byte {
+	b = append(append(b, name...), ": "...)
+	return append(append(b, value...), "\r\n"...)
+}
+
+func appendNumber(b []byte, name string, n int) []byte {
+	b = append(append(b, name...), ": "...)
+	return append(strconv.AppendInt(b, int64(n), 10), "\r\n"...)
 }
 
 var (
