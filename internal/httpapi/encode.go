@@ -10,16 +10,21 @@ import (
 )
 
 // The answer to a submission is a task, and written by reflection it took as long
-// as all that is read and checked. So a task's members are written one by one.
-// What reflection makes of it is what a test compares this with.
+// as all that is read and checked. So where an answer is one task, its members are
+// written one by one. A test compares that with what reflection makes of it.
+
+// maxBuffer is how large a buffer may be that is kept for the next answer.
+const maxBuffer = 64 << 10
 
 var buffers = sync.Pool{New: func() any { return new([]byte) }}
 
 func writeTask(w io.Writer, t *Task) error {
 	buffer := buffers.Get().(*[]byte)
-	defer buffers.Put(buffer)
 	*buffer = appendTask((*buffer)[:0], t)
 	_, err := w.Write(*buffer)
+	if cap(*buffer) <= maxBuffer {
+		buffers.Put(buffer)
+	}
 	return err
 }
 

@@ -417,6 +417,9 @@ func (a *API) bulk(ctx context.Context, f task.Filter, r *BulkRequest, done stri
 		out.Body.Changed += changed
 	}
 	a.Log.InfoContext(ctx, done, "count", out.Body.Changed, "matched", len(ids), "sample", out.Body.Sample, "caller", caller(ctx)) //nolint:sloglint // one of a few constants
+	if errors.Is(err, task.ErrOverloaded) && out.Body.Changed > 0 {                                                                // whose own words are that nothing was done
+		err = newProblem(http.StatusServiceUnavailable, "Some of the tasks were changed; then the service had too much under way. Call again for the rest.").retryLater()
+	}
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}

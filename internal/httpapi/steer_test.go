@@ -426,6 +426,7 @@ func TestBulkThatStops(t *testing.T) {
 	for name, stop := range map[string]func(hangUp func()) error{
 		"the caller hangs up":        func(hangUp func()) error { hangUp(); return nil },
 		"the database has gone away": func(func()) error { return errors.Join(task.ErrUnavailable) },
+		"others have its turn":       func(func()) error { return errors.Join(task.ErrOverloaded) },
 	} {
 		s := newService(t)
 		s.store.match = func(*task.Filter, int) ([]task.ID, error) { return someIDs(1000), nil }
@@ -444,6 +445,9 @@ func TestBulkThatStops(t *testing.T) {
 		a := s.serve(request)
 		if a.status != http.StatusServiceUnavailable || steps != 2 || !strings.Contains(s.log.String(), `"count":257`) {
 			t.Errorf("%s: got %d after %d steps: %s", name, a.status, steps, s.log)
+		}
+		if strings.Contains(a.detail(), "Nothing was") {
+			t.Errorf("%s: 257 were changed, and the answer is %q", name, a.detail())
 		}
 		hangUp()
 	}

@@ -77,10 +77,10 @@ func (a *API) work(ctx context.Context, in *workInput) (*workOutput, error) {
 		if err == nil {
 			a.Log.InfoContext(ctx, "task carried out at /worker-endpoint", "task_id", id.String(), "outcome", string(outcome.Kind), "caller", caller(ctx))
 		}
-		return a.answerWork(ctx, outcome, decision.Reason, err)
+		return a.answerWork(ctx, outcome, decision, err)
 	}
 	outcome, err := a.callOnce(ctx, request)
-	return a.answerWork(ctx, outcome, "", err)
+	return a.answerWork(ctx, outcome, task.Decision{}, err)
 }
 
 // callOnce carries out a task that is not stored.
@@ -114,7 +114,7 @@ func (a *API) callOnce(ctx context.Context, r *TaskRequest) (task.Outcome, error
 }
 
 // answerWork maps an outcome to a status that makes an engine do the right thing.
-func (a *API) answerWork(ctx context.Context, o task.Outcome, reason task.Reason, err error) (*workOutput, error) {
+func (a *API) answerWork(ctx context.Context, o task.Outcome, decision task.Decision, err error) (*workOutput, error) {
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
@@ -128,10 +128,12 @@ func (a *API) answerWork(ctx context.Context, o task.Outcome, reason task.Reason
 	switch {
 	case o.Kind == task.OutcomeSucceeded:
 		return &workOutput{Body: result}, nil
+	case decision.State == task.Cancelled:
+		return nil, a.fail(ctx, newProblem(http.StatusConflict, "The task was cancelled before its call had ended."))
 	case o.Kind == task.OutcomeInterrupted:
 		return nil, a.fail(ctx, task.ErrUnavailable)
 	case o.Kind == "": // the task could not start any more
-		return nil, a.fail(ctx, newProblem(http.StatusBadGateway, "The task was not carried out and has failed: "+string(reason)+"."))
+		return nil, a.fail(ctx, newProblem(http.StatusBadGateway, "The task was not carried out and has failed: "+string(decision.Reason)+"."))
 	case o.TimedOut:
 		p = newProblem(http.StatusGatewayTimeout, "The call timed out: "+o.Error+".")
 	default:

@@ -137,28 +137,34 @@ func TestWorkStored(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name     string
+		outcome  task.Outcome
 		decision task.Decision
 		err      error
 		status   int
 		detail   string
 	}{
-		{"unknown", task.Decision{}, fmt.Errorf("claim task: %w", task.ErrNotFound), http.StatusNotFound, "There is no task with this id, or its retention is over."},
-		{"running or over", task.Decision{}, fmt.Errorf("claim task: %w", task.ErrNotPending), http.StatusConflict, "The task is running or has ended; only a pending task can be carried out or changed."},
-		{"expired", task.Decision{State: task.Failed, Reason: task.Expired}, nil, http.StatusBadGateway, "The task was not carried out and has failed: expired."},
-		{"attempts exhausted", task.Decision{State: task.Failed, Reason: task.AttemptsExhausted}, nil, http.StatusBadGateway, "The task was not carried out and has failed: attempts_exhausted."},
+		{"unknown", task.Outcome{}, task.Decision{}, fmt.Errorf("claim task: %w", task.ErrNotFound), http.StatusNotFound, "There is no task with this id, or its retention is over."},
+		{"running or over", task.Outcome{}, task.Decision{}, fmt.Errorf("claim task: %w", task.ErrNotPending), http.StatusConflict, "The task is running or has ended; only a pending task can be carried out or changed."},
+		{"expired", task.Outcome{}, task.Decision{State: task.Failed, Reason: task.Expired}, nil, http.StatusBadGateway, "The task was not carried out and has failed: expired."},
+		{"cancelled before", task.Outcome{}, task.Decision{State: task.Cancelled}, nil, http.StatusConflict, "The task was cancelled before its call had ended."},
+		{"cancelled meanwhile", task.Outcome{Kind: task.OutcomeInterrupted, Cancelled: true}, task.Decision{State: task.Cancelled}, nil, http.StatusConflict, "The task was cancelled before its call had ended."},
+		{"attempts exhausted", task.Outcome{}, task.Decision{State: task.Failed, Reason: task.AttemptsExhausted}, nil, http.StatusBadGateway, "The task was not carried out and has failed: attempts_exhausted."},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			s := newService(t)
 			s.dispatcher.runNow = func(context.Context, task.ID) (task.Outcome, task.Decision, error) {
-				return task.Outcome{}, tt.decision, tt.err
+				return tt.outcome, tt.decision, tt.err
 			}
 			want, _ := task.ParseID(storedID)
 			for _, id := range []string{storedID, strings.ToUpper(storedID)} {
 				a := s.post("/worker-endpoint", `{"task_id":"`+id+`"}`)
 				if a.status != tt.status || a.detail() != tt.detail {
 					t.Errorf("got %d %q, want %d %q", a.status, a.detail(), tt.status, tt.detail)
+				}
+				if tt.err == nil && !strings.Contains(s.log.String(), `"msg":"task carried out at /worker-endpoint","task_id":"`+storedID) {
+					t.Errorf("the log does not say that it was carried out: %s", s.log)
 				}
 				if ran, once := s.dispatcher.taken(); len(ran) != 1 || ran[0] != want || len(once) > 0 {
 					t.Errorf("the dispatcher ran %v, want %v once", ran, want)

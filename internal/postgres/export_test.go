@@ -1,6 +1,12 @@
 package postgres
 
-import "time"
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
 
 // The hot statements, for tests of their plans.
 const (
@@ -29,3 +35,37 @@ var (
 
 // CreatePartition are the statements that make one.
 var CreatePartition = createPartition
+
+// FinishTogether finishes results in one flush, and returns which matched and
+// the errors of those that failed alone.
+func (s *Store) FinishTogether(ctx context.Context, results []Result) (matched []bool, errs []error, err error) {
+	out, err := s.finish(ctx, results)
+	for _, w := range out {
+		matched, errs = append(matched, w.matched), append(errs, w.err)
+	}
+	return matched, errs, err
+}
+
+// TakeConnections takes all connections but that of heartbeats.
+func (s *Store) TakeConnections(t *testing.T) (release func()) {
+	t.Helper()
+	var taken []*pgxpool.Conn
+	for range s.pool.Config().MaxConns {
+		conn, err := s.pool.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken = append(taken, conn)
+	}
+	return func() {
+		for _, conn := range taken {
+			conn.Release()
+		}
+	}
+}
+
+// EncodeAttempt writes an attempt, and DecodeAttempts reads some.
+var (
+	EncodeAttempt  = encodeAttempt
+	DecodeAttempts = decodeAttempts
+)

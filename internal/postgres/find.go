@@ -28,38 +28,40 @@ const (
 // comes at once when too many search; [task.ErrTooBroad] after some seconds.
 //
 // One statement sees one snapshot: a task that ends meanwhile is found once.
-func (s *Store) Find(ctx context.Context, f *task.Filter, behind task.Position, limit int) (tasks []*task.Task, err error) {
+func (s *Store) Find(ctx context.Context, f *task.Filter, behind task.Position, limit int) ([]*task.Task, error) {
 	sql, args := findSQL(f, behind, limit)
 	if sql == "" {
 		return nil, nil // a failed task that is running, say
 	}
-	err = s.search(ctx, func(ctx context.Context, tx pgx.Tx) error {
+	var found []*task.Task // the search's alone until it has ended without an error
+	err := s.search(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, sql, append([]any{searchMode}, args...)...)
 		if err != nil {
 			return err
 		}
-		tasks, err = pgx.CollectRows(rows, scanTaskOnly)
+		found, err = pgx.CollectRows(rows, scanTaskOnly)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("find tasks: %w", err)
 	}
-	return tasks, nil
+	return found, nil
 }
 
 // Match returns the ids of up to limit tasks that match f, the newest first as
 // with Find, and the errors of that.
-func (s *Store) Match(ctx context.Context, f *task.Filter, limit int) (ids []task.ID, err error) {
+func (s *Store) Match(ctx context.Context, f *task.Filter, limit int) ([]task.ID, error) {
 	sql, args := searchSQL(idsAlone, f, task.Position{}, limit)
 	if sql == "" {
 		return nil, nil
 	}
-	err = s.search(ctx, func(ctx context.Context, tx pgx.Tx) error {
+	var found []task.ID
+	err := s.search(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, sql, args...)
 		if err != nil {
 			return err
 		}
-		ids, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (id task.ID, err error) {
+		found, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (id task.ID, err error) {
 			return id, row.Scan((*[16]byte)(&id))
 		})
 		return err
@@ -67,7 +69,7 @@ func (s *Store) Match(ctx context.Context, f *task.Filter, limit int) (ids []tas
 	if err != nil {
 		return nil, fmt.Errorf("match tasks: %w", err)
 	}
-	return ids, nil
+	return found, nil
 }
 
 // selection is what a search reads of either table, and what it returns of that.
@@ -137,7 +139,8 @@ SET LOCAL jit = off; SET LOCAL statement_timeout = %d`, searchTimeout.Millisecon
 // and each is planned anew.
 const searchMode = pgx.QueryExecModeCacheDescribe
 
-// search runs f when its turn comes, in a transaction for searching.
+// search runs f when its turn comes, in a transaction for searching. Where it
+// returns an error f may still be running.
 func (s *Store) search(ctx context.Context, f func(context.Context, pgx.Tx) error) error {
 	_, err := s.searches.Do(ctx, f)
 	var pgErr *pgconn.PgError

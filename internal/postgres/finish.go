@@ -26,6 +26,8 @@ type written struct {
 	matched bool
 	// calledBack: the end of the task stored another one, which tells it.
 	calledBack bool
+	// err is why this one was not written, while others of the flush were.
+	err error
 }
 
 // Finish writes the decision made under claim. It is fenced: it reports false,
@@ -37,6 +39,9 @@ type written struct {
 // the same statement, as a task that is due now; calledBack reports that.
 func (s *Store) Finish(ctx context.Context, claim *task.Claim, d task.Decision) (matched, calledBack bool, err error) {
 	w, err := s.finishes.Do(ctx, Result{ID: claim.Task.ID, Claim: claim.Number, Decision: d})
+	if err == nil {
+		err = w.err
+	}
 	if err != nil && !isRowError(err) && !errors.Is(err, task.ErrUnavailable) {
 		// A right that was revoked, a table that is being restored: whatever it is,
 		// it is not this result's fault and may pass.
@@ -127,9 +132,8 @@ WITH result AS MATERIALIZED (
 ), ` + historyOfGone + `
 SELECT id, claim FROM gone`
 
-// finish is the flush of Finish. What one statement wrote stays written where a
-// later one fails: when it is written again it matches nothing, as after an
-// answer that was lost.
+// finish is the flush of Finish. Most results are for its first statement; what
+// that does not match may be for another one.
 func (s *Store) finish(ctx context.Context, results []Result) ([]written, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -138,37 +142,46 @@ func (s *Store) finish(ctx context.Context, results []Result) ([]written, error)
 		return nil, err
 	}
 	out := make([]written, len(results))
-	// What matched nothing may be for another statement: its end is to be told, or
-	// it was to be tried again and was cancelled meanwhile, which this statement
-	// did not see, or only when it came to the row.
+	// Its end is to be told, or it was to be tried again and was cancelled meanwhile,
+	// which this statement did not see, or only when it came to the row.
 	var told, cancelled []Result
-	var toldAt, cancelledAt []int
+	var toldAt, cancelledAt []*written
 	for i, r := range results {
 		switch out[i].matched = matched[i]; {
 		case matched[i]:
 		case r.Decision.State == task.Pending || r.Decision.State == task.Cancelled:
-			cancelled, cancelledAt = append(cancelled, r), append(cancelledAt, i)
+			cancelled, cancelledAt = append(cancelled, r), append(cancelledAt, &out[i])
 		default:
-			told, toldAt = append(told, r), append(toldAt, i)
+			told, toldAt = append(told, r), append(toldAt, &out[i])
 		}
 	}
-	if len(told) > 0 {
-		if matched, err = s.write(ctx, finishCallingBackSQL, told, s.callbackParameters(len(told))...); err != nil {
-			return nil, err
-		}
-		for i, ok := range matched {
-			out[toldAt[i]] = written{matched: ok, calledBack: ok}
-		}
+	writeRest(told, toldAt, func(some []Result) ([]bool, error) {
+		return s.write(ctx, finishCallingBackSQL, some, s.callbackParameters(len(some))...)
+	})
+	for _, w := range toldAt {
+		w.calledBack = w.matched
 	}
-	if len(cancelled) > 0 {
-		if matched, err = s.write(ctx, finishCancelledSQL, cancelled); err != nil {
-			return nil, err
-		}
-		for i, ok := range matched {
-			out[cancelledAt[i]].matched = ok
-		}
-	}
+	writeRest(cancelled, cancelledAt, func(some []Result) ([]bool, error) { return s.write(ctx, finishCancelledSQL, some) })
 	return out, nil
+}
+
+// writeRest writes results after others of their flush were written, so that an
+// error is theirs alone: of those, in the end, that bring it about.
+func writeRest(results []Result, out []*written, write func([]Result) ([]bool, error)) {
+	if len(results) == 0 {
+		return
+	}
+	matched, err := write(results)
+	if half := len(results) / 2; half > 0 && isRowError(err) {
+		writeRest(results[:half], out[:half], write)
+		writeRest(results[half:], out[half:], write)
+		return
+	}
+	for i := range results {
+		if out[i].err = err; err == nil {
+			out[i].matched = matched[i]
+		}
+	}
 }
 
 // callbackParameters are those that finishCallingBackSQL has of its own, with

@@ -80,10 +80,10 @@ func (s *Store) partitions(ctx context.Context) (today time.Time, names []string
 }
 
 // createPartition returns the statements that make the partition of one day.
-// Attaching takes a weaker lock on the parent than creating in place: reads go
-// on. Writes wait for a moment: one that was on its way into the default
-// partition would find that its row belongs there no more, and the server's
-// log would quote the row, secrets and all.
+// Attaching locks the default partition against everybody while it makes sure
+// that no row in it belongs to the new one. Writes wait from before that on: one
+// that was on its way into the default partition would find that its row belongs
+// there no more, and the server's log would quote the row, secrets and all.
 func createPartition(name string, start time.Time) []string {
 	const bound = "2006-01-02 15:04:05+00"
 	return []string{
@@ -103,7 +103,7 @@ func (s *Store) alterHistory(ctx context.Context, statements ...string) error {
 	defer cancel()
 	_, err := s.pool.Exec(ctx, fmt.Sprintf(`DO $$ BEGIN
     IF pg_try_advisory_xact_lock(%d) THEN
-        SET LOCAL lock_timeout = '2s';
+        SET LOCAL lock_timeout = '500ms';
         %s;
     END IF;
 END $$`, historyLockKey, strings.Join(statements, "; ")))

@@ -37,9 +37,8 @@ const (
 	callTimeout = 5 * time.Second
 	// maxBatch is the most rows that one statement inserts, claims or finishes.
 	maxBatch = 256
-	// flushes is how many statements of a kind run at a time: together they leave
-	// connections of the default pool of ten for claims and heartbeats, whatever
-	// comes in.
+	// flushes is how many statements of a kind run at a time: together they leave a
+	// connection of the default pool of ten for claims, whatever comes in.
 	flushes = 2
 	// gatherTime is how long results wait for others while many come in: half of
 	// what a statement costs, it costs for itself and not for its rows.
@@ -60,7 +59,10 @@ const (
 // by a few seconds. They return errors that wrap [task.ErrUnavailable] when the
 // database cannot be reached, does not answer in time or takes no writes.
 type Store struct {
-	pool     *pgxpool.Pool
+	pool *pgxpool.Pool
+	// leases has one connection, for heartbeats: whatever waits for the database, or
+	// for a lock in it, keeps no lease from being renewed.
+	leases   *pgxpool.Pool
 	inserts  *batch.Batcher[newTask, inserted]
 	batches  *batch.Batcher[*task.Batch, []inserted]
 	finishes *batch.Batcher[Result, written]
@@ -88,8 +90,9 @@ type Store struct {
 type Options struct {
 	// URL is a connection string as libpq knows them, with pgx's additions.
 	URL string
-	// MaxConns is the most connections that are open at a time, 4 at least. Below
-	// 10 claims and heartbeats may have to wait for writes and reads to end.
+	// MaxConns is the most connections that are open at a time, 4 at least. One of
+	// them is for heartbeats. Below 10 claims may have to wait for writes and reads
+	// to end.
 	MaxConns int
 	// Callbacks is the Timeout and Retry of callbacks.
 	Callbacks task.Spec
@@ -107,11 +110,19 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	alone := pool.Config()
+	alone.MaxConns = 1
+	leases, err := pgxpool.NewWithConfig(ctx, alone)
+	if err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("set up the connection for heartbeats: %w", err)
+	}
 	s := &Store{
-		pool: pool, writers: make(chan struct{}, flushes), turn: make(chan struct{}, 1),
+		pool: pool, leases: leases, writers: make(chan struct{}, flushes), turn: make(chan struct{}, 1),
 		lowWater: newLowWater(), callbacks: o.Callbacks, keyWindow: o.IdempotencyWindow,
 	}
 	if _, err := s.Now(ctx); err != nil { // for ids
+		leases.Close()
 		pool.Close()
 		return nil, err
 	}
@@ -134,6 +145,7 @@ func (s *Store) Close() {
 	s.gets.Close()
 	s.probes.Close()
 	s.searches.Close()
+	s.leases.Close()
 	s.pool.Close()
 }
 
@@ -154,7 +166,7 @@ func parse(o Options) (*pgxpool.Config, error) {
 		// pgx's own text quotes the connection string.
 		return nil, errors.New("DATABASE_URL is not valid: it must be like postgres://user:password@host:5432/database")
 	}
-	config.MaxConns = int32(max(o.MaxConns, 4)) //nolint:gosec // a pool's size is far below 2^31
+	config.MaxConns = int32(max(o.MaxConns, 4)) - 1 //nolint:gosec // a pool's size is far below 2^31
 	config.ConnConfig.ConnectTimeout = callTimeout
 	// A connection that was idle is tried before it is used. One that is dead
 	// without a word must not cost the whole call.

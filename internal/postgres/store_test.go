@@ -748,6 +748,18 @@ func TestRegisterMayBeRepeated(t *testing.T) {
 	}
 }
 
+// Whatever the other connections wait for, a lease is renewed.
+func TestHeartbeatHasAConnectionOfItsOwn(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t)
+	worker := register(t, s)
+	release := s.TakeConnections(t)
+	defer release()
+	if known, err := s.Heartbeat(t.Context(), worker); !known || err != nil {
+		t.Errorf("Heartbeat = %v, %v", known, err)
+	}
+}
+
 func TestGetUnknown(t *testing.T) {
 	t.Parallel()
 	s, _ := newStore(t)

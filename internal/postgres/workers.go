@@ -21,7 +21,7 @@ INSERT INTO workers (id, name, concurrency) VALUES ($1, $2, $3) ON CONFLICT (id)
 func (s *Store) Register(ctx context.Context, worker task.ID, name string, concurrency int) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if _, err := s.pool.Exec(ctx, registerSQL, [16]byte(worker), name, concurrency); err != nil {
+	if _, err := s.leases.Exec(ctx, registerSQL, [16]byte(worker), name, concurrency); err != nil {
 		return fmt.Errorf("register worker %s: %w", worker, classify(err))
 	}
 	return nil
@@ -36,11 +36,12 @@ UPDATE workers SET heartbeat_at = now() WHERE id = $1`
 func (s *Store) Heartbeat(ctx context.Context, worker task.ID) (known bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	tag, err := s.pool.Exec(ctx, heartbeatSQL, [16]byte(worker))
+	tag, err := s.leases.Exec(ctx, heartbeatSQL, [16]byte(worker))
 	if isReadOnly(err) {
 		// Connections to a server that was demoted, or made while the database
 		// took no writes, stay read-only; new ones may not be.
 		s.pool.Reset()
+		s.leases.Reset()
 	}
 	if err != nil {
 		return false, fmt.Errorf("heartbeat of worker %s: %w", worker, classify(err))

@@ -111,7 +111,7 @@ func whyFailed(t *Task) string {
 	case RetryDurationExhausted:
 		return fmt.Sprintf("another attempt would have begun later than max_retry_duration_seconds (%s) after the first%s", span(t.Retry.MaxRetryDuration), because(last))
 	case TargetRefused:
-		return "the target policy does not admit the address" + because(last)
+		return "the service's settings do not admit the call" + because(last)
 	default:
 		return fmt.Sprintf("after attempt %d it was not tried again, since the same call would fail again%s", max(t.AttemptCount, 1), because(last))
 	}

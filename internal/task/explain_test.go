@@ -108,7 +108,7 @@ func TestExplain(t *testing.T) {
 		},
 		"refused": {
 			task.Task{State: task.Failed, Reason: task.TargetRefused, FinishedAt: ago(time.Minute), AttemptCount: 1, Attempts: tried(1, task.OutcomePermanent, 0, "the address is private")}, alive,
-			"It failed 60 s ago: the target policy does not admit the address: the address is private.",
+			"It failed 60 s ago: the service's settings do not admit the call: the address is private.",
 		},
 		"cancelled": {
 			task.Task{State: task.Cancelled, FinishedAt: ago(time.Minute), AttemptCount: 1}, alive,
