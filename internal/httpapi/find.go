@@ -250,12 +250,24 @@ func countsOperation() huma.Operation {
 	return huma.Operation{
 		OperationID: "count-tasks", Method: http.MethodGet, Path: "/tasks/counts", Tags: []string{"tasks"}, Security: needs(scopeRead),
 		Summary:     "Count tasks",
-		Description: "How many tasks there are in each state, and for how long the longest waiting one has been due. It stays cheap however many there are.",
-		Errors:      readErrors,
+		Description: "How many tasks there are in each state, and for how long the longest waiting one has been due. It stays cheap however many there are. It takes no parameters, and refuses them: all tasks are counted.",
+		Errors:      append([]int{http.StatusUnprocessableEntity}, readErrors...),
 	}
 }
 
-func (a *API) counts(ctx context.Context, _ *struct{}) (*countsOutput, error) {
+type countsInput struct{ rawQuery string }
+
+// Resolve is huma.Resolver.
+func (in *countsInput) Resolve(ctx huma.Context) []error {
+	u := ctx.URL()
+	in.rawQuery = u.RawQuery
+	return nil
+}
+
+func (a *API) counts(ctx context.Context, in *countsInput) (*countsOutput, error) {
+	if in.rawQuery != "" {
+		return nil, a.fail(ctx, invalid([]FieldProblem{{Loc: Loc{"query"}, Msg: "must be empty: all tasks are counted; GET /tasks takes a filter", Type: "extra_forbidden"}}))
+	}
 	counts, overdue, err := a.Store.Counts(ctx)
 	if err != nil {
 		return nil, a.fail(ctx, err)

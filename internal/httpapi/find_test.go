@@ -194,6 +194,9 @@ func TestCounts(t *testing.T) {
 	}
 	want := `{"states":{"pending":{"count":1000000,"exact":false},"running":{"count":2,"exact":true},"succeeded":{"count":5000000,"exact":false},` +
 		`"failed":{"count":4,"exact":true},"cancelled":{"count":0,"exact":true}},"oldest_due_seconds":1.5}`
+	if a := s.get("/tasks/counts?state=failed"); a.status != http.StatusUnprocessableEntity || !strings.Contains(a.text, "all tasks are counted") {
+		t.Errorf("with a parameter: got %d %s", a.status, a.text)
+	}
 	if a := s.get("/tasks/counts"); strings.TrimSpace(a.text) != want {
 		t.Errorf("got  %s\nwant %s", a.text, want)
 	}

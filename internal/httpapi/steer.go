@@ -111,7 +111,7 @@ type ChangeRequest struct {
 	DelaySeconds   *float64           `json:"delay_seconds,omitempty" minimum:"0" maximum:"315360000" example:"60" doc:"When it is due next: this long from now, instead of run_at."`
 	Headers        map[string]*string `json:"headers,omitempty" example:"{\"X-Tenant\":\"melodia\",\"X-Old\":null}" doc:"Headers to set, by name in either case; null takes one away, and the others stay. A value that reads back as [redacted] cannot be sent back: leave it out to keep it."`
 	Payload        json.RawMessage    `json:"payload,omitempty" example:"{\"song_id\":42}" doc:"The body of the call from now on, whole; its members are not merged. null: none."`
-	Body           *string            `json:"body,omitempty" example:"a line of text" doc:"The body of the call from now on as text, instead of payload."`
+	Body           clearableText      `json:"body,omitempty" nullable:"true" example:"a line of text" doc:"The body of the call from now on as text, instead of payload. null: none."`
 	TimeoutSeconds *float64           `json:"timeout_seconds,omitempty" minimum:"0.1" maximum:"1800" example:"10" doc:"Bounds a whole attempt."`
 	Retry          *RetryChange       `json:"retry,omitempty" doc:"The retry policy; what it leaves out stays."`
 	Labels         map[string]*string `json:"labels,omitempty" example:"{\"kind\":\"play\",\"old\":null}" doc:"Labels to set, by name; null takes one away, and the others stay."`
@@ -138,6 +138,12 @@ func (clearable) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeString, Format: "date-time"}
 }
 
+// clearableText is any text that null takes away.
+type clearableText struct{ clearable }
+
+// Schema is huma.SchemaProvider.
+func (clearableText) Schema(huma.Registry) *huma.Schema { return &huma.Schema{Type: huma.TypeString} }
+
 type changeInput struct {
 	TaskPath
 	IfMatch string `header:"If-Match" example:"\"0-pending-0\"" doc:"Change the task only in a version that has one of these ETags; * stands for any. Without it whatever others changed meanwhile may be overwritten, field by field."`
@@ -151,7 +157,7 @@ func (a *API) changeOperation() huma.Operation {
 		OperationID: "change-task", Method: http.MethodPatch, Path: "/tasks/{id}", Tags: []string{"steering"}, Security: needs(scopeManage),
 		Summary: "Change a pending task",
 		Description: "Changes what is given and nothing else (application/json, or application/merge-patch+json by RFC 7396 with a payload that is replaced as a whole). " +
-			"The task must obey all rules for new ones then; its url, its method and its callbacks stay as they are. A task that was changed has another ETag. " +
+			"The task must obey all rules for new ones then; its url, method, auth and callbacks stay as they are. A task that was changed has another ETag. " +
 			"409: it is running, has ended, or is being cancelled. 412: it is not in a version that If-Match names any more; read it again.",
 		RequestBody: jsonBody(a.schemaOf(ChangeRequest{}), map[string]*huma.Example{
 			"later":  example("Later", `{"run_at":"2030-12-24T21:00:00","time_zone":"America/Argentina/Buenos_Aires"}`),
@@ -230,15 +236,19 @@ func (r *ChangeRequest) change() (c task.Change, errs task.Errors) {
 				Message: "is shown as [redacted] and cannot be sent back like that: leave it out to keep its value"})
 		}
 	}
+	payload, text := r.Payload, r.Body.text
+	if string(payload) == "null" {
+		payload = nil
+	}
 	switch {
-	case r.Payload != nil && r.Body != nil:
+	case payload != nil && text != nil:
 		errs = append(errs, task.FieldError{Path: []string{"body"}, Message: "must not be there together with payload", Kind: "conflict"})
-	case string(r.Payload) == "null":
+	case payload != nil:
+		c.Content = &task.Content{Body: payload, ContentType: jsonContent}
+	case text != nil:
+		c.Content = &task.Content{Body: []byte(*text), ContentType: textContent}
+	case r.Payload != nil || r.Body.given:
 		c.Content = &task.Content{}
-	case r.Payload != nil:
-		c.Content = &task.Content{Body: r.Payload, ContentType: jsonContent}
-	case r.Body != nil:
-		c.Content = &task.Content{Body: []byte(*r.Body), ContentType: textContent}
 	}
 	if p := r.Retry; p != nil {
 		c.Retry = task.RetryChange{

@@ -151,6 +151,9 @@ func TestChange(t *testing.T) {
 		"a payload":                  {`{"payload":{"n": 1e2}}`, func(t *task.Task) { t.Body = []byte(`{"n": 1e2}`) }},
 		"no payload":                 {`{"payload":null}`, func(t *task.Task) { t.Body, t.ContentType = nil, "" }},
 		"a body":                     {`{"body":"text"}`, func(t *task.Task) { t.Body, t.ContentType = []byte("text"), "text/plain; charset=utf-8" }},
+		"no body":                    {`{"body":null}`, func(t *task.Task) { t.Body, t.ContentType = nil, "" }},
+		"a body, no payload":         {`{"body":"text","payload":null}`, func(t *task.Task) { t.Body, t.ContentType = []byte("text"), "text/plain; charset=utf-8" }},
+		"a payload, no body":         {`{"body":null,"payload":1}`, func(t *task.Task) { t.Body = []byte("1") }},
 		"a timeout":                  {`{"timeout_seconds":0.5}`, func(t *task.Task) { t.Timeout = 500 * time.Millisecond }},
 		"a part of the retry policy": {`{"retry":{"max_attempts":20}}`, func(t *task.Task) { t.Retry.MaxAttempts = 20 }},
 		"the whole retry policy": {`{"retry":{"max_attempts":2,"max_retry_duration_seconds":60,"min_backoff_seconds":0.5,"max_backoff_seconds":5,"max_doublings":3,"retry_client_errors":true}}`, func(t *task.Task) {

@@ -107,7 +107,10 @@ func whyFailed(t *Task) string {
 	case Expired:
 		return fmt.Sprintf("%s, expires_at had passed, or would have before the next attempt%s", after(t), because(last))
 	case AttemptsExhausted:
-		return fmt.Sprintf("all %s came to nothing%s", count(t.Retry.MaxAttempts, "attempt"), because(last))
+		if t.Retry.MaxAttempts == 1 {
+			return "its only attempt came to nothing" + because(last)
+		}
+		return fmt.Sprintf("all %d attempts came to nothing%s", t.Retry.MaxAttempts, because(last))
 	case RetryDurationExhausted:
 		return fmt.Sprintf("another attempt would have begun later than max_retry_duration_seconds (%s) after the first%s", span(t.Retry.MaxRetryDuration), because(last))
 	case TargetRefused:
