@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -96,9 +97,13 @@ func redact(text string, secrets []string, cut bool) string {
 		_ = encoder.Encode(s) // a string always can be
 		encoder.SetEscapeHTML(false)
 		_ = encoder.Encode(s)
-		spellings = append(spellings, s, url.QueryEscape(s), url.PathEscape(s))
+		for _, escaped := range []string{url.QueryEscape(s), url.PathEscape(s)} {
+			spellings = append(spellings, escaped, percentEscape.ReplaceAllStringFunc(escaped, strings.ToLower)) // as .NET does
+		}
+		spellings = append(spellings, s)
 		for line := range strings.Lines(quoted.String()) {
-			spellings = append(spellings, line[1:len(line)-len("\"\n")])
+			line = line[1 : len(line)-len("\"\n")]
+			spellings = append(spellings, line, strings.ReplaceAll(line, "/", `\/`)) // as PHP does
 		}
 	}
 	// The longest first: one may be a part of another.
@@ -132,6 +137,8 @@ func redact(text string, secrets []string, cut bool) string {
 		}
 	}
 }
+
+var percentEscape = regexp.MustCompile(`%[0-9A-F]{2}`)
 
 // redactLocation hides secrets in the one header of an answer that is quoted.
 func redactLocation(h http.Header, secrets []string) {

@@ -362,6 +362,7 @@ func TestRedact(t *testing.T) {
 		{"key abc", slices.Repeat([]string{"e", "d"}, 1000), false, "k[redacted]y abc"},
 		{"abcdef", []string{"abc", "abcdef"}, false, "[redacted]"},
 		{"no secret", []string{"abc"}, true, "no secret"},
+		{`{"key":"a\/b+c"}, a%2fb%2bc, a%2Fb%2Bc, a\u002Fb`, []string{"a/b+c"}, false, `{"key":"[redacted]"}, [redacted], [redacted], a\u002Fb`},
 		{"it ends in ab", []string{"abc"}, false, "it ends in ab"},
 		{"it ends in ab", []string{"abc"}, true, "it ends in "},
 		{"it ends in ab", []string{"bc", "abc", "zz"}, true, "it ends in "},

@@ -100,7 +100,7 @@ func (a *API) submitBatch(ctx context.Context, in *onceInput) (*batchOutput, err
 	if repeat, ok := errors.AsType[*task.RepeatError](err); ok {
 		out.Status, out.Replayed = http.StatusOK, "true"
 		tasks, err = a.Store.GetMany(ctx, repeat.Tasks)
-		err = orGone(err)
+		err = ofRepeat(err)
 	}
 	if err != nil {
 		return nil, a.fail(ctx, err)

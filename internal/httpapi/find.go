@@ -37,8 +37,8 @@ type Filter struct {
 // filter returns r in the domain's terms, or [task.Errors].
 func (r *Filter) filter() (f task.Filter, err error) {
 	f = task.Filter{
-		States: r.State, Labels: r.Labels, Host: r.Host, URLPrefix: r.URL,
-		Reasons: r.Reason, MinAttempts: r.MinAttempts, CreatedBy: r.CreatedBy,
+		States: distinct(r.State), Labels: r.Labels, Host: r.Host, URLPrefix: r.URL,
+		Reasons: distinct(r.Reason), MinAttempts: r.MinAttempts, CreatedBy: r.CreatedBy,
 	}
 	var errs task.Errors
 	for _, t := range []struct {
@@ -63,6 +63,9 @@ func (r *Filter) filter() (f task.Filter, err error) {
 	}
 	return f, nil
 }
+
+// distinct drops repeats: the store searches once for each value.
+func distinct[T ~string](values []T) []T { return slices.Compact(slices.Sorted(slices.Values(values))) }
 
 // maxLimit is the most tasks of one answer.
 const maxLimit = 200

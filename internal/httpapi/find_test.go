@@ -34,8 +34,10 @@ func TestFind(t *testing.T) {
 	for query, want := range map[string]task.Filter{
 		"":                                      {},
 		"?state=failed":                         {States: []task.State{task.Failed}},
-		"?state=failed&state=cancelled":         {States: []task.State{task.Failed, task.Cancelled}},
-		"?state=failed,cancelled&state=running": {States: []task.State{task.Failed, task.Cancelled, task.Running}},
+		"?state=failed&state=cancelled":         {States: []task.State{task.Cancelled, task.Failed}},
+		"?state=failed,cancelled&state=running": {States: []task.State{task.Cancelled, task.Failed, task.Running}},
+		"?state=failed,failed&state=failed":     {States: []task.State{task.Failed}},
+		"?reason=expired,expired":               {Reasons: []task.Reason{task.Expired}},
 		"?label.kind=play&label.a%3Db=c%26d":    {Labels: map[string]string{"kind": "play", "a=b": "c&d"}},
 		"?label.kind=":                          {Labels: map[string]string{"kind": ""}},
 		"?host=plays.melodia.app":               {Host: "plays.melodia.app"},
@@ -44,7 +46,7 @@ func TestFind(t *testing.T) {
 		"?run_after=2026-11-24T12:00:00Z&run_before=2026-11-25T12:00:00.000Z":            {RunAfter: at(24), RunBefore: at(25)},
 		"?finished_after=2026-11-24T12:00:00Z&finished_before=2026-11-25T12:00:00Z":      {FinishedAfter: at(24), FinishedBefore: at(25)},
 		"?reason=expired,client_error&min_attempts=3&created_by=plays@melodia.app": {
-			Reasons: []task.Reason{task.Expired, task.ClientError}, MinAttempts: 3, CreatedBy: "plays@melodia.app",
+			Reasons: []task.Reason{task.ClientError, task.Expired}, MinAttempts: 3, CreatedBy: "plays@melodia.app",
 		},
 	} {
 		s := newService(t)

@@ -58,12 +58,17 @@ func (in *onceInput) name(ctx context.Context, path string) (key string, fingerp
 // onceErrors are the statuses that a submission can be answered with, besides 422 and 500.
 var onceErrors = append([]int{http.StatusConflict}, submitErrors...)
 
-// orGone says of a task of the first request under a key why it is not there.
-func orGone(err error) error {
-	if errors.Is(err, task.ErrNotFound) {
+// ofRepeat is for an error of reading what the first request under a key stored.
+func ofRepeat(err error) error {
+	switch {
+	case errors.Is(err, task.ErrNotFound):
 		return newProblem(http.StatusConflict, goneDetail)
+	case errors.Is(err, task.ErrOverloaded), errors.Is(err, task.ErrTooBroad): // whose own words are that nothing is stored
+		return newProblem(http.StatusServiceUnavailable, storedDetail).retryLater()
 	}
 	return err
 }
+
+const storedDetail = "This was handed in before and is stored. What became of it cannot be read at the moment: send the same again after Retry-After."
 
 const goneDetail = "What was handed in under this Idempotency-Key is over, and its retention too. Nothing was stored; use another key for something new."

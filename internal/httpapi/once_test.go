@@ -134,6 +134,22 @@ func TestIllegalIdempotencyKeys(t *testing.T) {
 	}
 }
 
+// Whoever sends it again must not be told that nothing is stored, for want of a
+// look at it.
+func TestRepeatThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	for _, busy := range []error{task.ErrOverloaded, task.ErrTooBroad} {
+		s := newService(t)
+		s.store.insert = func(context.Context, *task.Task) error { return &task.RepeatError{Tasks: []task.ID{{1}}} }
+		s.store.get = func(context.Context, task.ID) (*task.Task, error) { return nil, busy }
+		for path, body := range map[string]string{"/enqueue": with("payload", "1"), "/tasks/batch": `{"tasks":[` + with("payload", "1") + `]}`} {
+			if a := s.post(path, body, "Idempotency-Key", "k"); a.status != http.StatusServiceUnavailable || a.detail() != storedDetail || a.header.Get("Retry-After") == "" {
+				t.Errorf("%s, %v: got %d %q", path, busy, a.status, a.detail())
+			}
+		}
+	}
+}
+
 // Of what is over, and whose retention is too, it is known that it was done.
 func TestRepeatAfterTheRetention(t *testing.T) {
 	t.Parallel()

@@ -79,7 +79,7 @@ type Task struct {
 	OnSuccess         *Callback `json:"on_success" doc:"Whom its success is told. Null: nobody."`
 	OnFailure         *Callback `json:"on_failure" doc:"Whom its failure is told. Null: nobody."`
 	CreatedBy         *string   `json:"created_by" example:"plays@melodia.app" doc:"Who handed it in: the name of an API key, or an email. Null where callers are not known."`
-	Attempts          []Attempt `json:"attempts" nullable:"false" doc:"What was tried, oldest first."`
+	Attempts          []Attempt `json:"attempts" nullable:"false" doc:"What was tried, oldest first: the last 200, of a task that was redriven again and again."`
 }
 
 // Auth says which ID token goes with a task's call.
@@ -178,7 +178,7 @@ func (a *API) submit(ctx context.Context, in *onceInput, path string, t *task.Ta
 	if repeat, ok := errors.AsType[*task.RepeatError](err); ok {
 		out.Status, out.Replayed = http.StatusOK, "true"
 		t, err = a.Store.Get(ctx, repeat.Tasks[0])
-		err = orGone(err)
+		err = ofRepeat(err)
 	}
 	if err != nil {
 		return nil, a.fail(ctx, err)

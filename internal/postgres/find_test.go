@@ -139,6 +139,7 @@ func TestFind(t *testing.T) {
 		"url with the last":  {URLPrefix: "https://10.1.2.3/\U0010ffff"},
 		"url with wildcards": {URLPrefix: "https://a_example%"},
 		"created after":      {CreatedAfter: now.Add(-day)},
+		"created since 1970": {CreatedAfter: time.Unix(0, 0)},
 		"created before":     {CreatedBefore: now.Add(-day)},
 		"created between":    {CreatedAfter: all[50].CreatedAt, CreatedBefore: all[20].CreatedAt},
 		"run after":          {RunAfter: now.Add(-day)},

@@ -66,7 +66,7 @@ WITH result AS MATERIALIZED (
 ), again AS (
     UPDATE tasks t SET state = 'pending', run_at = now() + make_interval(secs => r.wait_seconds),
         worker_id = NULL, claimed_at = NULL,
-        attempts = t.attempts || r.attempts::jsonb, attempt_count = t.attempt_count + r.counted
+        attempts = ` + keptAttempts + ` || r.attempts::jsonb, attempt_count = t.attempt_count + r.counted
     FROM result r WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending' AND r.state = 'pending'
         AND t.cancel_requested_at IS NULL
     RETURNING t.id, t.claim
@@ -86,7 +86,7 @@ SELECT id, claim FROM again UNION ALL SELECT id, claim FROM ended`
 	callbackOf = `t.callbacks -> CASE r.state WHEN 'succeeded' THEN 'on_success' ELSE 'on_failure' END`
 
 	returningEnded = `RETURNING t.id, t.claim, t.run_at, t.created_at, r.state, r.reason, t.attempt_count + r.counted AS attempt_count,
-        t.attempts || r.attempts::jsonb AS attempts, ` + specColumns
+        ` + keptAttempts + ` || r.attempts::jsonb AS attempts, ` + specColumns
 
 	historyOfEnded = `moved AS (
     INSERT INTO task_history (finished_at, id, claim, run_at, created_at, state, reason, attempt_count, attempts, ` + specColumns + `)
@@ -128,9 +128,14 @@ WITH result AS MATERIALIZED (
     WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending'
         AND (r.state = 'cancelled' OR t.cancel_requested_at IS NOT NULL)
     RETURNING t.id, t.claim, t.run_at, t.created_at, t.attempt_count + r.counted AS attempt_count,
-        t.attempts || r.attempts::jsonb AS attempts, ` + specColumns + `
+        ` + keptAttempts + ` || r.attempts::jsonb AS attempts, ` + specColumns + `
 ), ` + historyOfGone + `
 SELECT id, claim FROM gone`
+
+// keptAttempts is t's story without what is dropped for one more attempt: of a task
+// that is redriven again and again the last 200 are kept, so that it can be read and
+// written in a moment.
+const keptAttempts = `CASE WHEN jsonb_array_length(t.attempts) < 200 THEN t.attempts ELSE t.attempts - 0 END`
 
 // finish is the flush of Finish. Most results are for its first statement; what
 // that does not match may be for another one.

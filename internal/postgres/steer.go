@@ -143,7 +143,7 @@ func (s *Store) RedriveMany(ctx context.Context, ids []task.ID, wait, apart time
 }
 
 const changeSQL = `-- name: change task
-UPDATE tasks SET claim = claim + 1, run_at = GREATEST(COALESCE($3, now() + make_interval(secs => $4)), now()),
+UPDATE tasks SET claim = claim + 1, run_at = GREATEST(COALESCE($3, now() + make_interval(secs => $4)), LEAST(run_at, now())),
     expires_at = $5, timeout_seconds = $6, max_retry_duration_seconds = $7, min_backoff_seconds = $8, max_backoff_seconds = $9,
     max_attempts = $10, max_doublings = $11, retry_client_errors = $12, content_type = $13, headers = $14::text::jsonb,
     labels = $15::text::jsonb, body = $16

@@ -555,6 +555,27 @@ func TestCancelAgainstFinish(t *testing.T) {
 	t.Log(ends.times)
 }
 
+// A change of something else leaves an overdue task its place.
+func TestChangeKeepsThePlace(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	tk := newTask()
+	insert(t, s, tk)
+	exec(t, pool, "UPDATE tasks SET run_at = now() - interval '1 hour'")
+	before := get(t, s, tk.ID)
+	edited := *before
+	edited.Labels = map[string]string{"kind": "play"}
+	got, err := s.Change(t.Context(), &edited)
+	if err != nil || !got.RunAt.Equal(before.RunAt) {
+		t.Errorf("Change = run_at %v, %v, want %v as before", got.RunAt, err, before.RunAt)
+	}
+	edited = *got
+	edited.RunAt = before.RunAt.Add(-time.Hour) // which means now, and no better place
+	if got, err = s.Change(t.Context(), &edited); err != nil || got.RunAt.Before(before.RunAt) {
+		t.Errorf("Change = run_at %v, %v, want none before %v", got.RunAt, err, before.RunAt)
+	}
+}
+
 func TestChangeAgainstClaim(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)

@@ -693,6 +693,61 @@ func TestReap(t *testing.T) {
 	}
 }
 
+// The database's clock may be set back: who died before that must not hold tasks
+// until it has caught up, and who lives loses none.
+func TestReapAfterTheClockWasSetBack(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	me, other := register(t, s), register(t, s)
+	insert(t, s, newTask())
+	c := claimOne(t, s, other)
+	exec(t, pool, "UPDATE workers SET heartbeat_at = now() + interval '1 hour'")
+	if n, err := s.Reap(t.Context(), me, nil, lease); n != 0 || err != nil {
+		t.Errorf("Reap = %d, %v; want none, since it may well live", n, err)
+	}
+	if ahead := query[bool](t, pool, "SELECT bool_or(heartbeat_at > now()) FROM workers"); ahead {
+		t.Error("a heartbeat is from the future still")
+	}
+	silence(t, pool, other)
+	if n, err := s.Reap(t.Context(), me, nil, lease); n != 1 || err != nil || get(t, s, c.Task.ID).State != task.Pending {
+		t.Errorf("Reap = %d, %v, want the task of the one that died", n, err)
+	}
+}
+
+// A task that is redriven again and again can still be read and written.
+func TestStoryIsBounded(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	worker := register(t, s)
+	for name, end := range map[string]func(*task.Claim){
+		"succeeded": func(c *task.Claim) { finish(t, s, c, succeeded(c)) },
+		"retried":   func(c *task.Claim) { finish(t, s, c, failedOnce(c)) },
+		"lost": func(*task.Claim) {
+			silence(t, pool, worker)
+			if _, err := s.Reap(t.Context(), newID(), nil, lease); err != nil {
+				t.Error(err)
+			}
+		},
+	} {
+		if err := s.Register(t.Context(), worker, "w", 1); err != nil {
+			t.Fatal(err)
+		}
+		tk := newTask()
+		insert(t, s, tk)
+		c, err := s.ClaimOne(t.Context(), worker, tk.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		exec(t, pool, `UPDATE tasks SET attempts = (SELECT jsonb_agg(jsonb_build_object('number', n, 'started_at', now(), 'duration_seconds', 1, 'outcome', 'retryable'))
+			FROM generate_series(1001, 1200) n) WHERE id = $1`, [16]byte(tk.ID))
+		end(c)
+		if got := get(t, s, tk.ID).Attempts; len(got) != 200 || got[0].Number != 1002 || got[199].Number != 1 {
+			t.Errorf("%s: %d attempts, from %d to %d; want 200, from 1002 to 1", name, len(got), got[0].Number, got[len(got)-1].Number)
+		}
+		exec(t, pool, "DELETE FROM tasks")
+	}
+}
+
 // A task that brings down its process again and again must end: each loss
 // counts, and the claim after the last one ends it without a call.
 func TestLostAttemptsAreBounded(t *testing.T) {

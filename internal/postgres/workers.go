@@ -92,8 +92,12 @@ func (s *Store) Unregister(ctx context.Context, worker task.ID) error {
 // Whether a worker is silent is decided once, where its row is deleted: a
 // heartbeat that comes at that moment keeps the row and the tasks. A claim that
 // commits while the row goes is found by the next reap, as one without a row.
+// A heartbeat from the future is older than a jump back of the database's clock:
+// its worker has a lease from now on.
 const reapSQL = `-- name: reap
-WITH gone AS (
+WITH ahead AS (
+    UPDATE workers SET heartbeat_at = now() WHERE heartbeat_at > now() + make_interval(secs => $1)
+), gone AS (
     DELETE FROM workers WHERE heartbeat_at < now() - make_interval(secs => $1) RETURNING id
 ), lost AS MATERIALIZED (
     SELECT t.id FROM tasks t
@@ -106,7 +110,7 @@ WITH gone AS (
 )
 UPDATE tasks t SET state = 'pending', run_at = now(), worker_id = NULL, claimed_at = NULL,
     attempt_count = LEAST(t.attempt_count + 1, t.max_attempts),
-    attempts = t.attempts || jsonb_build_array(jsonb_build_object(
+    attempts = ` + keptAttempts + ` || jsonb_build_array(jsonb_build_object(
         'number', t.attempt_count + 1,
         'started_at', to_char(t.claimed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
         'duration_seconds', EXTRACT(EPOCH FROM now() - t.claimed_at)::float8,

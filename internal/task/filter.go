@@ -181,16 +181,20 @@ const cursorBytes = 1 + 8 + 16 + 4
 
 // ParseCursor reads what Cursor wrote, or returns [Errors] about "cursor".
 func (f *Filter) ParseCursor(s string) (Position, error) {
+	invalid := Errors{{
+		Path: []string{"cursor"}, Kind: "invalid",
+		Message: "must be the next_cursor of an answer to the same filters",
+	}}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
 	if err != nil || len(b) != cursorBytes || binary.BigEndian.Uint32(b[cursorBytes-4:]) != f.checksum(b[:cursorBytes-4]) {
-		return Position{}, Errors{{
-			Path: []string{"cursor"}, Kind: "invalid",
-			Message: "must be the next_cursor of an answer to the same filters",
-		}}
+		return Position{}, invalid
 	}
 	p := Position{ID: ID(b[9:25])}
 	if f.Order() != ByID {
 		p.At = time.UnixMicro(int64(binary.BigEndian.Uint64(b[1:9]))).UTC() //nolint:gosec // the bits that Cursor wrote
+		if p.At.Year() < 1970 || p.At.Year() > 9998 {                       // whoever made it can make the checksum too
+			return Position{}, invalid
+		}
 	}
 	return p, nil
 }

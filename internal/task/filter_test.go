@@ -119,6 +119,13 @@ func TestCursor(t *testing.T) {
 			}
 		}
 	}
+	// Its checksum anybody can make.
+	at := task.Filter{RunAfter: noon}
+	for _, moment := range []time.Time{time.UnixMicro(-1e18), time.UnixMicro(1e18), time.UnixMicro(-1)} {
+		if p, err := at.ParseCursor(at.Cursor(task.Position{At: moment})); err == nil {
+			t.Errorf("a cursor at %v is taken, which the store cannot hold", p.At)
+		}
+	}
 	// The order in which a filter's words were given is not part of it.
 	a, b := task.Filter{States: []task.State{task.Failed, task.Cancelled}}, task.Filter{States: []task.State{task.Cancelled, task.Failed}}
 	if _, err := b.ParseCursor(a.Cursor(a.PositionOf(tk))); err != nil {

@@ -23,8 +23,12 @@ func NewID(at time.Time, random uint64) ID {
 	return id
 }
 
-// FirstID returns the lowest ID that [NewID] makes at a moment.
+// FirstID returns the lowest ID that [NewID] makes at a moment; of one before 1970,
+// the lowest of all.
 func FirstID(at time.Time) ID {
+	if at.Before(time.Unix(0, 0)) {
+		at = time.Unix(0, 0)
+	}
 	id := NewID(at, 0)
 	id[6], id[7] = 0x70, 0
 	return id

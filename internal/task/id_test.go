@@ -1,6 +1,7 @@
 package task_test
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 	"time"
@@ -135,6 +136,17 @@ func TestNewID(t *testing.T) {
 	}
 	if first, id := task.FirstID(at), task.NewID(at.Truncate(time.Millisecond), 0); first != id {
 		t.Errorf("FirstID = %s, want %s", first, id)
+	}
+}
+
+func TestFirstID(t *testing.T) {
+	t.Parallel()
+	epoch := task.FirstID(time.Unix(0, 0))
+	if before := task.FirstID(time.Unix(-120, 0)); before != epoch {
+		t.Errorf("the first id of a moment before 1970 is %s, want %s", before, epoch)
+	}
+	if some := task.NewID(time.Unix(0, 0), 0); bytes.Compare(epoch[:], some[:]) > 0 {
+		t.Errorf("%s is not the first: %s comes before it", epoch, some)
 	}
 }
 
