@@ -169,8 +169,10 @@ func parse(o Options) (*pgxpool.Config, error) {
 	config.MaxConns = int32(max(o.MaxConns, 4)) - 1 //nolint:gosec // a pool's size is far below 2^31
 	config.ConnConfig.ConnectTimeout = callTimeout
 	// A connection that was idle is tried before it is used. One that is dead
-	// without a word must not cost the whole call.
+	// without a word must not cost the whole call. What an idle instance asks for
+	// once a second needs no trying.
 	config.PingTimeout = callTimeout / 5
+	config.ShouldPing = func(_ context.Context, p pgxpool.ShouldPingParams) bool { return p.IdleDuration > callTimeout }
 	// After a failover some may still lead to the old server.
 	config.MaxConnLifetime = 10 * time.Minute
 	config.MaxConnLifetimeJitter = time.Minute
