@@ -62,12 +62,14 @@ type Store struct {
 	pool *pgxpool.Pool
 	// leases has one connection, for heartbeats: whatever waits for the database, or
 	// for a lock in it, keeps no lease from being renewed.
-	leases   *pgxpool.Pool
-	inserts  *batch.Batcher[newTask, inserted]
-	batches  *batch.Batcher[*task.Batch, []inserted]
-	finishes *batch.Batcher[Result, written]
-	gets     *batch.Batcher[task.ID, *task.Task]
-	probes   *batch.Batcher[struct{}, time.Duration]
+	leases *pgxpool.Pool
+	// beatFailed is whether the last heartbeat did.
+	beatFailed atomic.Bool
+	inserts    *batch.Batcher[newTask, inserted]
+	batches    *batch.Batcher[*task.Batch, []inserted]
+	finishes   *batch.Batcher[Result, written]
+	gets       *batch.Batcher[task.ID, *task.Task]
+	probes     *batch.Batcher[struct{}, time.Duration]
 	// writers is held by the statements that insert tasks, whether one by one or in
 	// batches, flushes of them at a time.
 	writers chan struct{}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -37,11 +38,9 @@ func (s *Store) Heartbeat(ctx context.Context, worker task.ID) (known bool, err 
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	tag, err := s.leases.Exec(ctx, heartbeatSQL, [16]byte(worker))
-	if isReadOnly(err) {
-		// Connections to a server that was demoted, or made while the database
-		// took no writes, stay read-only; new ones may not be.
-		s.pool.Reset()
-		s.leases.Reset()
+	renewIfReadOnly(s.leases, err)
+	if failed := s.beatFailed.Swap(err != nil); failed && err == nil {
+		s.pool.Reset() // after an outage: some of its connections may be read-only still
 	}
 	if err != nil {
 		return false, fmt.Errorf("heartbeat of worker %s: %w", worker, classify(err))
@@ -70,9 +69,14 @@ func (s *Store) Cancelled(ctx context.Context, worker task.ID) (claims map[task.
 	return claims, nil
 }
 
-func isReadOnly(err error) bool {
+// renewIfReadOnly has a pool make new connections after a write that was refused:
+// those to a server that was demoted, or made while the database took no writes,
+// stay read-only, and new ones may not be. It is for what is done now and then.
+func renewIfReadOnly(pool *pgxpool.Pool, err error) {
 	var pgErr *pgconn.PgError
-	return errors.As(err, &pgErr) && pgErr.Code == "25006"
+	if errors.As(err, &pgErr) && pgErr.Code == "25006" {
+		pool.Reset()
+	}
 }
 
 const unregisterSQL = `-- name: unregister worker
@@ -131,6 +135,7 @@ func (s *Store) Reap(ctx context.Context, worker task.ID, held []task.ID, lease 
 	// An answer can be under way for as long as a call may take.
 	unanswered := max(lease, 2*callTimeout)
 	tag, err := s.pool.Exec(ctx, reapSQL, seconds(lease), [16]byte(worker), uuids(held), seconds(unanswered))
+	renewIfReadOnly(s.pool, err)
 	if err != nil {
 		return 0, fmt.Errorf("reap: %w", classify(err))
 	}
