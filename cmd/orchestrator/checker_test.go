@@ -127,7 +127,7 @@ func (j *journal) submit(ctx context.Context, serviceURL, extra string) (status 
 // insist is submit under a key, again and again until it is answered with a task.
 func (j *journal) insist(ctx context.Context, serviceURL func() string, extra string) {
 	for n := j.begin(true); ctx.Err() == nil; {
-		if status := j.try(ctx, n, serviceURL(), extra); status == http.StatusAccepted || status == http.StatusOK {
+		if status := j.try(context.WithoutCancel(ctx), n, serviceURL(), extra); status == http.StatusAccepted || status == http.StatusOK {
 			return
 		}
 	}
@@ -214,7 +214,9 @@ func (j *journal) load(ctx context.Context, n, callers, perSecond int, serviceUR
 				if j.insists && n%2 == 0 {
 					j.insist(ctx, serviceURL, extra)
 				} else {
-					j.submit(ctx, serviceURL(), extra)
+					// Not cut short at the end of the load: what its caller had left behind
+					// might be stored, and over, while the tables are read.
+					j.submit(context.WithoutCancel(ctx), serviceURL(), extra)
 				}
 			}
 		})
