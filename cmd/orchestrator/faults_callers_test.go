@@ -284,7 +284,7 @@ func TestFlood(t *testing.T) {
 // bounded.
 func TestFloodOfLargeBodies(t *testing.T) {
 	const callers = 300
-	most := withinReason(400 << 20)
+	most := withinReason(450 << 20) // as the README has it
 	database := pgtest.URL(t)
 	p := start(t, "serve", "DATABASE_URL="+database, "DISPATCH=false", "LOG_LEVEL=info")
 	before := p.ready()

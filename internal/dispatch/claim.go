@@ -12,7 +12,7 @@ const minPause = 2 * time.Millisecond
 // claimDue claims and starts due tasks until ctx ends. It never claims more
 // than it has free slots for.
 func (d *Dispatcher) claimDue(ctx context.Context) {
-	pause := time.Duration(0)
+	var pause, failing time.Duration
 	for d.waitForSlots(ctx) && d.waitForDue(ctx, &pause) {
 		limit := d.takeSlots()
 		if limit == 0 {
@@ -30,8 +30,10 @@ func (d *Dispatcher) claimDue(ctx context.Context) {
 		switch {
 		case err != nil:
 			d.log.Error("claiming failed", "error", err)
-			pause = longer(pause, d.options.PollInterval)
-			sleep(ctx, jitter(pause))
+			// Whoever hands something in meanwhile rings too, and does not shorten it.
+			failing = longer(failing, d.options.PollInterval)
+			sleep(ctx, jitter(failing))
+			continue
 		case len(claims) == 0:
 			// What looked due is in other workers' hands.
 			pause = longer(pause, d.options.PollInterval)
@@ -41,6 +43,7 @@ func (d *Dispatcher) claimDue(ctx context.Context) {
 				d.notify(0)
 			}
 		}
+		failing = 0
 	}
 }
 
