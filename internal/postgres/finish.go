@@ -258,7 +258,7 @@ type attemptRow struct {
 }
 
 // encodeAttempt returns the array to append to the attempts column. It is asked
-// for each attempt, so it leaves texts alone to package json.
+// for each attempt, so it leaves only texts to package json.
 func encodeAttempt(a *task.Attempt) string {
 	if a == nil {
 		return "[]"
