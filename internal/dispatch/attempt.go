@@ -15,33 +15,64 @@ import (
 type job struct {
 	session *session
 	claim   *task.Claim
+	claimed time.Time       // what c.At is on the monotonic clock
 	call    context.Context //nolint:containedctx // the call's lifetime
 	cutOff  context.CancelCauseFunc
+	// unwanted: it is not to be carried out here after all.
+	unwanted bool
 }
 
 // newJob returns a job that can be cut off, and must be in the end.
 func newJob(s *session, c *task.Claim) job {
 	call, cutOff := context.WithCancelCause(s.calls)
-	return job{s, c, call, cutOff}
+	return job{session: s, claim: c, claimed: time.Now(), call: call, cutOff: cutOff}
 }
 
-// begin has a claimed task carried out in a slot that was taken for it, and
-// that is free again when the call has ended: writing down what came of it
-// needs none.
+// begin has a claimed task carried out in a slot that was taken for it: at once,
+// or when a call has ended if all slots have one. The slot is free again when its
+// call has ended: writing down what came of it needs none.
 func (d *Dispatcher) begin(s *session, c *task.Claim) {
 	j := newJob(s, c)
 	d.mu.Lock()
-	d.enrol(j)
+	now := d.enrol(j)
 	d.mu.Unlock()
-	d.hand(j)
+	if now {
+		d.hand(j)
+	}
 }
 
-// enrol counts in a task that is to be carried out. d.mu is held.
-func (d *Dispatcher) enrol(j job) {
-	d.calls++
+// enrol counts in a task that is to be carried out, and reports whether it is to
+// begin now. Otherwise it waits. d.mu is held.
+func (d *Dispatcher) enrol(j job) (now bool) {
 	d.unsettled++
 	d.running[j.claim] = j.cutOff
 	d.attempts.Add(1)
+	if d.calls == d.options.Concurrency {
+		d.waiting = append(d.waiting, j)
+		return false
+	}
+	d.calls++
+	return true
+}
+
+// endCall counts out a call. The task that waited the longest gets its slot.
+func (d *Dispatcher) endCall() {
+	d.mu.Lock()
+	d.slots--
+	d.pace.ended++
+	var next job
+	waited := len(d.waiting) > 0
+	if waited {
+		next, d.waiting[0] = d.waiting[0], job{}
+		d.waiting = d.waiting[1:]
+	} else {
+		d.calls--
+	}
+	d.mu.Unlock()
+	if waited {
+		d.hand(next)
+	}
+	signal(d.freed)
 }
 
 // hand gives a job to an idle goroutine, or to a new one.
@@ -62,17 +93,10 @@ func (d *Dispatcher) carryOutAll(j job) {
 	idle := time.NewTimer(idleTime)
 	defer idle.Stop()
 	for more := true; more; {
-		c := j.claim
-		outcome, decision := d.attempt(j, task.Call{Task: c.Task, Attempt: c.AttemptNumber()})
-		d.mu.Lock()
-		d.slots--
-		d.calls--
-		d.mu.Unlock()
-		signal(d.freed)
-		d.settle(j.session, c, outcome, decision)
+		d.carryOut(j)
 		d.mu.Lock()
 		d.unsettled--
-		delete(d.running, c)
+		delete(d.running, j.claim)
 		d.mu.Unlock()
 		signal(d.freed)
 		d.attempts.Done()
@@ -86,13 +110,27 @@ func (d *Dispatcher) carryOutAll(j job) {
 	}
 }
 
+// carryOut makes a task's call and writes down what came of it.
+func (d *Dispatcher) carryOut(j job) {
+	c := j.claim
+	if j.unwanted {
+		j.cutOff(nil)
+		d.finish(j.session, c, task.Decision{State: task.Pending})
+		d.notify(0)
+		return
+	}
+	outcome, decision := d.attempt(j, task.Call{Task: c.Task, Attempt: c.AttemptNumber()})
+	c.Task.Body = nil // large, maybe, and not needed any more
+	d.endCall()
+	d.settle(j.session, c, outcome, decision)
+}
+
 // attempt makes one attempt under a claim and decides what follows from it.
 func (d *Dispatcher) attempt(j job, call task.Call) (task.Outcome, task.Decision) {
 	defer j.cutOff(nil)
 	c := j.claim
 	// The database's clock, carried on from the claim by a monotonic one.
-	claimed := time.Now()
-	now := func() time.Time { return c.At.Add(time.Since(claimed)) }
+	now := func() time.Time { return c.At.Add(time.Since(j.claimed)) }
 	if decision, admitted := c.Admit(now()); !admitted {
 		return task.Outcome{}, decision
 	}

@@ -9,9 +9,10 @@ import (
 // one is twice as long, up to the poll interval.
 const minPause = 2 * time.Millisecond
 
-// claimDue claims and starts due tasks until ctx ends. It never claims more
-// than it has free slots for.
+// claimDue claims and starts due tasks until ctx ends. It claims no more than it
+// has free slots for, or will have in a moment.
 func (d *Dispatcher) claimDue(ctx context.Context) {
+	defer d.giveBackWaiting()
 	var pause, failing time.Duration
 	for d.waitForSlots(ctx) && d.waitForDue(ctx, &pause) {
 		limit := d.takeSlots()
@@ -54,12 +55,10 @@ func longer(pause, limit time.Duration) time.Duration {
 // waitForSlots waits until a slot is free, or some if there is a backlog to
 // fill them with, and reports whether ctx is still going on.
 func (d *Dispatcher) waitForSlots(ctx context.Context) bool {
-	wanted := 1
-	if d.backlog.Load() {
-		wanted = max(min(d.options.Concurrency/4, claimBatch), 1)
-	}
 	var gathered <-chan time.Time
-	for {
+	stuck := time.NewTicker(patience)
+	defer stuck.Stop()
+	for wanted := d.fill(); ; {
 		free := d.freeSlots()
 		if free >= wanted {
 			return ctx.Err() == nil
@@ -74,23 +73,63 @@ func (d *Dispatcher) waitForSlots(ctx context.Context) bool {
 			return false
 		case <-gathered:
 			wanted = 1
+		case <-stuck.C:
+			d.giveBackWaiting()
 		case <-d.freed:
 		}
 	}
 }
 
-// freeSlots is how many tasks may be claimed. What cannot be written down keeps
-// more from being claimed in the end.
+// fill is how many tasks are worth a claim.
+func (d *Dispatcher) fill() int {
+	if !d.backlog.Load() {
+		return 1
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return max(min(d.room()/4, claimBatch), 1)
+}
+
+// freeSlots is how many tasks may be claimed.
 func (d *Dispatcher) freeSlots() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.free()
 }
 
-// free is freeSlots. d.mu is held.
+// free is freeSlots. What cannot be written down keeps more from being claimed
+// in the end. d.mu is held.
 func (d *Dispatcher) free() int {
-	reserved := d.slots - d.calls
-	return max(min(d.options.Concurrency-d.slots, 2*d.options.Concurrency-d.unsettled-reserved, claimBatch), 0)
+	begun := d.unsettled - len(d.waiting)
+	reserved := d.slots - d.calls - len(d.waiting)
+	return max(min(d.room()-d.slots, maxUnsettled*d.options.Concurrency-begun-reserved, claimBatch), 0)
+}
+
+// room is how many slots there are. Where more is due than those hold, it counts
+// some twice: those whose calls will have ended within aheadTime, at the pace of
+// the last ones. d.mu is held.
+func (d *Dispatcher) room() int {
+	room := d.options.Concurrency
+	if d.backlog.Load() {
+		room += min(d.pace.within(aheadTime), room)
+	}
+	return room
+}
+
+// pace is how fast calls end, measured for paceTime at a time.
+type pace struct {
+	since     time.Time
+	ended     int
+	perSecond float64
+}
+
+// within is how many calls end in such a time if they go on as they did.
+func (p *pace) within(d time.Duration) int {
+	if took := time.Since(p.since); took >= paceTime {
+		p.perSecond = float64(p.ended) / took.Seconds()
+		p.since, p.ended = time.Now(), 0
+	}
+	return int(p.perSecond * d.Seconds())
 }
 
 // takeSlots takes slots for a claim: all while there is a backlog, otherwise
@@ -104,6 +143,24 @@ func (d *Dispatcher) takeSlots() int {
 	}
 	d.slots += n
 	return n
+}
+
+// giveBackWaiting leaves to others what waits here for slots: it was claimed and
+// no attempt was made.
+func (d *Dispatcher) giveBackWaiting() {
+	d.mu.Lock()
+	waiting := d.waiting
+	d.waiting = nil
+	d.slots -= len(waiting)
+	d.mu.Unlock()
+	if len(waiting) == 0 {
+		return
+	}
+	d.log.Info("claimed tasks were given back, no slot became free for them", "count", len(waiting))
+	for _, j := range waiting {
+		j.unwanted = true
+		d.hand(j)
+	}
 }
 
 func (d *Dispatcher) giveBackSlots(n int) {

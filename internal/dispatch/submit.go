@@ -72,15 +72,14 @@ func (d *Dispatcher) reserve(t *task.Task) *session {
 func (d *Dispatcher) beginReserved(s *session, c *task.Claim) bool {
 	j := newJob(s, c)
 	d.mu.Lock()
-	begin := d.state.Load() == active
-	if begin {
-		d.enrol(j)
-	}
+	admitted := d.state.Load() == active
+	now := admitted && d.enrol(j)
 	d.mu.Unlock()
-	if begin {
+	if now {
 		d.hand(j)
-	} else {
+	}
+	if !admitted {
 		j.cutOff(nil)
 	}
-	return begin
+	return admitted
 }

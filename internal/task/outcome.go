@@ -129,7 +129,7 @@ func (c *Claim) Next(o Outcome, now time.Time, random float64) Decision {
 	d := Decision{
 		Attempt: &Attempt{
 			Number:          c.AttemptNumber(),
-			StartedAt:       c.At,
+			StartedAt:       now.Add(-o.Duration),
 			Duration:        o.Duration,
 			Outcome:         o.Kind,
 			StatusCode:      o.StatusCode,

@@ -161,7 +161,7 @@ func TestNextRecordsTheAttempt(t *testing.T) {
 		RetryAfter: time.Minute, Duration: 3 * time.Second, TimedOut: true,
 	}, began.Add(4*time.Second), middle)
 	want := task.Attempt{
-		Number: 3, StartedAt: began, Duration: 3 * time.Second, Outcome: task.OutcomeRetryable,
+		Number: 3, StartedAt: began.Add(time.Second), Duration: 3 * time.Second, Outcome: task.OutcomeRetryable,
 		StatusCode: 503, Error: "answered 503", ResponseExcerpt: "away", RetryAfter: time.Minute,
 	}
 	if d.Attempt == nil || *d.Attempt != want {

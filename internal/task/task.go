@@ -128,7 +128,9 @@ type Batch struct {
 type Attempt struct {
 	// Number is 1 for the first attempt. An interrupted attempt does not
 	// count, so the next one has the same number.
-	Number    int
+	Number int
+	// StartedAt is when the call began, by the database's clock. A lost one has the
+	// moment of its claim.
 	StartedAt time.Time
 	Duration  time.Duration
 	Outcome   Kind
