@@ -21,8 +21,8 @@ const insertTries = 3
 const insertOnceSQL = `-- name: insert tasks once
 WITH taken AS (
     INSERT INTO idempotency_keys (key, fingerprint, task_ids, expires_at)
-    SELECT DISTINCT ON (key) key, fingerprint, ARRAY[id], now() + make_interval(secs => $24)
-    FROM unnest($1::uuid[], $22::text[], $23::bytea[]) WITH ORDINALITY AS k (id, key, fingerprint, place)
+    SELECT DISTINCT ON (key) key, fingerprint, ARRAY[id], now() + make_interval(secs => $25)
+    FROM unnest($1::uuid[], $22::text[], $24::bytea[]) WITH ORDINALITY AS k (id, key, fingerprint, place)
     WHERE key IS NOT NULL
     ORDER BY key, place
     ` + takeExpired + `
@@ -35,7 +35,7 @@ WHERE t.idempotency_key IS NULL OR t.id IN (SELECT id FROM taken)` + insertRetur
 const insertBatchOnceSQL = `-- name: insert batch once
 WITH taken AS (
     INSERT INTO idempotency_keys (key, fingerprint, task_ids, expires_at)
-    VALUES ($23, $24, $1::uuid[], now() + make_interval(secs => $25))
+    VALUES ($24, $25, $1::uuid[], now() + make_interval(secs => $26))
     ` + takeExpired + `
     RETURNING key
 )

@@ -523,7 +523,7 @@ func TestFinishEndsATask(t *testing.T) {
 			insert(t, s, tk)
 			c := claimOne(t, s, worker)
 			tt.outcome.Duration = 1234 * time.Microsecond
-			if !finish(t, s, c, c.Next(tt.outcome, c.At, 0)) {
+			if !finish(t, s, c, c.Next(tt.outcome, c.At.Add(tt.outcome.Duration), 0)) {
 				t.Fatal("Finish did not match")
 			}
 			got := get(t, s, tk.ID)

@@ -206,6 +206,9 @@ func checkURL(raw string) string {
 }
 
 func checkHeaders(headers map[string]string, add func(message, kind string, path ...string)) {
+	if len(headers) == 0 {
+		return // which spares most tasks what follows
+	}
 	size := 0
 	for name, value := range headers {
 		size += len(name) + len(value)
@@ -264,6 +267,9 @@ func DefaultAudience(rawURL string) string {
 }
 
 func checkLabels(labels map[string]string, add func(message, kind string, path ...string)) {
+	if len(labels) == 0 {
+		return
+	}
 	if len(labels) > MaxLabels {
 		add("must have at most 16 entries", "too_long", "labels")
 		return
