@@ -15,15 +15,18 @@ const (
 	// partitionsAhead is how many days' partitions exist before they are needed:
 	// more than a long weekend during which nothing can create one.
 	partitionsAhead = 7
-	partitionPrefix = "task_history_"
-	partitionDay    = "20060102"
+	// partitionsAtOnce is how many of them are made in one go: each takes the
+	// database some 10 ms, and a new one has other things to do first.
+	partitionsAtOnce = 2
+	partitionPrefix  = "task_history_"
+	partitionDay     = "20060102"
 	// historyLockKey serialises the instances' upkeep.
 	historyLockKey = 0x68697374 // "hist"
 )
 
-// KeepHistory creates the partitions of the coming days, drops those that ended
-// longer than retention ago, and forgets the idempotency keys that do not count
-// any more. Any instance may call it at any time; what another one is at, it
+// KeepHistory creates partitions, the next ones first, until those of the coming
+// days are there, which takes some calls. It drops those that ended longer than
+// retention ago, and forgets the idempotency keys that do not count any more. Any instance may call it at any time; what another one is at, it
 // leaves alone.
 func (s *Store) KeepHistory(ctx context.Context, retention time.Duration) error {
 	today, existing, err := s.partitions(ctx)
@@ -39,11 +42,15 @@ func (s *Store) KeepHistory(ctx context.Context, retention time.Duration) error 
 }
 
 func (s *Store) createAhead(ctx context.Context, today time.Time, existing []string) error {
+	created := 0
 	for day := range partitionsAhead + 1 {
 		start := today.AddDate(0, 0, day)
 		name := partitionPrefix + start.Format(partitionDay)
 		if slices.Contains(existing, name) {
 			continue
+		}
+		if created++; created > partitionsAtOnce {
+			return nil
 		}
 		if err := s.alterHistory(ctx, createPartition(name, start)...); err != nil {
 			return err
