@@ -230,6 +230,9 @@ func (s *connections) closeAll() {
 
 // connect returns a connection for a call to u, kept or new.
 func (d *Deliverer) connect(ctx context.Context, deadline time.Time, u *url.URL) (*connection, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx) // a kept connection would take the request all the same
+	}
 	to := authority{u.Scheme, u.Host}
 	if c := d.connections.take(to); c != nil {
 		return c, nil

@@ -2,6 +2,7 @@ package deliver
 
 import (
 	"bufio"
+	"context"
 	"io"
 	"net"
 	"net/http"
@@ -149,5 +150,25 @@ func TestAnswerWithoutABodyLeavesTheConnectionUsable(t *testing.T) {
 	}
 	if got := connections.Load(); got != 1 {
 		t.Errorf("%d connections, want 1", got)
+	}
+}
+
+// A call whose context has ended before is not sent, even where a connection is kept.
+func TestEndedContextSendsNothing(t *testing.T) {
+	t.Parallel()
+	var seen atomic.Int64
+	s := newServer(t, func(http.ResponseWriter, *http.Request) { seen.Add(1) })
+	d := newDeliverer(t)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 50 {
+		d.Deliver(t.Context(), newCall("POST", s.URL, []byte("x"))) // leaves an idle connection
+		if o := d.Deliver(ended, newCall("POST", s.URL, []byte("x"))); o.Kind != task.OutcomeInterrupted {
+			t.Errorf("the outcome is %s, want interrupted", o.Kind)
+		}
+	}
+	s.Close() // waits for what the target still answers
+	if got := seen.Load() - 50; got != 0 {
+		t.Errorf("the target saw %d of 50 calls whose context had ended before", got)
 	}
 }

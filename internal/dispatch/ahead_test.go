@@ -2,6 +2,9 @@ package dispatch
 
 import (
 	"context"
+	"math/rand/v2"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,14 +23,48 @@ func slowClaims(d time.Duration) around {
 	}
 }
 
+// number is n of taskID(n).
+func number(id task.ID) int { return int(id[14])<<8 | int(id[15]) }
+
 // suddenly is a target whose calls take 1 ms, and those from number n on take d.
 func suddenly(n int, d time.Duration) target {
 	return func(ctx context.Context, c task.Call) task.Outcome {
-		if int(c.Task.ID[14])<<8|int(c.Task.ID[15]) < n {
+		if number(c.Task.ID) < n {
 			return takes(time.Millisecond, succeeded)(ctx, c)
 		}
 		return takes(d, succeeded)(ctx, c)
 	}
+}
+
+// waits are the tasks that wait here for a slot.
+func (r *rig) waits() (ids []task.ID) {
+	r.Dispatcher.mu.Lock()
+	defer r.Dispatcher.mu.Unlock()
+	for _, j := range r.waiting {
+		ids = append(ids, j.claim.Task.ID)
+	}
+	return ids
+}
+
+func (r *rig) wasCalled(id task.ID) bool {
+	return slices.ContainsFunc(r.delivered(), func(c delivered) bool { return c.Task.ID == id })
+}
+
+// startWithWaiting has tasks wait for slots, in which calls take d.
+func startWithWaiting(t *testing.T, d time.Duration) *rig {
+	t.Helper()
+	const quick = 500
+	m := newMemory()
+	for n := range quick + 100 {
+		m.store(n, 0)
+	}
+	m.breaks(slowClaims(5 * time.Millisecond))
+	r := start(t, options(), m, suddenly(quick, d))
+	time.Sleep(400 * time.Millisecond)
+	if len(r.waits()) == 0 {
+		t.Fatal("no task waits for a slot")
+	}
+	return r
 }
 
 // states counts the tasks in each state.
@@ -59,6 +96,11 @@ func TestClaimsAhead(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		r.stop()
+		for i, c := range r.delivered() { // nearly in their turn
+			if n := number(c.Task.ID); n > i+30 || n < i-30 {
+				t.Errorf("task %d is the %dth to be called", n, i)
+			}
+		}
 		if r.most != 10 {
 			t.Errorf("%d calls were under way at a time, want 10", r.most)
 		}
@@ -79,6 +121,7 @@ func TestSlowCallsAreNotClaimedAhead(t *testing.T) {
 		start(t, options(), m, takes(time.Second, succeeded))
 		for range 90 {
 			time.Sleep(100 * time.Millisecond)
+			synctest.Wait() // calls that have ended are written down at the same moment
 			if got := m.states()[task.Running]; got > 10 {
 				t.Fatalf("%d tasks are claimed while there are 10 slots", got)
 			}
@@ -198,6 +241,150 @@ func TestTimeWhileTasksWait(t *testing.T) {
 			if got, want := m.row(id).Attempts[0].StartedAt, r.began.Add(began[id]-answer); !got.Equal(want) {
 				t.Errorf("the attempt is said to have begun at %v, want %v", got, want)
 			}
+		}
+	})
+}
+
+// Calls that began together end together, which is no sign that others follow.
+func TestCallsThatEndTogetherAreNoPace(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		for n := range 2000 {
+			m.store(n, 0)
+		}
+		m.breaks(slowClaims(5 * time.Millisecond))
+		o := options()
+		o.Concurrency = 200
+		r := start(t, o, m, func(ctx context.Context, c task.Call) task.Outcome {
+			return takes(3*time.Second+rand.N(15*time.Millisecond), succeeded)(ctx, c)
+		})
+		for range 900 {
+			time.Sleep(10 * time.Millisecond)
+			if got := len(r.waits()); got > 2 {
+				t.Fatalf("%d tasks wait for slots in which calls take 3 s", got)
+			}
+		}
+	})
+}
+
+// All slots come back, whatever happened to the tasks that waited for them.
+func TestSlotsComeBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startWithWaiting(t, 3*time.Second)
+		time.Sleep(45 * time.Second)
+		synctest.Wait()
+		if got := r.store.states()[task.Succeeded]; got != 600 {
+			t.Errorf("%d tasks have succeeded, want 600", got)
+		}
+		r.wantLine("claimed tasks were given back, no slot became free for them", "INFO")
+		r.Dispatcher.mu.Lock()
+		defer r.Dispatcher.mu.Unlock()
+		if r.slots != 0 || r.Dispatcher.calls != 0 || r.unsettled != 0 || len(r.waiting) != 0 || len(r.running) != 0 {
+			t.Errorf("in the end %d slots are taken, %d calls under way, %d tasks unsettled, %d waiting and %d running",
+				r.slots, r.Dispatcher.calls, r.unsettled, len(r.waiting), len(r.running))
+		}
+	})
+}
+
+// A task that is cancelled while it waits is not called, and counts no attempt.
+func TestCancelOfATaskThatWaits(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startWithWaiting(t, 700*time.Millisecond)
+		id := r.waits()[0]
+		r.CutOff(map[task.ID]int64{id: r.store.cancel(id)})
+		time.Sleep(3 * time.Second)
+		r.wantState(id, task.Cancelled, "", 0)
+		if n := len(r.store.row(id).Attempts); n != 0 || r.wasCalled(id) {
+			t.Errorf("called: %t; %d attempts are recorded, want none", r.wasCalled(id), n)
+		}
+		r.wantLine("task cancelled", "INFO")
+	})
+}
+
+// What waits when the lease is lost is in others' hands.
+func TestLeaseLostWhileTasksWait(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := startWithWaiting(t, 700*time.Millisecond)
+		waiting := r.waits()
+		r.currentSession().lose(errLeaseLost)
+		synctest.Wait()
+		for _, id := range waiting {
+			if r.wasCalled(id) {
+				t.Errorf("task %s was called after the lease was lost", id)
+			}
+		}
+	})
+}
+
+// What waits begins no more once the dispatcher was told to stop, even while a
+// claim is still under way.
+func TestStopDuringAClaimWhileTasksWait(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		for n := range 2000 {
+			m.store(n, 0)
+		}
+		var r *rig
+		hung := make(chan struct{})
+		var once sync.Once
+		m.breaks(func(_ context.Context, op string, do func()) error {
+			do()
+			if op != "Claim" {
+				return nil
+			}
+			time.Sleep(time.Millisecond)
+			if len(r.waits()) >= 2 {
+				once.Do(func() {
+					close(hung)
+					time.Sleep(3 * time.Second)
+				})
+			}
+			return nil
+		})
+		r = newRig(t, options(), m, func(ctx context.Context, c task.Call) task.Outcome {
+			return takes(10*time.Millisecond+rand.N(10*time.Millisecond), succeeded)(ctx, c)
+		})
+		r.run()
+		<-hung
+		r.cancel()
+		synctest.Wait()
+		before := len(r.delivered())
+		time.Sleep(time.Second) // the claim is still under way
+		if got := len(r.delivered()) - before; got > 0 {
+			t.Errorf("%d calls began after it was told to stop", got)
+		}
+		<-r.ended
+		if got := m.states()[task.Running]; got != 0 {
+			t.Errorf("%d tasks are still claimed", got)
+		}
+	})
+}
+
+// Claiming ahead does not get around the bound on what is not written down.
+func TestUnwrittenResultsAreBoundedAhead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		for n := range 600 {
+			m.store(n, 0)
+		}
+		o := options()
+		m.breaks(slowClaims(time.Millisecond))
+		r := start(t, o, m, func(ctx context.Context, c task.Call) task.Outcome {
+			return takes(5*time.Millisecond+rand.N(15*time.Millisecond), succeeded)(ctx, c)
+		})
+		time.Sleep(300 * time.Millisecond)
+		m.breaks(failing("Finish"))
+		time.Sleep(3 * time.Second)
+		r.Dispatcher.mu.Lock()
+		defer r.Dispatcher.mu.Unlock()
+		if r.unsettled > maxUnsettled*o.Concurrency {
+			t.Errorf("%d tasks are claimed and their results not written, want %d at most", r.unsettled, maxUnsettled*o.Concurrency)
 		}
 	})
 }

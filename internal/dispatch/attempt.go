@@ -55,11 +55,13 @@ func (d *Dispatcher) enrol(j job) (now bool) {
 	return true
 }
 
-// endCall counts out a call. The task that waited the longest gets its slot.
-func (d *Dispatcher) endCall() {
+// endCall counts out a call that took so long. The task that waited the longest
+// gets its slot.
+func (d *Dispatcher) endCall(took time.Duration) {
 	d.mu.Lock()
 	d.slots--
 	d.pace.ended++
+	d.pace.took += took
 	var next job
 	waited := len(d.waiting) > 0
 	if waited {
@@ -113,16 +115,24 @@ func (d *Dispatcher) carryOutAll(j job) {
 // carryOut makes a task's call and writes down what came of it.
 func (d *Dispatcher) carryOut(j job) {
 	c := j.claim
-	if j.unwanted {
+	switch {
+	case j.unwanted:
 		j.cutOff(nil)
 		d.finish(j.session, c, task.Decision{State: task.Pending})
 		d.notify(0)
-		return
+	case j.call.Err() != nil: // cut off while it waited
+		d.endCall(0)
+		decision := task.Decision{State: task.Pending}
+		if context.Cause(j.call) == errCancelled { //nolint:errorlint // it is this very error
+			decision.State = task.Cancelled
+		}
+		d.settle(j.session, c, task.Outcome{Kind: task.OutcomeInterrupted}, decision)
+	default:
+		outcome, decision := d.attempt(j, task.Call{Task: c.Task, Attempt: c.AttemptNumber()})
+		c.Task.Body = nil // large, maybe, and not needed any more
+		d.endCall(outcome.Duration)
+		d.settle(j.session, c, outcome, decision)
 	}
-	outcome, decision := d.attempt(j, task.Call{Task: c.Task, Attempt: c.AttemptNumber()})
-	c.Task.Body = nil // large, maybe, and not needed any more
-	d.endCall()
-	d.settle(j.session, c, outcome, decision)
 }
 
 // attempt makes one attempt under a claim and decides what follows from it.

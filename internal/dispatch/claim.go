@@ -12,7 +12,6 @@ const minPause = 2 * time.Millisecond
 // claimDue claims and starts due tasks until ctx ends. It claims no more than it
 // has free slots for, or will have in a moment.
 func (d *Dispatcher) claimDue(ctx context.Context) {
-	defer d.giveBackWaiting()
 	var pause, failing time.Duration
 	for d.waitForSlots(ctx) && d.waitForDue(ctx, &pause) {
 		limit := d.takeSlots()
@@ -100,18 +99,16 @@ func (d *Dispatcher) freeSlots() int {
 // free is freeSlots. What cannot be written down keeps more from being claimed
 // in the end. d.mu is held.
 func (d *Dispatcher) free() int {
-	begun := d.unsettled - len(d.waiting)
 	reserved := d.slots - d.calls - len(d.waiting)
-	return max(min(d.room()-d.slots, maxUnsettled*d.options.Concurrency-begun-reserved, claimBatch), 0)
+	return max(min(d.room()-d.slots, maxUnsettled*d.options.Concurrency-d.unsettled-reserved, claimBatch), 0)
 }
 
 // room is how many slots there are. Where more is due than those hold, it counts
-// some twice: those whose calls will have ended within aheadTime, at the pace of
-// the last ones. d.mu is held.
+// some twice: as many as calls should end within aheadTime. d.mu is held.
 func (d *Dispatcher) room() int {
 	room := d.options.Concurrency
 	if d.backlog.Load() {
-		room += min(d.pace.within(aheadTime), room)
+		room += min(d.pace.within(aheadTime, room), room)
 	}
 	return room
 }
@@ -120,14 +117,21 @@ func (d *Dispatcher) room() int {
 type pace struct {
 	since     time.Time
 	ended     int
+	took      time.Duration // the calls that ended, together
 	perSecond float64
 }
 
-// within is how many calls end in such a time if they go on as they did.
-func (p *pace) within(d time.Duration) int {
-	if took := time.Since(p.since); took >= paceTime {
-		p.perSecond = float64(p.ended) / took.Seconds()
-		p.since, p.ended = time.Now(), 0
+// within is how many calls of so many slots end in such a time if they go on as
+// they did.
+func (p *pace) within(d time.Duration, slots int) int {
+	if elapsed := time.Since(p.since); elapsed >= paceTime {
+		p.perSecond = float64(p.ended) / elapsed.Seconds()
+		if p.took > 0 {
+			// Calls that began together end together. That is no pace for those that
+			// follow: Little's law bounds it.
+			p.perSecond = min(p.perSecond, float64(slots*p.ended)/p.took.Seconds())
+		}
+		p.since, p.ended, p.took = time.Now(), 0, 0
 	}
 	return int(p.perSecond * d.Seconds())
 }
@@ -146,7 +150,7 @@ func (d *Dispatcher) takeSlots() int {
 }
 
 // giveBackWaiting leaves to others what waits here for slots: it was claimed and
-// no attempt was made.
+// no attempt was made. It is due anew, behind what is due already.
 func (d *Dispatcher) giveBackWaiting() {
 	d.mu.Lock()
 	waiting := d.waiting

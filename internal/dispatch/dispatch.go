@@ -85,9 +85,10 @@ const (
 	// patience is about how long a task that was claimed ahead waits for its slot
 	// when calls suddenly take longer. Then others may have it.
 	patience = time.Second
-	// maxUnsettled, times Concurrency, is how many calls there may be whose results
-	// are not written. Every one of them is made again when the instance dies.
-	maxUnsettled = 4
+	// maxUnsettled, times Concurrency, is how many tasks may be claimed whose results
+	// are not written. When the instance dies each of them is lost: it counts an
+	// attempt, whether its call had begun or not, and is carried out again.
+	maxUnsettled = 5
 	// flushTimeout bounds the last writes of a shutdown, after Grace, and then
 	// the signing off.
 	flushTimeout = 500 * time.Millisecond
@@ -232,11 +233,13 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	d.mu.Lock() // no attempt begins between here and Wait
 	d.state.Store(stopping)
 	d.mu.Unlock()
+	d.giveBackWaiting()
 	d.watches.stop()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		claiming.Wait()
+		d.giveBackWaiting() // what the last claim brought
 		d.attempts.Wait()
 	}()
 	grace := time.NewTimer(d.options.Grace)

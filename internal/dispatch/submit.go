@@ -14,6 +14,7 @@ import (
 //
 // A task that is due at once and finds a free slot is stored as claimed already
 // and begins without having been looked for, unless others have waited longer.
+// Its Body is the Dispatcher's from then on.
 func (d *Dispatcher) Submit(ctx context.Context, t *task.Task) error {
 	s := d.reserve(t)
 	if s == nil {

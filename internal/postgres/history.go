@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	// partitionsAhead is how many days' partitions exist before they are needed:
-	// more than a long weekend during which nothing can create one.
+	// partitionsAhead is how many days' partitions exist before they are needed,
+	// once an instance has run for some hours: more than a long weekend during
+	// which nothing can create one.
 	partitionsAhead = 7
 	// partitionsAtOnce is how many of them are made in one go: each takes the
 	// database some 10 ms, and a new one has other things to do first.
@@ -26,8 +27,8 @@ const (
 
 // KeepHistory creates partitions, the next ones first, until those of the coming
 // days are there, which takes some calls. It drops those that ended longer than
-// retention ago, and forgets the idempotency keys that do not count any more. Any instance may call it at any time; what another one is at, it
-// leaves alone.
+// retention ago, and forgets the idempotency keys that do not count any more.
+// Any instance may call it at any time; what another one is at, it leaves alone.
 func (s *Store) KeepHistory(ctx context.Context, retention time.Duration) error {
 	today, existing, err := s.partitions(ctx)
 	if err != nil {

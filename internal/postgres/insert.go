@@ -191,8 +191,8 @@ func (s *Store) insertRows(ctx context.Context, sql string, tasks []newTask, mor
 		contentTypes = make([]string, n)
 		bodies       = make([][]byte, n)
 
-		// What is for nothing in most tasks. Where it is NULL for all of them it is
-		// sent empty, and unnest fills it up.
+		// What is for nothing in most tasks. Where it is NULL for all of them the
+		// array itself is, and unnest fills it up.
 		runAts, expiresAts                                    []*time.Time
 		delays                                                []*float64
 		headers, labels, callbacks, audiences, creators, keys []*string
