@@ -70,11 +70,11 @@ func (d *Dispatcher) endCall(took time.Duration) {
 	} else {
 		d.calls--
 	}
+	d.tellFree()
 	d.mu.Unlock()
 	if waited {
 		d.hand(next)
 	}
-	signal(d.freed)
 }
 
 // hand gives a job to an idle goroutine, or to a new one.
@@ -99,8 +99,8 @@ func (d *Dispatcher) carryOutAll(j job) {
 		d.mu.Lock()
 		d.unsettled--
 		delete(d.running, j.claim)
+		d.tellFree()
 		d.mu.Unlock()
-		signal(d.freed)
 		d.attempts.Done()
 
 		idle.Reset(idleTime)

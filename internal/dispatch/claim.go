@@ -54,24 +54,27 @@ func longer(pause, limit time.Duration) time.Duration {
 // waitForSlots waits until a slot is free, or some if there is a backlog to
 // fill them with, and reports whether ctx is still going on.
 func (d *Dispatcher) waitForSlots(ctx context.Context) bool {
+	wanted := d.fill()
+	enough := 1 // some are free: from then on others are gathered
 	var gathered <-chan time.Time
 	stuck := time.NewTicker(patience)
 	defer stuck.Stop()
-	for wanted := d.fill(); ; {
-		free := d.freeSlots()
+	for {
+		free := d.freeSlots(enough)
 		if free >= wanted {
 			return ctx.Err() == nil
 		}
 		if free > 0 && gathered == nil {
 			timer := time.NewTimer(gatherTime)
 			defer timer.Stop()
-			gathered = timer.C
+			gathered, enough = timer.C, wanted
+			continue
 		}
 		select {
 		case <-ctx.Done():
 			return false
 		case <-gathered:
-			wanted = 1
+			wanted, enough = 1, 1
 		case <-stuck.C:
 			d.giveBackWaiting()
 		case <-d.freed:
@@ -89,11 +92,20 @@ func (d *Dispatcher) fill() int {
 	return max(min(d.room()/4, claimBatch), 1)
 }
 
-// freeSlots is how many tasks may be claimed.
-func (d *Dispatcher) freeSlots() int {
+// freeSlots is how many tasks may be claimed. When there are enough the claim
+// loop is told.
+func (d *Dispatcher) freeSlots(enough int) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.enough = enough
 	return d.free()
+}
+
+// tellFree wakes the claim loop if there are enough free slots for it. d.mu is held.
+func (d *Dispatcher) tellFree() {
+	if d.free() >= d.enough {
+		signal(d.freed)
+	}
 }
 
 // free is freeSlots. What cannot be written down keeps more from being claimed
@@ -170,10 +182,8 @@ func (d *Dispatcher) giveBackWaiting() {
 func (d *Dispatcher) giveBackSlots(n int) {
 	d.mu.Lock()
 	d.slots -= n
+	d.tellFree()
 	d.mu.Unlock()
-	if n > 0 {
-		signal(d.freed)
-	}
 }
 
 // waitForDue waits until a task is due, as far as is known, and reports

@@ -112,7 +112,7 @@ type Dispatcher struct {
 	log       *slog.Logger
 
 	due   *alarm        // when the next task is due, as far as is known here
-	freed chan struct{} // a slot became free; buffered
+	freed chan struct{} // enough slots are free; buffered
 	state atomic.Int32
 	// backlog says that more was due than there were slots. What is submitted
 	// takes its turn then.
@@ -130,6 +130,7 @@ type Dispatcher struct {
 	calls     int            // under way in slots
 	waiting   []job          // claimed ahead, each for the next call that ends; only while all slots have calls
 	pace      pace           // at which calls end
+	enough    int            // free slots for the claim loop to go on
 	unsettled int            // claimed and not written down yet
 	direct    int            // RunNow and RunOnce under way
 	attempts  sync.WaitGroup // guarded by mu where it grows from zero
