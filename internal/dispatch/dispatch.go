@@ -88,7 +88,7 @@ const (
 	// maxUnsettled, times Concurrency, is how many tasks may be claimed whose results
 	// are not written. When the instance dies each of them is lost: it counts an
 	// attempt, whether its call had begun or not, and is carried out again.
-	maxUnsettled = 5
+	maxUnsettled = 4
 	// flushTimeout bounds the last writes of a shutdown, after Grace, and then
 	// the signing off.
 	flushTimeout = 500 * time.Millisecond
