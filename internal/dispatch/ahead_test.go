@@ -50,12 +50,15 @@ func (r *rig) wasCalled(id task.ID) bool {
 	return slices.ContainsFunc(r.delivered(), func(c delivered) bool { return c.Task.ID == id })
 }
 
-// startWithWaiting has tasks wait for slots, in which calls take d.
+// The tasks of startWithWaiting.
+const quick, slow = 500, 100
+
+// startWithWaiting carries out the quick tasks, and has slow ones wait for slots,
+// in which their calls take d.
 func startWithWaiting(t *testing.T, d time.Duration) *rig {
 	t.Helper()
-	const quick = 500
 	m := newMemory()
-	for n := range quick + 100 {
+	for n := range quick + slow {
 		m.store(n, 0)
 	}
 	m.breaks(slowClaims(5 * time.Millisecond))
@@ -134,19 +137,8 @@ func TestSlowCallsAreNotClaimedAhead(t *testing.T) {
 func TestGivesBackWhatWaits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		const quick, slow = 500, 100
-		m := newMemory()
-		for n := range quick + slow {
-			m.store(n, 0)
-		}
-		m.breaks(slowClaims(5 * time.Millisecond))
-		o := options()
-		r := start(t, o, m, suddenly(quick, time.Hour))
-		time.Sleep(time.Second)
-		ahead := m.states()[task.Running] - o.Concurrency
-		if ahead <= 0 {
-			t.Fatalf("%d tasks wait for a slot, want some", ahead)
-		}
+		r, o := startWithWaiting(t, time.Hour), options()
+		m, ahead := r.store, len(r.waits())
 		time.Sleep(2 * patience)
 		states := m.states()
 		if states[task.Running] != o.Concurrency || states[task.Pending] != slow-o.Concurrency {
@@ -172,18 +164,8 @@ func TestGivesBackWhatWaits(t *testing.T) {
 func TestStopWhileTasksWait(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		const quick, slow = 500, 100
-		m := newMemory()
-		for n := range quick + slow {
-			m.store(n, 0)
-		}
-		m.breaks(slowClaims(5 * time.Millisecond))
-		o := options()
-		r := start(t, o, m, suddenly(quick, 5*time.Second))
-		time.Sleep(800 * time.Millisecond)
-		if got := m.states()[task.Running]; got <= o.Concurrency {
-			t.Fatalf("%d tasks are claimed, want more than %d", got, o.Concurrency)
-		}
+		r, o := startWithWaiting(t, 5*time.Second), options()
+		m := r.store
 		r.cancel()
 		synctest.Wait()
 		if got := m.states(); got[task.Running] != o.Concurrency || got[task.Pending] != slow-o.Concurrency {
@@ -201,7 +183,7 @@ func TestStopWhileTasksWait(t *testing.T) {
 func TestTimeWhileTasksWait(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		const quick, wait, answer = 500, 700 * time.Millisecond, 5 * time.Millisecond
+		const wait, answer = 700 * time.Millisecond, 5 * time.Millisecond
 		m := newMemory()
 		for n := range quick + 30 {
 			m.store(n, 0, func(t *task.Task) {
@@ -275,8 +257,8 @@ func TestSlotsComeBack(t *testing.T) {
 		r := startWithWaiting(t, 3*time.Second)
 		time.Sleep(45 * time.Second)
 		synctest.Wait()
-		if got := r.store.states()[task.Succeeded]; got != 600 {
-			t.Errorf("%d tasks have succeeded, want 600", got)
+		if got := r.store.states()[task.Succeeded]; got != quick+slow {
+			t.Errorf("%d tasks have succeeded, want %d", got, quick+slow)
 		}
 		r.wantLine("claimed tasks were given back, no slot became free for them", "INFO")
 		r.Dispatcher.mu.Lock()

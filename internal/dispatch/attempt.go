@@ -120,7 +120,9 @@ func (d *Dispatcher) carryOut(j job) {
 		j.cutOff(nil)
 		d.finish(j.session, c, task.Decision{State: task.Pending})
 		d.notify(0)
-	case j.call.Err() != nil: // cut off while it waited
+	// Cut off while it waited, alone or with all others: of those the calls that
+	// end first make room for some whose own context is yet to end.
+	case j.call.Err() != nil || j.session.calls.Err() != nil:
 		d.endCall(0)
 		decision := task.Decision{State: task.Pending}
 		if context.Cause(j.call) == errCancelled { //nolint:errorlint // it is this very error
