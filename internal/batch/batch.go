@@ -79,10 +79,21 @@ type Batcher[In, Out any] struct {
 }
 
 type call[In, Out any] struct {
-	in   In
+	in In
+	// then gets the result; where it is nil, out and err have it when done is closed.
+	then func(Out, error)
 	out  Out
 	err  error
 	done chan struct{}
+}
+
+func (c *call[In, Out]) end(out Out, err error) {
+	if c.then != nil {
+		c.then(out, err)
+		return
+	}
+	c.out, c.err = out, err
+	close(c.done)
 }
 
 // New returns a Batcher that carries out its batches with flush.
@@ -102,23 +113,9 @@ func (b *Batcher[In, Out]) Do(ctx context.Context, in In) (Out, error) {
 		return none, context.Cause(ctx)
 	}
 	c := &call[In, Out]{in: in, done: make(chan struct{})}
-	b.mu.Lock()
-	if b.closed {
-		b.mu.Unlock()
-		return none, ErrClosed
+	if err := b.enqueue(c); err != nil {
+		return none, err
 	}
-	if b.options.MaxWaiting > 0 && len(b.waiting) >= b.options.MaxWaiting {
-		b.mu.Unlock()
-		return none, ErrFull
-	}
-	b.waiting = append(b.waiting, c)
-	if b.flushes == 0 || b.flushes < b.options.MaxFlushes && len(b.waiting) >= b.options.MaxSize {
-		b.flushes++
-		b.running.Add(1)
-		go b.run(nobodys{context.WithoutCancel(ctx)})
-	}
-	b.mu.Unlock()
-
 	var timeout <-chan time.Time
 	if b.options.Timeout > 0 {
 		timer := b.timer()
@@ -143,6 +140,32 @@ func (b *Batcher[In, Out]) Do(ctx context.Context, in In) (Out, error) {
 	return none, gaveUp
 }
 
+// Start hands in to a flush and returns at once. The result is given to then,
+// which is called by the goroutine that makes the flushes and must not hold it up.
+// It is not called where Start returns [ErrFull] or [ErrClosed].
+func (b *Batcher[In, Out]) Start(in In, then func(Out, error)) error {
+	return b.enqueue(&call[In, Out]{in: in, then: then})
+}
+
+// enqueue lets c wait for a flush, and sees to it that there is one.
+func (b *Batcher[In, Out]) enqueue(c *call[In, Out]) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return ErrClosed
+	}
+	if b.options.MaxWaiting > 0 && len(b.waiting) >= b.options.MaxWaiting {
+		return ErrFull
+	}
+	b.waiting = append(b.waiting, c)
+	if b.flushes == 0 || b.flushes < b.options.MaxFlushes && len(b.waiting) >= b.options.MaxSize {
+		b.flushes++
+		b.running.Add(1)
+		go b.run(context.Background()) //nolint:forbidigo // it is for many callers and ends with none of them
+	}
+	return nil
+}
+
 // timer returns a timer that fires after [Options.Timeout].
 func (b *Batcher[In, Out]) timer() *time.Timer {
 	if timer, ok := b.timers.Get().(*time.Timer); ok {
@@ -156,11 +179,6 @@ func (b *Batcher[In, Out]) putBack(timer *time.Timer) {
 	timer.Stop()
 	b.timers.Put(timer)
 }
-
-// nobodys is a caller's context without what is that caller's alone.
-type nobodys struct{ context.Context }
-
-func (nobodys) Value(any) any { return nil }
 
 // Close waits until every call that was handed in has its result; later calls
 // get [ErrClosed]. It may be called twice.
@@ -246,16 +264,15 @@ func (b *Batcher[In, Out]) carryOut(ctx context.Context, calls []*call[In, Out])
 	switch {
 	case err == nil:
 		for i, c := range calls {
-			c.out = outputs[i]
-			close(c.done)
+			c.end(outputs[i], nil)
 		}
 	case len(calls) > 1 && b.options.Isolate != nil && b.options.Isolate(err):
 		b.carryOut(ctx, calls[:len(calls)/2])
 		b.carryOut(ctx, calls[len(calls)/2:])
 	default:
+		var none Out
 		for _, c := range calls {
-			c.err = err
-			close(c.done)
+			c.end(none, err)
 		}
 	}
 }

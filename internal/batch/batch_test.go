@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -621,6 +622,53 @@ func TestClose(t *testing.T) {
 	})
 }
 
+// What was handed in with Start rides with the rest, and gets its own result.
+func TestStart(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{respond: func(_ context.Context, inputs []int) ([]string, error) {
+			time.Sleep(time.Second)
+			if slices.Contains(inputs, 97) {
+				return nil, errRow
+			}
+			return answers(inputs), nil
+		}}
+		b := batch.New(batch.Options{MaxSize: 4, MaxFlushes: 1, MaxWaiting: 3, Isolate: isRow}, r.flush)
+		outs, errs := make(map[int]string), make(map[int]error)
+		start := func(in int) error {
+			return b.Start(in, func(out string, err error) { outs[in], errs[in] = out, err })
+		}
+		c := newCallers(b)
+		began := time.Now()
+		for _, in := range []int{0, 1, 97} {
+			if err := start(in); err != nil {
+				t.Errorf("Start(%d): %v", in, err)
+			}
+			synctest.Wait()
+		}
+		if took := time.Since(began); took != 0 {
+			t.Errorf("Start blocked for %v", took)
+		}
+		c.call(t.Context(), 3)
+		synctest.Wait()
+		if err := start(4); !errors.Is(err, batch.ErrFull) {
+			t.Errorf("Start with three waiting returned %v, want %v", err, batch.ErrFull)
+		}
+		b.Close()
+		if err := start(5); !errors.Is(err, batch.ErrClosed) {
+			t.Errorf("Start after Close returned %v, want %v", err, batch.ErrClosed)
+		}
+		wantAnswers(t, c.wait(), 3)
+		if want := map[int]string{0: answer(0), 1: answer(1), 97: ""}; !maps.Equal(outs, want) {
+			t.Errorf("Start brought %v, want %v", outs, want)
+		}
+		if errs[0] != nil || errs[1] != nil || !isRow(errs[97]) {
+			t.Errorf("Start brought the errors %v, want one for 97 alone", errs)
+		}
+		wantBatches(t, r, []int{0}, []int{1, 97, 3}, []int{1}, []int{97, 3}, []int{97}, []int{3})
+	})
+}
+
 type contextKey struct{}
 
 // What a caller's context carries and when it ends is that caller's business
@@ -671,9 +719,20 @@ func TestManyAtOnce(t *testing.T) {
 		wg.Go(func() {
 			for j := range calls {
 				in := i*calls + j
-				out, err := b.Do(t.Context(), in)
+				var out string
+				var err error
+				if j%2 == 0 {
+					out, err = b.Do(t.Context(), in)
+				} else {
+					done := make(chan struct{})
+					if err := b.Start(in, func(o string, e error) { out, err = o, e; close(done) }); err != nil {
+						t.Errorf("Start(%d): %v", in, err)
+						continue
+					}
+					<-done
+				}
 				if bad := in%97 == 0; bad != isRow(err) || !bad && out != answer(in) {
-					t.Errorf("Do(%d) = %q, %v", in, out, err)
+					t.Errorf("%d = %q, %v", in, out, err)
 				}
 			}
 		})

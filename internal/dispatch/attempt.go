@@ -23,16 +23,15 @@ type job struct {
 }
 
 // newJob returns a job that can be cut off, and must be in the end.
-func newJob(s *session, c *task.Claim) job {
+func newJob(s *session, c *task.Claim, claimed time.Time) job {
 	call, cutOff := context.WithCancelCause(s.calls)
-	return job{session: s, claim: c, claimed: time.Now(), call: call, cutOff: cutOff}
+	return job{session: s, claim: c, claimed: claimed, call: call, cutOff: cutOff}
 }
 
 // begin has a claimed task carried out in a slot that was taken for it: at once,
 // or when a call has ended if all slots have one. The slot is free again when its
 // call has ended: writing down what came of it needs none.
-func (d *Dispatcher) begin(s *session, c *task.Claim) {
-	j := newJob(s, c)
+func (d *Dispatcher) begin(j job) {
 	d.mu.Lock()
 	now := d.enrol(j)
 	d.mu.Unlock()
@@ -55,26 +54,22 @@ func (d *Dispatcher) enrol(j job) (now bool) {
 	return true
 }
 
-// endCall counts out a call that took so long. The task that waited the longest
-// gets its slot.
-func (d *Dispatcher) endCall(took time.Duration) {
+// endCall counts out a call that took so long. It returns the task that waited the
+// longest, which gets its slot.
+func (d *Dispatcher) endCall(took time.Duration) (next job, waited bool) {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.slots--
 	d.pace.ended++
 	d.pace.took += took
-	var next job
-	waited := len(d.waiting) > 0
-	if waited {
+	if waited = len(d.waiting) > 0; waited {
 		next, d.waiting[0] = d.waiting[0], job{}
 		d.waiting = d.waiting[1:]
 	} else {
 		d.calls--
 	}
 	d.tellFree()
-	d.mu.Unlock()
-	if waited {
-		d.hand(next)
-	}
+	return next, waited
 }
 
 // hand gives a job to an idle goroutine, or to a new one.
@@ -89,52 +84,60 @@ func (d *Dispatcher) hand(j job) {
 // idleTime is how long a goroutine waits for another task to carry out.
 const idleTime = time.Second
 
-// carryOutAll carries out j, and then others while some come: a goroutine that
-// made a call before has the stack for it.
+// carryOutAll carries out j, what waits for its slot, and then others while some
+// come: a goroutine that made a call before has the stack for it.
 func (d *Dispatcher) carryOutAll(j job) {
 	idle := time.NewTimer(idleTime)
 	defer idle.Stop()
 	for more := true; more; {
-		d.carryOut(j)
-		d.mu.Lock()
-		d.unsettled--
-		delete(d.running, j.claim)
-		d.tellFree()
-		d.mu.Unlock()
-		d.attempts.Done()
-
+		for more {
+			j, more = d.carryOut(j)
+		}
 		idle.Reset(idleTime)
 		select {
 		case j, more = <-d.jobs:
 		case <-idle.C:
-			return
 		}
 	}
 }
 
-// carryOut makes a task's call and writes down what came of it.
-func (d *Dispatcher) carryOut(j job) {
+// carryOut makes a task's call and has what came of it written down. It returns
+// what waited for its slot.
+func (d *Dispatcher) carryOut(j job) (next job, waited bool) {
+	defer d.attempts.Done()
 	c := j.claim
 	switch {
 	case j.unwanted:
 		j.cutOff(nil)
-		d.finish(j.session, c, task.Decision{State: task.Pending})
-		d.notify(0)
+		d.write(&result{session: j.session, claim: c, decision: task.Decision{State: task.Pending}, then: func(bool) {
+			d.settled(c)
+			d.notify(0)
+		}})
 	// Cut off while it waited, alone or with all others: of those the calls that
 	// end first make room for some whose own context is yet to end.
 	case j.call.Err() != nil || j.session.calls.Err() != nil:
-		d.endCall(0)
+		next, waited = d.endCall(0)
 		decision := task.Decision{State: task.Pending}
 		if context.Cause(j.call) == errCancelled { //nolint:errorlint // it is this very error
 			decision.State = task.Cancelled
 		}
-		d.settle(j.session, c, task.Outcome{Kind: task.OutcomeInterrupted}, decision)
+		d.settle(j.session, c, task.Outcome{Kind: task.OutcomeInterrupted}, decision, d.settled)
 	default:
 		outcome, decision := d.attempt(j, task.Call{Task: c.Task, Attempt: c.AttemptNumber()})
 		c.Task.Body = nil // large, maybe, and not needed any more
-		d.endCall(outcome.Duration)
-		d.settle(j.session, c, outcome, decision)
+		next, waited = d.endCall(outcome.Duration)
+		d.settle(j.session, c, outcome, decision, d.settled)
 	}
+	return next, waited
+}
+
+// settled counts out a task whose result is written, or never will be.
+func (d *Dispatcher) settled(c *task.Claim) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.unsettled--
+	delete(d.running, c)
+	d.tellFree()
 }
 
 // attempt makes one attempt under a claim and decides what follows from it.
@@ -143,10 +146,10 @@ func (d *Dispatcher) attempt(j job, call task.Call) (task.Outcome, task.Decision
 	c := j.claim
 	// The database's clock, carried on from the claim by a monotonic one.
 	now := func() time.Time { return c.At.Add(time.Since(j.claimed)) }
-	if decision, admitted := c.Admit(now()); !admitted {
+	call.At = now()
+	if decision, admitted := c.Admit(call.At); !admitted {
 		return task.Outcome{}, decision
 	}
-	call.At = now()
 	outcome := d.deliver(j.call, call)
 	if context.Cause(j.call) == errCancelled { //nolint:errorlint // it is this very error
 		outcome.Cancelled = true
@@ -157,21 +160,26 @@ func (d *Dispatcher) attempt(j job, call task.Call) (task.Outcome, task.Decision
 	return outcome, c.Next(outcome, now(), rand.Float64()) //nolint:gosec // not a secret
 }
 
-// settle writes down what follows from an attempt.
-func (d *Dispatcher) settle(s *session, c *task.Claim, outcome task.Outcome, decision task.Decision) {
+// settle has what follows from an attempt written down, and then calls ended. It
+// waits for neither.
+func (d *Dispatcher) settle(s *session, c *task.Claim, outcome task.Outcome, decision task.Decision, ended func(*task.Claim)) {
 	if errors.Is(context.Cause(s.calls), errLeaseLost) {
 		// Others carry the task out by now; the fence would turn the result away.
 		d.log.Warn("result dropped, the lease was lost", "task_id", c.Task.ID.String(), "claim", c.Number)
+		ended(c)
 		return
 	}
-	if d.finish(s, c, decision) {
-		d.report(s.calls, c, outcome, decision)
-		if decision.State == task.Pending {
-			d.notify(decision.Wait)
-		} else {
-			d.watches.end(c.Task.ID)
+	d.write(&result{session: s, claim: c, decision: decision, then: func(written bool) {
+		if written {
+			d.report(s.calls, c, outcome, decision)
+			if decision.State == task.Pending {
+				d.notify(decision.Wait)
+			} else {
+				d.watches.end(c.Task.ID)
+			}
 		}
-	}
+		ended(c)
+	}})
 }
 
 // deliver makes the call. A panic becomes an outcome: one bad task must not
@@ -191,32 +199,64 @@ func (d *Dispatcher) deliver(ctx context.Context, call task.Call) (outcome task.
 	return d.deliverer.Deliver(ctx, call)
 }
 
-// finish writes a decision, again and again while the store is away and the
-// lease holds. It reports whether the decision took effect.
-func (d *Dispatcher) finish(s *session, c *task.Claim, decision task.Decision) bool {
-	tries := 0
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		matched, calledBack, err := d.store.Finish(s.writes, c, decision)
-		tries++
+// result is a decision that is to be written.
+type result struct {
+	session  *session
+	claim    *task.Claim
+	decision task.Decision
+	// then is told whether the decision took effect. It must not block.
+	then  func(written bool)
+	tries int
+}
+
+// write has a result written, again and again while the store is away, until the
+// session's writes end. It waits for nothing.
+func (d *Dispatcher) write(r *result) {
+	d.results.Add(1)
+	d.try(r)
+}
+
+func (d *Dispatcher) try(r *result) {
+	r.tries++
+	d.store.Finish(r.claim, r.decision, func(matched, calledBack bool, err error) {
+		id := r.claim.Task.ID
 		switch {
 		case err == nil && matched:
 			if calledBack {
 				d.notify(0)
 			}
-			return true
-		case err == nil && tries > 1:
+		case err == nil && r.tries > 1:
 			// A write whose answer was lost matches nothing when it is repeated.
-			d.log.Warn("result was written before, or came late", "task_id", c.Task.ID.String(), "claim", c.Number)
-			d.notify(decision.Wait) // itself, or a callback
-			return false
+			d.log.Warn("result was written before, or came late", "task_id", id.String(), "claim", r.claim.Number)
+			d.notify(r.decision.Wait) // itself, or a callback
 		case err == nil:
-			d.log.Warn("late result changed nothing", "task_id", c.Task.ID.String(), "claim", c.Number)
-			return false
-		case !errors.Is(err, task.ErrUnavailable) || !sleep(s.writes, jitter(pause)):
-			d.log.Error("result could not be written", "task_id", c.Task.ID.String(), "claim", c.Number, "error", err)
-			return false
+			d.log.Warn("late result changed nothing", "task_id", id.String(), "claim", r.claim.Number)
+		case errors.Is(err, task.ErrUnavailable) && r.session.writes.Err() == nil:
+			go d.tryAgain(r, err)
+			return
+		default:
+			d.giveUp(r, err)
+			return
 		}
+		r.then(matched)
+		d.results.Done()
+	})
+}
+
+// tryAgain waits a moment, longer each time.
+func (d *Dispatcher) tryAgain(r *result, err error) {
+	pause := min(50*time.Millisecond<<min(r.tries-1, 5), time.Second)
+	if sleep(r.session.writes, jitter(pause)) {
+		d.try(r)
+	} else {
+		d.giveUp(r, err)
 	}
+}
+
+func (d *Dispatcher) giveUp(r *result, err error) {
+	d.log.Error("result could not be written", "task_id", r.claim.Task.ID.String(), "claim", r.claim.Number, "error", err)
+	r.then(false)
+	d.results.Done()
 }
 
 // report logs one line for an attempt.

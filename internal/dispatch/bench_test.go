@@ -42,11 +42,11 @@ func (p *plenty) Claim(_ context.Context, _ task.ID, limit int) ([]*task.Claim, 
 	return claims, nil
 }
 
-func (p *plenty) Finish(context.Context, *task.Claim, task.Decision) (matched, calledBack bool, err error) {
+func (p *plenty) Finish(_ *task.Claim, _ task.Decision, then func(matched, calledBack bool, err error)) {
+	then(true, false, nil)
 	if p.finished.Add(1) == int64(len(p.claims)) {
 		close(p.done)
 	}
-	return true, false, nil
 }
 
 // BenchmarkTask is what the dispatcher itself costs a task that succeeds at

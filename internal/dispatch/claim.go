@@ -22,8 +22,9 @@ func (d *Dispatcher) claimDue(ctx context.Context) {
 		s := d.currentSession()
 		// Not cut short by the end of ctx: what was claimed must be known.
 		claims, err := d.store.Claim(s.writes, s.worker, limit)
+		claimed := time.Now()
 		for _, c := range claims {
-			d.begin(s, c)
+			d.begin(newJob(s, c, claimed))
 		}
 		d.giveBackSlots(limit - len(claims))
 		d.backlog.Store(len(claims) == limit)

@@ -37,8 +37,9 @@ type store interface {
 	NextDue(ctx context.Context) (wait time.Duration, ok bool, err error)
 	Claim(ctx context.Context, worker task.ID, limit int) ([]*task.Claim, error)
 	ClaimOne(ctx context.Context, worker, id task.ID) (*task.Claim, error)
-	// Finish also reports that the end of the task stored a callback, which is due now.
-	Finish(ctx context.Context, claim *task.Claim, d task.Decision) (matched, calledBack bool, err error)
+	// Finish returns at once and calls then, which does not block, within some seconds.
+	// calledBack: the end of the task stored a callback, which is due now.
+	Finish(claim *task.Claim, d task.Decision, then func(matched, calledBack bool, err error))
 	Unfinished(ctx context.Context, ids []task.ID) ([]task.ID, error)
 }
 
@@ -133,7 +134,8 @@ type Dispatcher struct {
 	enough    int            // free slots for the claim loop to go on
 	unsettled int            // claimed and not written down yet
 	direct    int            // RunNow and RunOnce under way
-	attempts  sync.WaitGroup // guarded by mu where it grows from zero
+	attempts  sync.WaitGroup // under way; guarded by mu where it grows from zero
+	results   sync.WaitGroup // being written; grows during attempts
 
 	jobs    chan job // to goroutines that are idle
 	workers sync.WaitGroup
@@ -236,23 +238,29 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	d.mu.Unlock()
 	d.giveBackWaiting()
 	d.watches.stop()
-	done := make(chan struct{})
+	ended, written := make(chan struct{}), make(chan struct{})
 	go func() {
-		defer close(done)
 		claiming.Wait()
 		d.giveBackWaiting() // what the last claim brought
 		d.attempts.Wait()
+		close(ended)
+		d.results.Wait()
+		close(written)
 	}()
 	grace := time.NewTimer(d.options.Grace)
 	defer grace.Stop()
 	select {
-	case <-done:
+	case <-written:
 	case <-grace.C:
 		_, running := d.Health()
 		d.log.Warn("running calls are cut off", "count", running)
 		cutOff(ErrStopping)
 		defer time.AfterFunc(flushTimeout, func() { stopWriting(ErrStopping) }).Stop()
-		<-done
+		<-ended
+		select {
+		case <-written:
+		case <-writes.Done(): // what is under way still is the store's
+		}
 	}
 
 	close(d.jobs)

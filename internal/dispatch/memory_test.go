@@ -419,8 +419,12 @@ func (m *tables) take(r *row, worker task.ID) *task.Claim {
 	return &task.Claim{Task: &t, Number: r.claim, At: r.claimedAt, FirstAt: r.firstAt}
 }
 
-func (m *memory) Finish(ctx context.Context, c *task.Claim, d task.Decision) (matched, calledBack bool, err error) {
-	err = m.do(ctx, asked{op: "Finish"}, func() {
+func (m *memory) Finish(c *task.Claim, d task.Decision, then func(matched, calledBack bool, err error)) {
+	go func() { then(m.finish(c, d)) }()
+}
+
+func (m *memory) finish(c *task.Claim, d task.Decision) (matched, calledBack bool, err error) {
+	err = m.do(context.Background(), asked{op: "Finish"}, func() {
 		r := m.rows[c.Task.ID]
 		if matched = r.State == task.Running && r.claim == c.Number; !matched {
 			return
@@ -445,10 +449,6 @@ func (m *memory) Finish(ctx context.Context, c *task.Claim, d task.Decision) (ma
 			calledBack = m.callBack(r)
 		}
 	})
-	// Waiting for a flush ends with the cause of the caller's context, as it is.
-	if err != nil && ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
 	return matched && err == nil, calledBack && err == nil, err
 }
 

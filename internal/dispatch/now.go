@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -48,7 +49,7 @@ func (d *Dispatcher) RunNow(ctx context.Context, id task.ID) (task.Outcome, task
 	if err != nil {
 		return task.Outcome{}, task.Decision{}, err
 	}
-	j := newJob(s, c)
+	j := newJob(s, c, time.Now())
 	d.mu.Lock()
 	d.running[c] = j.cutOff
 	d.mu.Unlock()
@@ -58,7 +59,12 @@ func (d *Dispatcher) RunNow(ctx context.Context, id task.ID) (task.Outcome, task
 		d.mu.Unlock()
 	}()
 	outcome, decision := d.attempt(j, task.Call{Task: c.Task, Attempt: c.AttemptNumber(), ViaWorkerEndpoint: true})
-	d.settle(s, c, outcome, decision)
+	written := make(chan struct{})
+	d.settle(s, c, outcome, decision, func(*task.Claim) { close(written) })
+	select {
+	case <-written:
+	case <-s.writes.Done():
+	}
 	return outcome, decision, nil
 }
 

@@ -132,12 +132,15 @@ func (r *rig) run() {
 	r.t.Cleanup(func() { r.stop() })
 }
 
-// stop tells Run to stop, waits for it and returns how long that took.
+// stop tells Run to stop, waits for it and returns how long that took. Then it
+// waits for what the store has not written yet, as closing the real one does.
 func (r *rig) stop() time.Duration {
 	start := time.Now()
 	r.cancel()
 	<-r.ended
-	return time.Since(start)
+	took := time.Since(start)
+	r.results.Wait()
+	return took
 }
 
 func (r *rig) delivered() []delivered {

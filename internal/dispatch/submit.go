@@ -3,6 +3,7 @@ package dispatch
 import (
 	"context"
 	"slices"
+	"time"
 
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -34,7 +35,7 @@ func (d *Dispatcher) Submit(ctx context.Context, t *task.Task) error {
 	}
 	if !d.beginReserved(s, claim) { // the instance is being stopped: others carry it out
 		t.State = task.Pending
-		d.finish(s, claim, task.Decision{State: task.Pending})
+		d.write(&result{session: s, claim: claim, decision: task.Decision{State: task.Pending}, then: func(bool) {}})
 		d.giveBackSlots(1)
 	}
 	return nil
@@ -71,7 +72,7 @@ func (d *Dispatcher) reserve(t *task.Task) *session {
 // beginReserved begins to carry out what a slot was reserved for, and reports
 // whether it did: not where the instance is being stopped.
 func (d *Dispatcher) beginReserved(s *session, c *task.Claim) bool {
-	j := newJob(s, c)
+	j := newJob(s, c, time.Now())
 	d.mu.Lock()
 	admitted := d.state.Load() == active
 	now := admitted && d.enrol(j)

@@ -91,7 +91,7 @@ func finishAll(ctx context.Context, b *testing.B, s *postgres.Store, claims []*t
 	for caller := range callers {
 		finishing.Go(func() {
 			for i := caller; i < len(claims); i += callers {
-				if matched, _, err := s.Finish(ctx, claims[i], succeeded(claims[i])); err != nil || !matched {
+				if matched, _, err := write(s, claims[i], succeeded(claims[i])); err != nil || !matched {
 					b.Errorf("Finish = %v, %v", matched, err)
 				}
 			}

@@ -77,7 +77,7 @@ func TestCallback(t *testing.T) {
 			tk := withCallbacks()
 			insert(t, s, tk)
 			c := claimOne(t, s, worker)
-			if matched, calledBack, err := s.Finish(t.Context(), c, tt.decide(c)); !matched || !calledBack || err != nil {
+			if matched, calledBack, err := write(s, c, tt.decide(c)); !matched || !calledBack || err != nil {
 				t.Fatalf("Finish = %v, %v, %v, want it matched and called back", matched, calledBack, err)
 			}
 			parent := get(t, s, tk.ID)
@@ -110,7 +110,7 @@ func TestCallback(t *testing.T) {
 			}
 			// It has none itself.
 			c = claimOne(t, s, worker)
-			if matched, calledBack, err := s.Finish(t.Context(), c, succeeded(c)); c.Task.ID != got.ID || !matched || calledBack || err != nil {
+			if matched, calledBack, err := write(s, c, succeeded(c)); c.Task.ID != got.ID || !matched || calledBack || err != nil {
 				t.Errorf("Finish of the callback = %v, %v, %v, want it matched without another", matched, calledBack, err)
 			}
 		})
@@ -269,7 +269,7 @@ func TestLateResultsAreNotTold(t *testing.T) {
 	wantNothing := func(when string, c *task.Claim, d task.Decision) {
 		t.Helper()
 		before := callbacksOf(t, s, pool, tk.ID)
-		matched, calledBack, err := s.Finish(t.Context(), c, d)
+		matched, calledBack, err := write(s, c, d)
 		if matched || calledBack || err != nil {
 			t.Errorf("%s: Finish = %v, %v, %v, want nothing", when, matched, calledBack, err)
 		}
@@ -294,7 +294,7 @@ func TestLateResultsAreNotTold(t *testing.T) {
 			c, d = current, succeeded(current)
 		}
 		finishes.Go(func() {
-			matched, calledBack, err := s.Finish(t.Context(), c, d)
+			matched, calledBack, err := write(s, c, d)
 			if want := c == current; matched != want || calledBack != want || err != nil {
 				t.Errorf("Finish under claim %d = %v, %v, %v, want %v", c.Number, matched, calledBack, err, want)
 			}
@@ -326,7 +326,7 @@ func TestCallbackAgainstCancel(t *testing.T) {
 			var matched, calledBack bool
 			var finishErr, cancelErr error
 			return tk.ID, []func(){
-					func() { matched, calledBack, finishErr = s.Finish(t.Context(), c, decide(c)) },
+					func() { matched, calledBack, finishErr = write(s, c, decide(c)) },
 					func() { _, cancelErr = s.Cancel(t.Context(), tk.ID) },
 				}, func() {
 					if !matched || finishErr != nil {

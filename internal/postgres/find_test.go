@@ -265,7 +265,7 @@ func TestFindWhileTasksEnd(t *testing.T) {
 				return
 			}
 			for _, c := range claims {
-				if matched, _, err := s.Finish(t.Context(), c, succeeded(c)); err != nil || !matched {
+				if matched, _, err := write(s, c, succeeded(c)); err != nil || !matched {
 					t.Errorf("Finish = %v, %v", matched, err)
 				}
 			}

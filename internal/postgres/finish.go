@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,27 +31,36 @@ type written struct {
 	err error
 }
 
-// Finish writes the decision made under claim. It is fenced: it reports false,
-// and changes nothing, when the claim is not the task's latest or the task is
-// not running any more. Unless the error wraps [task.ErrUnavailable] the
-// database refuses this very result, and will again.
+// Finish has the decision made under claim written, together with others, and
+// returns at once; then is told what came of it, within some seconds and in a
+// goroutine that must not be held up. The write is fenced: matched is false, and
+// nothing changes, when the claim is not the task's latest or the task is not
+// running any more. Unless the error wraps [task.ErrUnavailable] the database
+// refuses this very result, and will again.
 //
 // Where the task ends and has a callback for that end, the callback is stored in
 // the same statement, as a task that is due now; calledBack reports that.
-func (s *Store) Finish(ctx context.Context, claim *task.Claim, d task.Decision) (matched, calledBack bool, err error) {
-	w, err := s.finishes.Do(ctx, Result{ID: claim.Task.ID, Claim: claim.Number, Decision: d})
-	if err == nil {
-		err = w.err
+func (s *Store) Finish(claim *task.Claim, d task.Decision, then func(matched, calledBack bool, err error)) {
+	id := claim.Task.ID
+	err := s.finishes.Start(Result{ID: id, Claim: claim.Number, Decision: d}, func(w written, err error) {
+		if err = cmp.Or(err, w.err); err != nil {
+			then(false, false, finishError(id, err))
+			return
+		}
+		then(w.matched, w.calledBack, nil)
+	})
+	if err != nil {
+		then(false, false, finishError(id, err))
 	}
-	if err != nil && !isRowError(err) && !errors.Is(err, task.ErrUnavailable) {
+}
+
+func finishError(id task.ID, err error) error {
+	if !isRowError(err) && !errors.Is(err, task.ErrUnavailable) {
 		// A right that was revoked, a table that is being restored: whatever it is,
 		// it is not this result's fault and may pass.
 		err = fmt.Errorf("%w: %w", task.ErrUnavailable, err)
 	}
-	if err != nil {
-		return false, false, fmt.Errorf("finish task %s: %w", claim.Task.ID, err)
-	}
-	return w.matched, w.calledBack, nil
+	return fmt.Errorf("finish task %s: %w", id, err)
 }
 
 // The rows are looked up one by one in the order of their ids, in which they

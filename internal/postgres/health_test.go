@@ -100,11 +100,11 @@ func TestFinishSurvivesARevokedRight(t *testing.T) {
 	insert(t, s, newTask())
 	c := claim(t, s, w, 1)[0]
 	exec(t, pool, "ALTER TABLE task_history RENAME TO gone")
-	if _, _, err := s.Finish(t.Context(), c, task.Decision{State: task.Succeeded}); !errors.Is(err, task.ErrUnavailable) {
+	if _, _, err := write(s, c, task.Decision{State: task.Succeeded}); !errors.Is(err, task.ErrUnavailable) {
 		t.Errorf("Finish without a table for it = %v, want ErrUnavailable", err)
 	}
 	exec(t, pool, "ALTER TABLE gone RENAME TO task_history")
-	matched, _, err := s.Finish(t.Context(), c, task.Decision{State: task.Succeeded})
+	matched, _, err := write(s, c, task.Decision{State: task.Succeeded})
 	if !matched || err != nil {
 		t.Errorf("Finish when it is back = %v, %v, want true, nil", matched, err)
 	}

@@ -130,7 +130,7 @@ func TestFinishWhileAPartitionIsAttached(t *testing.T) {
 	}
 	finished := make(chan error, 1)
 	go func() {
-		matched, _, err := s.Finish(t.Context(), c, succeeded(c))
+		matched, _, err := write(s, c, succeeded(c))
 		if err == nil && !matched {
 			err = errors.New("the result did not match")
 		}

@@ -524,7 +524,7 @@ func TestCancelAgainstFinish(t *testing.T) {
 			var matched bool
 			var finishErr, cancelErr error
 			return tk.ID, []func(){
-					func() { matched, _, finishErr = s.Finish(t.Context(), c, decide(c)) },
+					func() { matched, _, finishErr = write(s, c, decide(c)) },
 					func() { cancelled, cancelErr = s.Cancel(t.Context(), tk.ID) },
 				}, func() {
 					if !matched || finishErr != nil {
@@ -667,7 +667,7 @@ func TestRedriveAgainstFinish(t *testing.T) {
 			var matched bool
 			var finishErr, redriveErr error
 			return tk.ID, []func(){
-					func() { matched, _, finishErr = s.Finish(t.Context(), c, result) },
+					func() { matched, _, finishErr = write(s, c, result) },
 					func() { redriven, redriveErr = s.Redrive(t.Context(), tk.ID) },
 				}, func() {
 					if finishErr != nil || matched == stale {

@@ -145,9 +145,20 @@ func get(t *testing.T, s *postgres.Store, id task.ID) *task.Task {
 	return tk
 }
 
+// write hands in a decision and waits until it is written.
+func write(s *postgres.Store, c *task.Claim, d task.Decision) (matched, calledBack bool, err error) {
+	written := make(chan struct{})
+	s.Finish(c, d, func(m, b bool, e error) {
+		matched, calledBack, err = m, b, e
+		close(written)
+	})
+	<-written
+	return matched, calledBack, err
+}
+
 func finish(t *testing.T, s *postgres.Store, c *task.Claim, d task.Decision) bool {
 	t.Helper()
-	matched, _, err := s.Finish(t.Context(), c, d)
+	matched, _, err := write(s, c, d)
 	if err != nil {
 		t.Fatalf("Finish: %v", err)
 	}
@@ -883,7 +894,7 @@ func TestConcurrentFinishReapAndClaim(t *testing.T) {
 				var finishes sync.WaitGroup
 				for _, c := range claims {
 					finishes.Go(func() {
-						matched, _, err := s.Finish(t.Context(), c, succeeded(c))
+						matched, _, err := write(s, c, succeeded(c))
 						if err != nil {
 							t.Errorf("Finish: %v", err)
 						}
