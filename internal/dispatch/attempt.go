@@ -15,23 +15,42 @@ import (
 type job struct {
 	session *session
 	claim   *task.Claim
-	claimed time.Time       // what c.At is on the monotonic clock
-	call    context.Context //nolint:containedctx // the call's lifetime
-	cutOff  context.CancelCauseFunc
+	claimed time.Time // what claim.At is on the monotonic clock
 	// unwanted: it is not to be carried out here after all.
 	unwanted bool
+
+	// Guarded by Dispatcher.mu: what ends its call, while that is under way, and
+	// whether it was cancelled before.
+	cutOff    context.CancelCauseFunc
+	cancelled bool
 }
 
-// newJob returns a job that can be cut off, and must be in the end.
-func newJob(s *session, c *task.Claim, claimed time.Time) job {
-	call, cutOff := context.WithCancelCause(s.calls)
-	return job{session: s, claim: c, claimed: claimed, call: call, cutOff: cutOff}
+// caller is a goroutine that makes calls, one after the other. They have one
+// context until that is ended, with one of them or with the session: to make one
+// for each call takes longer than to hand the call on.
+type caller struct {
+	call   context.Context //nolint:containedctx // that of the call under way
+	cutOff context.CancelCauseFunc
+}
+
+// prepare sees to it that the context for a call in s has not ended.
+func (c *caller) prepare(s *session) {
+	if c.call == nil || c.call.Err() != nil {
+		c.leave()
+		c.call, c.cutOff = context.WithCancelCause(s.calls)
+	}
+}
+
+func (c *caller) leave() {
+	if c.cutOff != nil {
+		c.cutOff(nil)
+	}
 }
 
 // begin has a claimed task carried out in a slot that was taken for it: at once,
 // or when a call has ended if all slots have one. The slot is free again when its
 // call has ended: writing down what came of it needs none.
-func (d *Dispatcher) begin(j job) {
+func (d *Dispatcher) begin(j *job) {
 	d.mu.Lock()
 	now := d.enrol(j)
 	d.mu.Unlock()
@@ -42,9 +61,9 @@ func (d *Dispatcher) begin(j job) {
 
 // enrol counts in a task that is to be carried out, and reports whether it is to
 // begin now. Otherwise it waits. d.mu is held.
-func (d *Dispatcher) enrol(j job) (now bool) {
+func (d *Dispatcher) enrol(j *job) (now bool) {
 	d.unsettled++
-	d.running[j.claim] = j.cutOff
+	d.running[j.claim] = j
 	d.attempts.Add(1)
 	if d.calls == d.options.Concurrency {
 		d.waiting = append(d.waiting, j)
@@ -55,25 +74,26 @@ func (d *Dispatcher) enrol(j job) (now bool) {
 }
 
 // endCall counts out a call that took so long. It returns the task that waited the
-// longest, which gets its slot.
-func (d *Dispatcher) endCall(took time.Duration) (next job, waited bool) {
+// longest, which gets its slot; nil where none waits.
+func (d *Dispatcher) endCall(j *job, took time.Duration) (next *job) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	j.cutOff = nil
 	d.slots--
 	d.pace.ended++
 	d.pace.took += took
-	if waited = len(d.waiting) > 0; waited {
-		next, d.waiting[0] = d.waiting[0], job{}
+	if len(d.waiting) > 0 {
+		next, d.waiting[0] = d.waiting[0], nil
 		d.waiting = d.waiting[1:]
 	} else {
 		d.calls--
 	}
 	d.tellFree()
-	return next, waited
+	return next
 }
 
 // hand gives a job to an idle goroutine, or to a new one.
-func (d *Dispatcher) hand(j job) {
+func (d *Dispatcher) hand(j *job) {
 	select {
 	case d.jobs <- j:
 	default:
@@ -86,16 +106,18 @@ const idleTime = time.Second
 
 // carryOutAll carries out j, what waits for its slot, and then others while some
 // come: a goroutine that made a call before has the stack for it.
-func (d *Dispatcher) carryOutAll(j job) {
+func (d *Dispatcher) carryOutAll(j *job) {
+	var by caller
+	defer by.leave()
 	idle := time.NewTimer(idleTime)
 	defer idle.Stop()
-	for more := true; more; {
-		for more {
-			j, more = d.carryOut(j)
+	for j != nil {
+		for j != nil {
+			j = d.carryOut(&by, j)
 		}
 		idle.Reset(idleTime)
 		select {
-		case j, more = <-d.jobs:
+		case j = <-d.jobs:
 		case <-idle.C:
 		}
 	}
@@ -103,32 +125,36 @@ func (d *Dispatcher) carryOutAll(j job) {
 
 // carryOut makes a task's call and has what came of it written down. It returns
 // what waited for its slot.
-func (d *Dispatcher) carryOut(j job) (next job, waited bool) {
+func (d *Dispatcher) carryOut(by *caller, j *job) (next *job) {
 	defer d.attempts.Done()
 	c := j.claim
-	switch {
-	case j.unwanted:
-		j.cutOff(nil)
+	if j.unwanted {
 		d.write(&result{session: j.session, claim: c, decision: task.Decision{State: task.Pending}, then: func(bool) {
 			d.settled(c)
 			d.notify(0)
 		}})
-	// Cut off while it waited, alone or with all others: of those the calls that
-	// end first make room for some whose own context is yet to end.
-	case j.call.Err() != nil || j.session.calls.Err() != nil:
-		next, waited = d.endCall(0)
-		decision := task.Decision{State: task.Pending}
-		if context.Cause(j.call) == errCancelled { //nolint:errorlint // it is this very error
-			decision.State = task.Cancelled
-		}
-		d.settle(j.session, c, task.Outcome{Kind: task.OutcomeInterrupted}, decision, d.settled)
-	default:
-		outcome, decision := d.attempt(j, task.Call{Task: c.Task, Attempt: c.AttemptNumber()})
-		c.Task.Body = nil // large, maybe, and not needed any more
-		next, waited = d.endCall(outcome.Duration)
-		d.settle(j.session, c, outcome, decision, d.settled)
+		return nil
 	}
-	return next, waited
+	by.prepare(j.session)
+	d.mu.Lock()
+	cancelled := j.cancelled
+	j.cutOff = by.cutOff
+	d.mu.Unlock()
+	var outcome task.Outcome
+	var decision task.Decision
+	switch {
+	case cancelled:
+		outcome.Kind, decision.State = task.OutcomeInterrupted, task.Cancelled
+	// All calls are being cut off, and those that end first make room for others.
+	case j.session.calls.Err() != nil:
+		outcome.Kind, decision.State = task.OutcomeInterrupted, task.Pending
+	default:
+		outcome, decision = d.attempt(by.call, j, task.Call{Task: c.Task, Attempt: c.AttemptNumber()})
+		c.Task.Body = nil // large, maybe, and not needed any more
+	}
+	next = d.endCall(j, outcome.Duration)
+	d.settle(j.session, c, outcome, decision, d.settled)
+	return next
 }
 
 // settled counts out a task whose result is written, or never will be.
@@ -141,8 +167,7 @@ func (d *Dispatcher) settled(c *task.Claim) {
 }
 
 // attempt makes one attempt under a claim and decides what follows from it.
-func (d *Dispatcher) attempt(j job, call task.Call) (task.Outcome, task.Decision) {
-	defer j.cutOff(nil)
+func (d *Dispatcher) attempt(ctx context.Context, j *job, call task.Call) (task.Outcome, task.Decision) {
 	c := j.claim
 	// The database's clock, carried on from the claim by a monotonic one.
 	now := func() time.Time { return c.At.Add(time.Since(j.claimed)) }
@@ -150,8 +175,8 @@ func (d *Dispatcher) attempt(j job, call task.Call) (task.Outcome, task.Decision
 	if decision, admitted := c.Admit(call.At); !admitted {
 		return task.Outcome{}, decision
 	}
-	outcome := d.deliver(j.call, call)
-	if context.Cause(j.call) == errCancelled { //nolint:errorlint // it is this very error
+	outcome := d.deliver(ctx, call)
+	if context.Cause(ctx) == errCancelled { //nolint:errorlint // it is this very error
 		outcome.Cancelled = true
 		if outcome.Kind == task.OutcomeInterrupted {
 			outcome.Error = "the task was cancelled before the call ended"

@@ -309,7 +309,7 @@ func TestResultThatCannotBeWritten(t *testing.T) {
 			do()
 			return nil
 		})
-		r := start(t, o, m, takes(0, succeeded))
+		r := start(t, o, m, takes(time.Millisecond, succeeded)) // so that one result is written after the other
 		time.Sleep(time.Second)
 		r.wantState(id, task.Running, "", 0)
 		r.wantState(next, task.Succeeded, "", 1)

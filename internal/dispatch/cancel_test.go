@@ -90,6 +90,41 @@ func TestCancelOfACallThatEndsByItself(t *testing.T) {
 	}
 }
 
+// Who cuts one call off cuts off no other, though they have a slot, and all that
+// goes with it, one after the other.
+func TestCutOffIsOfOneCall(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		o := options()
+		o.Concurrency = 1
+		ended, cancelled, other := m.store(1, 0), m.store(2, 0), m.store(3, 0)
+		m.breaks(func(_ context.Context, op string, do func()) error {
+			if op == "Finish" && len(m.calls("Finish")) == 1 {
+				time.Sleep(3 * time.Second)
+			}
+			do()
+			return nil
+		})
+		r := start(t, o, m, func(ctx context.Context, c task.Call) task.Outcome {
+			if c.Task.ID == ended {
+				return succeeded
+			}
+			return takes(10*time.Second, succeeded)(ctx, c)
+		})
+		time.Sleep(time.Second) // the second call is under way, and what came of the first is being written
+		r.CutOff(map[task.ID]int64{ended: 1})
+		time.Sleep(time.Second)
+		r.wantState(cancelled, task.Running, "", 0)
+		r.CutOff(map[task.ID]int64{cancelled: 1})
+		time.Sleep(time.Minute)
+		r.wantState(ended, task.Succeeded, "", 1)
+		r.wantState(cancelled, task.Cancelled, "", 0)
+		r.wantState(other, task.Succeeded, "", 1)
+		r.wantDelivered(0, 0, 2*time.Second)
+	})
+}
+
 // A wish that outlived the instance which should have heard of it ends the
 // task without another call.
 func TestCancelOfALostTask(t *testing.T) {

@@ -24,7 +24,7 @@ func (d *Dispatcher) claimDue(ctx context.Context) {
 		claims, err := d.store.Claim(s.writes, s.worker, limit)
 		claimed := time.Now()
 		for _, c := range claims {
-			d.begin(newJob(s, c, claimed))
+			d.begin(&job{session: s, claim: c, claimed: claimed})
 		}
 		d.giveBackSlots(limit - len(claims))
 		d.backlog.Store(len(claims) == limit)

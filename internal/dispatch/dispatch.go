@@ -124,12 +124,12 @@ type Dispatcher struct {
 
 	mu      sync.Mutex
 	session *session // nil until registered
-	// running holds what cuts a call off, by claim: a task may be claimed again
-	// before its last attempt has quite ended.
-	running   map[*task.Claim]context.CancelCauseFunc
+	// running holds what is claimed and not written down yet, by claim: a task may be
+	// claimed again before its last attempt has quite ended.
+	running   map[*task.Claim]*job
 	slots     int            // taken by calls, claims and submissions under way, and what waits
 	calls     int            // under way in slots
-	waiting   []job          // claimed ahead, each for the next call that ends; only while all slots have calls
+	waiting   []*job         // claimed ahead, each for the next call that ends; only while all slots have calls
 	pace      pace           // at which calls end
 	enough    int            // free slots for the claim loop to go on
 	unsettled int            // claimed and not written down yet
@@ -137,7 +137,7 @@ type Dispatcher struct {
 	attempts  sync.WaitGroup // under way; guarded by mu where it grows from zero
 	results   sync.WaitGroup // being written; grows during attempts
 
-	jobs    chan job // to goroutines that are idle
+	jobs    chan *job // to goroutines that are idle
 	workers sync.WaitGroup
 }
 
@@ -158,10 +158,10 @@ func New(o Options, s store, d deliverer) *Dispatcher {
 		log:       o.Log,
 		due:       newAlarm(),
 		freed:     make(chan struct{}, 1),
-		jobs:      make(chan job),
+		jobs:      make(chan *job),
 		begun:     make(chan struct{}),
 		watches:   newWatches(),
-		running:   make(map[*task.Claim]context.CancelCauseFunc),
+		running:   make(map[*task.Claim]*job),
 	}
 }
 
@@ -198,9 +198,12 @@ func (d *Dispatcher) Wake() { d.notify(0) }
 func (d *Dispatcher) CutOff(claims map[task.ID]int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for c, cutOff := range d.running {
-		if number, ok := claims[c.Task.ID]; ok && number == c.Number {
-			cutOff(errCancelled)
+	for c, j := range d.running {
+		if number, ok := claims[c.Task.ID]; !ok || number != c.Number {
+			continue
+		}
+		if j.cancelled = true; j.cutOff != nil {
+			j.cutOff(errCancelled)
 		}
 	}
 }

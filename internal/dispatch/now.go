@@ -49,16 +49,18 @@ func (d *Dispatcher) RunNow(ctx context.Context, id task.ID) (task.Outcome, task
 	if err != nil {
 		return task.Outcome{}, task.Decision{}, err
 	}
-	j := newJob(s, c, time.Now())
+	call, cutOff := context.WithCancelCause(s.calls)
+	defer cutOff(nil)
+	j := &job{session: s, claim: c, claimed: time.Now(), cutOff: cutOff}
 	d.mu.Lock()
-	d.running[c] = j.cutOff
+	d.running[c] = j
 	d.mu.Unlock()
 	defer func() {
 		d.mu.Lock()
 		delete(d.running, c)
 		d.mu.Unlock()
 	}()
-	outcome, decision := d.attempt(j, task.Call{Task: c.Task, Attempt: c.AttemptNumber(), ViaWorkerEndpoint: true})
+	outcome, decision := d.attempt(call, j, task.Call{Task: c.Task, Attempt: c.AttemptNumber(), ViaWorkerEndpoint: true})
 	written := make(chan struct{})
 	d.settle(s, c, outcome, decision, func(*task.Claim) { close(written) })
 	select {

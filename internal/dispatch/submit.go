@@ -72,16 +72,13 @@ func (d *Dispatcher) reserve(t *task.Task) *session {
 // beginReserved begins to carry out what a slot was reserved for, and reports
 // whether it did: not where the instance is being stopped.
 func (d *Dispatcher) beginReserved(s *session, c *task.Claim) bool {
-	j := newJob(s, c, time.Now())
+	j := &job{session: s, claim: c, claimed: time.Now()}
 	d.mu.Lock()
 	admitted := d.state.Load() == active
 	now := admitted && d.enrol(j)
 	d.mu.Unlock()
 	if now {
 		d.hand(j)
-	}
-	if !admitted {
-		j.cutOff(nil)
 	}
 	return admitted
 }
