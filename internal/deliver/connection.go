@@ -142,7 +142,7 @@ type connections struct {
 }
 
 // take returns an idle connection that is still open, or nil.
-func (s *connections) take(to authority) *connection {
+func (s *connections) take(to authority, now time.Time) *connection {
 	for {
 		s.mu.Lock()
 		idle := s.idle[to]
@@ -153,7 +153,7 @@ func (s *connections) take(to authority) *connection {
 		c := idle[len(idle)-1]
 		s.remove(c)
 		s.mu.Unlock()
-		if time.Since(c.since) < idleTimeout && c.quiet() {
+		if now.Sub(c.since) < idleTimeout && c.quiet() {
 			return c
 		}
 		c.Close()
@@ -162,8 +162,8 @@ func (s *connections) take(to authority) *connection {
 
 // put keeps c, and closes the one that has been idle for longest where that is
 // one too many.
-func (s *connections) put(c *connection) {
-	c.since = time.Now()
+func (s *connections) put(c *connection, now time.Time) {
+	c.since = now
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.idle == nil {
@@ -228,13 +228,13 @@ func (s *connections) closeAll() {
 	}
 }
 
-// connect returns a connection for a call to u, kept or new.
-func (d *Deliverer) connect(ctx context.Context, deadline time.Time, u *url.URL) (*connection, error) {
+// connect returns a connection for a call to u that began at start, kept or new.
+func (d *Deliverer) connect(ctx context.Context, start, deadline time.Time, u *url.URL) (*connection, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx) // a kept connection would take the request all the same
 	}
 	to := authority{u.Scheme, u.Host}
-	if c := d.connections.take(to); c != nil {
+	if c := d.connections.take(to, start); c != nil {
 		return c, nil
 	}
 	ctx, cancel := context.WithDeadline(ctx, deadline)

@@ -96,7 +96,7 @@ func TestIdleConnectionsAreClosedInTime(t *testing.T) {
 		s := connections{most: 10}
 		put := func() (closed func() bool) {
 			ours, theirs := net.Pipe()
-			s.put(newConnection(ours, authority{"http", "plays.melodia.app"}))
+			s.put(newConnection(ours, authority{"http", "plays.melodia.app"}), time.Now())
 			return func() bool {
 				theirs.SetReadDeadline(time.Now().Add(time.Millisecond))
 				_, err := theirs.Read(make([]byte, 1))

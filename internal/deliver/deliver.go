@@ -123,36 +123,40 @@ func (d *Deliverer) Close() { d.connections.closeAll() }
 // its status says. Beyond that part the connection is closed and the status counts.
 func (d *Deliverer) Deliver(ctx context.Context, c task.Call) task.Outcome {
 	start := time.Now()
-	o := d.attempt(ctx, c, start)
-	o.Duration = time.Since(start)
+	o, conn := d.attempt(ctx, c, start)
+	end := time.Now()
+	o.Duration = end.Sub(start)
+	if conn != nil {
+		d.connections.put(conn, end)
+	}
 	return o
 }
 
-func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) task.Outcome {
+// attempt also returns the connection if it can be used again.
+func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) (task.Outcome, *connection) {
 	u, err := d.policy.parse(c.Task.URL)
 	if err != nil {
 		// Admitted once, but the policy may have changed since.
-		return task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: "the task's url " + err.Error()}
+		return task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: "the task's url " + err.Error()}, nil
 	}
 	deadline := start.Add(c.Task.Timeout)
 	added, err := d.credentials(ctx, deadline, u, c)
 	if err != nil {
-		return failed(ctx, c, start, err, "no ID token")
+		return failed(ctx, c, start, err, "no ID token"), nil
 	}
-	conn, err := d.connect(ctx, deadline, u)
+	conn, err := d.connect(ctx, start, deadline, u)
 	if err != nil {
-		return failed(ctx, c, start, err, "no answer")
+		return failed(ctx, c, start, err, "no answer"), nil
 	}
 	_ = conn.SetDeadline(deadline)
 	goOn := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	conn.request = d.appendHead(conn.request[:0], u, c, added)
 	o, whole := d.exchange(ctx, conn, &http.Request{Method: c.Task.Method, URL: u}, c, added, start)
 	if goOn() && whole && conn.sent() {
-		d.connections.put(conn)
-	} else {
-		_ = conn.Close()
+		return o, conn
 	}
-	return o
+	_ = conn.Close()
+	return o, nil
 }
 
 // exchange sends the request that conn holds and says what came back. whole says that this is all
@@ -246,7 +250,7 @@ func (d *Deliverer) appendHead(b []byte, u *url.URL, c task.Call, added credenti
 	b = appendNumber(b, "Orchestrator-Max-Attempts", t.Retry.MaxAttempts)
 	if !t.RunAt.IsZero() {
 		b = append(b, "Orchestrator-Run-At: "...)
-		b = append(t.RunAt.UTC().AppendFormat(b, "2006-01-02T15:04:05.000000Z"), "\r\n"...)
+		b = append(task.AppendTime(b, t.RunAt), "\r\n"...)
 	}
 	if c.ViaWorkerEndpoint {
 		b = appendField(b, "Orchestrator-Via", "worker-endpoint")

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/melodia/orchestrator/internal/task"
 )
 
 // The answer to a submission is a task, and written by reflection it took as long
@@ -116,13 +118,17 @@ func appendText(b []byte, s string) []byte {
 
 func appendInt(b []byte, n int) []byte { return strconv.AppendInt(b, int64(n), 10) }
 
-func appendFloat(b []byte, f float64) []byte { return strconv.AppendFloat(b, f, 'f', -1, 64) }
+// appendFloat writes what most durations are, whole seconds, the fast way.
+func appendFloat(b []byte, f float64) []byte {
+	if n := int(f); 0 < n && n < 1<<53 && float64(n) == f {
+		return appendInt(b, n)
+	}
+	return strconv.AppendFloat(b, f, 'f', -1, 64)
+}
 
 func appendTimestamp(b []byte, t Timestamp) []byte {
 	if time.Time(t).IsZero() {
 		return append(b, "null"...)
 	}
-	b = append(b, '"')
-	b = time.Time(t).UTC().AppendFormat(b, timestampLayout)
-	return append(b, '"')
+	return append(task.AppendTime(append(b, '"'), time.Time(t)), '"')
 }

@@ -14,6 +14,8 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/melodia/orchestrator/internal/task"
 )
 
 // jsonAPI is a huma.API that speaks JSON alone. Huma's own choice of a format
@@ -202,16 +204,13 @@ func at(p jsontext.Pointer) string {
 // zero Timestamp is null.
 type Timestamp time.Time
 
-const timestampLayout = "2006-01-02T15:04:05.000000Z"
-
 // MarshalJSONTo is json.MarshalerTo.
 func (t Timestamp) MarshalJSONTo(e *jsontext.Encoder) error {
 	if time.Time(t).IsZero() {
 		return e.WriteToken(jsontext.Null)
 	}
 	b := append(e.AvailableBuffer(), '"')
-	b = time.Time(t).UTC().AppendFormat(b, timestampLayout)
-	return e.WriteValue(append(b, '"'))
+	return e.WriteValue(append(task.AppendTime(b, time.Time(t)), '"'))
 }
 
 // Schema is huma.SchemaProvider.

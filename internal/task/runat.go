@@ -43,6 +43,19 @@ func ParseRunAt(s string, zone *time.Location) (time.Time, error) {
 	return t.UTC(), nil
 }
 
+// AppendTime appends t as callers and targets are shown it: RFC 3339 in UTC with
+// microseconds, always six digits of them.
+func AppendTime(b []byte, t time.Time) []byte {
+	// With a layout of its own, and not one that package time writes without looking
+	// it through, it took three times as long.
+	b = t.UTC().AppendFormat(b, time.RFC3339)
+	b = append(b[:len(b)-1], ".000000Z"...)
+	for i, rest := len(b)-2, t.Nanosecond()/1000; rest > 0; i, rest = i-1, rest/10 {
+		b[i] += byte(rest % 10)
+	}
+	return b
+}
+
 // timeFormat is the date-time of RFC 3339 §5.6 whose offset may be missing.
 // [time.Parse] alone also takes an hour of one digit, a comma before the
 // fraction, and offsets of 24 hours or 60 minutes.

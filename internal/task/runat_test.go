@@ -317,3 +317,23 @@ func BenchmarkParseRunAt(b *testing.B) {
 		})
 	}
 }
+
+func TestAppendTime(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		moment := time.Unix(rapid.Int64Range(-62135596800, 253402300799).Draw(t, "second"), rapid.Int64Range(0, 999_999_999).Draw(t, "nanosecond"))
+		moment = moment.In(location(t, rapid.SampledFrom(zones).Draw(t, "zone")))
+		want := "at " + moment.UTC().Format("2006-01-02T15:04:05.000000Z")
+		if got := string(task.AppendTime([]byte("at "), moment)); got != want {
+			t.Errorf("AppendTime(%v) = %q, want %q", moment, got, want)
+		}
+	})
+}
+
+func BenchmarkAppendTime(b *testing.B) {
+	moment, text := time.Unix(1795640399, 123456789), make([]byte, 0, 40)
+	b.ReportAllocs()
+	for b.Loop() {
+		text = task.AppendTime(text[:0], moment)
+	}
+}
