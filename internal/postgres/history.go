@@ -16,11 +16,8 @@ const (
 	// once an instance has run for some hours: more than a long weekend during
 	// which nothing can create one.
 	partitionsAhead = 7
-	// partitionsAtOnce is how many of them are made in one go: each takes the
-	// database some 10 ms, and a new one has other things to do first.
-	partitionsAtOnce = 2
-	partitionPrefix  = "task_history_"
-	partitionDay     = "20060102"
+	partitionPrefix = "task_history_"
+	partitionDay    = "20060102"
 	// historyLockKey serialises the instances' upkeep.
 	historyLockKey = 0x68697374 // "hist"
 )
@@ -42,18 +39,17 @@ func (s *Store) KeepHistory(ctx context.Context, retention time.Duration) error 
 	)
 }
 
+// createAhead makes what is needed before the next hour is over, and otherwise one:
+// each takes the database some 10 ms, and an instance that has just started has
+// other things to do first.
 func (s *Store) createAhead(ctx context.Context, today time.Time, existing []string) error {
-	created := 0
 	for day := range partitionsAhead + 1 {
 		start := today.AddDate(0, 0, day)
 		name := partitionPrefix + start.Format(partitionDay)
 		if slices.Contains(existing, name) {
 			continue
 		}
-		if created++; created > partitionsAtOnce {
-			return nil
-		}
-		if err := s.alterHistory(ctx, createPartition(name, start)...); err != nil {
+		if err := s.alterHistory(ctx, createPartition(name, start)...); err != nil || day > 0 {
 			return err
 		}
 	}
