@@ -40,9 +40,10 @@ const (
 	// flushes is how many statements of a kind run at a time: together they leave a
 	// connection of the default pool of ten for claims, whatever comes in.
 	flushes = 2
-	// gatherTime is how long results wait for others while many come in: half of
-	// what a statement costs, it costs for itself and not for its rows.
-	gatherTime = time.Millisecond
+	// gatherTime is how long results wait for others while many come in: a statement
+	// costs for itself what some ten of its rows cost, and nobody waits for it. Draining
+	// was 3 to 4 % faster than with 1 ms, and no faster with more than this.
+	gatherTime = 3 * time.Millisecond
 	// gatherSlow is what makes a statement that writes a slow one, and the most that
 	// the next then waits for more.
 	gatherSlow = 5 * time.Millisecond
