@@ -3,10 +3,12 @@ package deliver
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 )
 
 // Policy says which targets may be called. It never changes, so that many
@@ -15,7 +17,18 @@ type Policy struct {
 	hosts        hostList
 	networks     []netip.Prefix
 	requireHTTPS bool
+
+	// admitted are URLs that were read and checked of late, each in the place that
+	// its hash gives it: tasks have few targets, and each asks twice about its own.
+	admitted [64]atomic.Pointer[admittedURL]
 }
+
+type admittedURL struct {
+	raw string
+	url *url.URL
+}
+
+var urlSeed = maphash.MakeSeed()
 
 // closed are the networks that no call reaches unless the operator opens them.
 // Source: the IANA special-purpose address registries for IPv4 and IPv6
@@ -116,8 +129,20 @@ func (p *Policy) CheckURL(rawURL string) error {
 	return err
 }
 
-// parse reads and checks a URL.
+// parse reads and checks a URL. Nobody may change what it returns.
 func (p *Policy) parse(rawURL string) (*url.URL, error) {
+	place := &p.admitted[maphash.String(urlSeed, rawURL)%uint64(len(p.admitted))]
+	if a := place.Load(); a != nil && a.raw == rawURL {
+		return a.url, nil
+	}
+	u, err := p.parseAnew(rawURL)
+	if err == nil {
+		place.Store(&admittedURL{rawURL, u})
+	}
+	return u, err
+}
+
+func (p *Policy) parseAnew(rawURL string) (*url.URL, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Opaque != "" {
 		return nil, errNotURL // not the parser's error, which quotes the URL

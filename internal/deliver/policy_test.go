@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -300,11 +301,52 @@ func TestCheckURL(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			if got := tt.policy.CheckURL(tt.url); got != tt.want {
-				t.Errorf("CheckURL(%q) = %v, want %v", tt.url, got, tt.want)
+			for range 2 { // what was asked before gets the same answer
+				if got := tt.policy.CheckURL(tt.url); got != tt.want {
+					t.Errorf("CheckURL(%q) = %v, want %v", tt.url, got, tt.want)
+				}
 			}
 		})
 	}
+}
+
+// Many more URLs than are remembered share the places.
+func TestRememberedURLsAreNotMixedUp(t *testing.T) {
+	t.Parallel()
+	p := policy(t, nil)
+	var callers sync.WaitGroup
+	for caller := range 4 {
+		callers.Go(func() {
+			for i := range 20 * len(p.admitted) {
+				raw := fmt.Sprintf("https://plays.melodia.app/%d?caller=%d", i/2, caller%2)
+				if u, err := p.parse(raw); err != nil || u.String() != raw {
+					t.Errorf("parse(%q) = %v, %v", raw, u, err)
+				}
+			}
+		})
+	}
+	callers.Wait()
+}
+
+func BenchmarkCheckURL(b *testing.B) {
+	const url = "https://plays.melodia.app/v1/plays?source=app"
+	b.Run("new", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if err := new(Policy).CheckURL(url); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("again", func(b *testing.B) {
+		p := new(Policy)
+		b.ReportAllocs()
+		for b.Loop() {
+			if err := p.CheckURL(url); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }
 
 func TestNewPolicyNamesBadEntries(t *testing.T) {
