@@ -104,9 +104,10 @@ func New[In, Out any](options Options, flush Flush[In, Out]) *Batcher[In, Out] {
 }
 
 // Do hands in to a flush and returns its result. When ctx ends first Do returns
-// its cause, and after [Options.Timeout] context.DeadlineExceeded: an input whose flush has not begun is dropped, one whose
-// flush is under way is carried out all the same. Nothing is done with an input
-// for which Do returns [ErrFull] or [ErrClosed], and neither is waited for.
+// its cause, and after [Options.Timeout] context.DeadlineExceeded: an input whose
+// flush has not begun is dropped, one whose flush is under way is carried out all
+// the same. Nothing is done with an input for which Do returns [ErrFull] or
+// [ErrClosed], and neither is waited for.
 func (b *Batcher[In, Out]) Do(ctx context.Context, in In) (Out, error) {
 	var none Out
 	if ctx.Err() != nil {
