@@ -725,8 +725,8 @@ func TestManyAtOnce(t *testing.T) {
 					out, err = b.Do(t.Context(), in)
 				} else {
 					done := make(chan struct{})
-					if err := b.Start(in, func(o string, e error) { out, err = o, e; close(done) }); err != nil {
-						t.Errorf("Start(%d): %v", in, err)
+					if e := b.Start(in, func(o string, e error) { out, err = o, e; close(done) }); e != nil {
+						t.Errorf("Start(%d): %v", in, e)
 						continue
 					}
 					<-done

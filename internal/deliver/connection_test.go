@@ -172,3 +172,51 @@ func TestEndedContextSendsNothing(t *testing.T) {
 		t.Errorf("the target saw %d of 50 calls whose context had ended before", got)
 	}
 }
+
+// A connection is idle from the end of its call on, however long that took.
+func TestIdleFromTheEndOfTheCall(t *testing.T) {
+	t.Parallel()
+	var answered time.Time
+	s := newServer(t, func(http.ResponseWriter, *http.Request) { answered = time.Now() })
+	d := newDeliverer(t)
+	d.Deliver(t.Context(), newCall("POST", s.URL, nil))
+	if since := d.connections.order.Front().Value.(*connection).since; since.Before(answered) {
+		t.Errorf("the connection counts as idle since %v before its call was answered", answered.Sub(since))
+	}
+}
+
+// panicking is a connection on which a call panics.
+type panicking struct {
+	*net.TCPConn
+	closed int
+}
+
+func (*panicking) Read([]byte) (int, error) { panic("a mistake of ours") }
+
+func (c *panicking) Close() error {
+	c.closed++
+	return c.TCPConn.Close()
+}
+
+// A panic is the dispatcher's to survive. It leaves nothing behind.
+func TestPanicClosesTheConnection(t *testing.T) {
+	t.Parallel()
+	address := newRawServer(t, func(conn net.Conn, _ int) { io.Copy(io.Discard, conn) })
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, c := newDeliverer(t), &panicking{TCPConn: conn.(*net.TCPConn)}
+	d.connections.put(newConnection(c, authority{"http", address}), time.Now())
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("the call did not panic")
+			}
+		}()
+		d.Deliver(t.Context(), newCall("POST", "http://"+address, nil))
+	}()
+	if c.closed != 1 || d.connections.order.Len() != 0 {
+		t.Errorf("closed %d times with %d idle connections, want once and none", c.closed, d.connections.order.Len())
+	}
+}

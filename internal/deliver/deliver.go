@@ -150,13 +150,19 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) (
 	}
 	_ = conn.SetDeadline(deadline)
 	goOn := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	usable := false
+	defer func() {
+		if !usable { // after a panic too
+			goOn()
+			_ = conn.Close()
+		}
+	}()
 	conn.request = d.appendHead(conn.request[:0], u, c, added)
 	o, whole := d.exchange(ctx, conn, &http.Request{Method: c.Task.Method, URL: u}, c, added, start)
-	if goOn() && whole && conn.sent() {
-		return o, conn
+	if usable = goOn() && whole && conn.sent(); !usable {
+		return o, nil
 	}
-	_ = conn.Close()
-	return o, nil
+	return o, conn
 }
 
 // exchange sends the request that conn holds and says what came back. whole says that this is all

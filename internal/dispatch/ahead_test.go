@@ -62,7 +62,9 @@ func startWithWaiting(t *testing.T, d time.Duration) *rig {
 		m.store(n, 0)
 	}
 	m.breaks(slowClaims(5 * time.Millisecond))
-	r := start(t, options(), m, suddenly(quick, d))
+	o := options()
+	o.PollInterval = time.Hour // so that nothing is found by chance
+	r := start(t, o, m, suddenly(quick, d))
 	time.Sleep(400 * time.Millisecond)
 	if len(r.waits()) == 0 {
 		t.Fatal("no task waits for a slot")
@@ -266,6 +268,30 @@ func TestSlotsComeBack(t *testing.T) {
 		if r.slots != 0 || r.Dispatcher.calls != 0 || r.unsettled != 0 || len(r.waiting) != 0 || len(r.running) != 0 {
 			t.Errorf("in the end %d slots are taken, %d calls under way, %d tasks unsettled, %d waiting and %d running",
 				r.slots, r.Dispatcher.calls, r.unsettled, len(r.waiting), len(r.running))
+		}
+	})
+}
+
+// What is given back is found again, though no other task is due.
+func TestTheLastThatWereGivenBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		for n := range quick + 15 {
+			m.store(n, 0)
+		}
+		m.breaks(slowClaims(5 * time.Millisecond))
+		o := options()
+		o.PollInterval = time.Hour
+		r := start(t, o, m, suddenly(quick, 3*time.Second))
+		time.Sleep(400 * time.Millisecond)
+		if got := len(r.waits()); got != 5 {
+			t.Fatalf("%d tasks wait for a slot, want 5", got)
+		}
+		time.Sleep(15 * time.Second)
+		r.wantLine("claimed tasks were given back, no slot became free for them", "INFO")
+		if got := m.states()[task.Succeeded]; got != quick+15 {
+			t.Errorf("%d tasks have succeeded, want %d", got, quick+15)
 		}
 	})
 }

@@ -16,8 +16,6 @@ type job struct {
 	session *session
 	claim   *task.Claim
 	claimed time.Time // what claim.At is on the monotonic clock
-	// unwanted: it is not to be carried out here after all.
-	unwanted bool
 
 	// Guarded by Dispatcher.mu: what ends its call, while that is under way, and
 	// whether it was cancelled before.
@@ -25,7 +23,7 @@ type job struct {
 	cancelled bool
 }
 
-// caller is a goroutine that makes calls, one after the other. They have one
+// caller is a goroutine that makes calls, one after the other. Its calls have one
 // context until that is ended, with one of them or with the session: to make one
 // for each call takes longer than to hand the call on.
 type caller struct {
@@ -33,17 +31,11 @@ type caller struct {
 	cutOff context.CancelCauseFunc
 }
 
-// prepare sees to it that the context for a call in s has not ended.
+// prepare sees to it that the context for a call in s has not ended. It is none of
+// another session: the calls of one end before the next begins.
 func (c *caller) prepare(s *session) {
 	if c.call == nil || c.call.Err() != nil {
-		c.leave()
 		c.call, c.cutOff = context.WithCancelCause(s.calls)
-	}
-}
-
-func (c *caller) leave() {
-	if c.cutOff != nil {
-		c.cutOff(nil)
 	}
 }
 
@@ -108,7 +100,7 @@ const idleTime = time.Second
 // come: a goroutine that made a call before has the stack for it.
 func (d *Dispatcher) carryOutAll(j *job) {
 	var by caller
-	defer by.leave()
+	defer func() { by.cutOff(nil) }()
 	idle := time.NewTimer(idleTime)
 	defer idle.Stop()
 	for j != nil {
@@ -128,13 +120,6 @@ func (d *Dispatcher) carryOutAll(j *job) {
 func (d *Dispatcher) carryOut(by *caller, j *job) (next *job) {
 	defer d.attempts.Done()
 	c := j.claim
-	if j.unwanted {
-		d.write(&result{session: j.session, claim: c, decision: task.Decision{State: task.Pending}, then: func(bool) {
-			d.settled(c)
-			d.notify(0)
-		}})
-		return nil
-	}
 	by.prepare(j.session)
 	d.mu.Lock()
 	cancelled := j.cancelled
@@ -150,8 +135,8 @@ func (d *Dispatcher) carryOut(by *caller, j *job) (next *job) {
 		outcome.Kind, decision.State = task.OutcomeInterrupted, task.Pending
 	default:
 		outcome, decision = d.attempt(by.call, j, task.Call{Task: c.Task, Attempt: c.AttemptNumber()})
-		c.Task.Body = nil // large, maybe, and not needed any more
 	}
+	c.Task.Body = nil // large, maybe, and not needed any more
 	next = d.endCall(j, outcome.Duration)
 	d.settle(j.session, c, outcome, decision, d.settled)
 	return next
@@ -185,8 +170,8 @@ func (d *Dispatcher) attempt(ctx context.Context, j *job, call task.Call) (task.
 	return outcome, c.Next(outcome, now(), rand.Float64()) //nolint:gosec // not a secret
 }
 
-// settle has what follows from an attempt written down, and then calls ended. It
-// waits for neither.
+// settle has what follows from an attempt written down and logged, and then calls
+// ended. It waits for none of that.
 func (d *Dispatcher) settle(s *session, c *task.Claim, outcome task.Outcome, decision task.Decision, ended func(*task.Claim)) {
 	if errors.Is(context.Cause(s.calls), errLeaseLost) {
 		// Others carry the task out by now; the fence would turn the result away.
@@ -195,15 +180,24 @@ func (d *Dispatcher) settle(s *session, c *task.Claim, outcome task.Outcome, dec
 		return
 	}
 	d.write(&result{session: s, claim: c, decision: decision, then: func(written bool) {
-		if written {
-			d.report(s.calls, c, outcome, decision)
-			if decision.State == task.Pending {
-				d.notify(decision.Wait)
-			} else {
-				d.watches.end(c.Task.ID)
-			}
+		if !written {
+			ended(c)
+			return
 		}
-		ended(c)
+		if decision.State == task.Pending {
+			d.notify(decision.Wait)
+		} else {
+			d.watches.end(c.Task.ID)
+		}
+		level, message := describe(c, outcome, decision)
+		if !d.log.Enabled(s.calls, level) {
+			ended(c)
+			return
+		}
+		d.results.Go(func() {
+			d.report(s.calls, level, message, c, outcome, decision)
+			ended(c)
+		})
 	}})
 }
 
@@ -234,74 +228,71 @@ type result struct {
 	tries int
 }
 
-// write has a result written, again and again while the store is away, until the
-// session's writes end. It waits for nothing.
+// write has a result written, again and again while the store is away, until
+// writes end. It waits for nothing.
 func (d *Dispatcher) write(r *result) {
 	d.results.Add(1)
 	d.try(r)
 }
 
+// try writes a result. Others wait until the store has told what came of it, so
+// no line is logged meanwhile: nobody may be reading them.
 func (d *Dispatcher) try(r *result) {
 	r.tries++
 	d.store.Finish(r.claim, r.decision, func(matched, calledBack bool, err error) {
-		id := r.claim.Task.ID
-		switch {
-		case err == nil && matched:
-			if calledBack {
-				d.notify(0)
-			}
-		case err == nil && r.tries > 1:
-			// A write whose answer was lost matches nothing when it is repeated.
-			d.log.Warn("result was written before, or came late", "task_id", id.String(), "claim", r.claim.Number)
-			d.notify(r.decision.Wait) // itself, or a callback
-		case err == nil:
-			d.log.Warn("late result changed nothing", "task_id", id.String(), "claim", r.claim.Number)
-		case errors.Is(err, task.ErrUnavailable) && r.session.writes.Err() == nil:
-			go d.tryAgain(r, err)
-			return
-		default:
-			d.giveUp(r, err)
+		if !matched {
+			go d.notWritten(r, err)
 			return
 		}
-		r.then(matched)
+		if calledBack {
+			d.notify(0)
+		}
+		r.then(true)
 		d.results.Done()
 	})
 }
 
-// tryAgain waits a moment, longer each time.
-func (d *Dispatcher) tryAgain(r *result, err error) {
+// notWritten tries a result again after a moment, which is longer each time, or
+// gives it up.
+func (d *Dispatcher) notWritten(r *result, err error) {
+	log := d.log.With("task_id", r.claim.Task.ID.String(), "claim", r.claim.Number)
 	pause := min(50*time.Millisecond<<min(r.tries-1, 5), time.Second)
-	if sleep(r.session.writes, jitter(pause)) {
+	switch {
+	case err == nil && r.tries > 1:
+		// A write whose answer was lost matches nothing when it is repeated.
+		d.notify(r.decision.Wait) // itself, or a callback
+		log.Warn("result was written before, or came late")
+	case err == nil:
+		log.Warn("late result changed nothing")
+	case errors.Is(err, task.ErrUnavailable) && sleep(r.session.writes, jitter(pause)):
 		d.try(r)
-	} else {
-		d.giveUp(r, err)
+		return
+	default:
+		log.Error("result could not be written", "error", err)
 	}
-}
-
-func (d *Dispatcher) giveUp(r *result, err error) {
-	d.log.Error("result could not be written", "task_id", r.claim.Task.ID.String(), "claim", r.claim.Number, "error", err)
 	r.then(false)
 	d.results.Done()
 }
 
-// report logs one line for an attempt.
-func (d *Dispatcher) report(ctx context.Context, c *task.Claim, o task.Outcome, decision task.Decision) {
-	level, message := slog.LevelInfo, "task succeeded"
+// describe says in a word what came of an attempt, and how loud that is to be.
+func describe(c *task.Claim, o task.Outcome, decision task.Decision) (slog.Level, string) {
 	switch {
 	case decision.State == task.Failed:
-		level, message = slog.LevelWarn, "task failed"
+		return slog.LevelWarn, "task failed"
 	case decision.State == task.Cancelled:
-		message = "task cancelled"
+		return slog.LevelInfo, "task cancelled"
 	case o.Kind == task.OutcomeInterrupted:
-		message = "attempt interrupted"
+		return slog.LevelInfo, "attempt interrupted"
 	case decision.State == task.Pending:
-		message = "attempt failed, will retry"
+		return slog.LevelInfo, "attempt failed, will retry"
 	case c.AttemptNumber() == 1:
-		level = slog.LevelDebug
+		return slog.LevelDebug, "task succeeded"
 	}
-	if !d.log.Enabled(ctx, level) {
-		return
-	}
+	return slog.LevelInfo, "task succeeded"
+}
+
+// report logs one line for an attempt.
+func (d *Dispatcher) report(ctx context.Context, level slog.Level, message string, c *task.Claim, o task.Outcome, decision task.Decision) {
 	attrs := []slog.Attr{
 		slog.String("task_id", c.Task.ID.String()),
 	}

@@ -53,6 +53,23 @@ func TestCancelCutsACallOff(t *testing.T) {
 	}
 }
 
+// A call that was asked for is cut off like any other.
+func TestCancelOfATaskThatIsRunNow(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		id := m.store(1, time.Hour)
+		r := start(t, options(), m, takes(20*time.Second, succeeded))
+		synctest.Wait()
+		began := time.Now()
+		time.AfterFunc(time.Second, func() { r.CutOff(map[task.ID]int64{id: m.cancel(id)}) })
+		_, decision, err := r.RunNow(t.Context(), id)
+		if took := time.Since(began); err != nil || decision.State != task.Cancelled || took != time.Second {
+			t.Errorf("RunNow = %s, %v after %v, want cancelled after 1 s", decision.State, err, took)
+		}
+	})
+}
+
 // What a task comes to before it is cut off stays, but it is not tried again.
 func TestCancelOfACallThatEndsByItself(t *testing.T) {
 	t.Parallel()

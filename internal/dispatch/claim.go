@@ -3,6 +3,8 @@ package dispatch
 import (
 	"context"
 	"time"
+
+	"github.com/melodia/orchestrator/internal/task"
 )
 
 // minPause is the first wait after a claim that came to nothing; each further
@@ -175,8 +177,8 @@ func (d *Dispatcher) giveBackWaiting() {
 	}
 	d.log.Info("claimed tasks were given back, no slot became free for them", "count", len(waiting))
 	for _, j := range waiting {
-		j.unwanted = true
-		d.hand(j)
+		d.write(&result{session: j.session, claim: j.claim, decision: task.Decision{State: task.Pending}, then: func(bool) { d.settled(j.claim) }})
+		d.attempts.Done()
 	}
 }
 

@@ -37,14 +37,14 @@ type store interface {
 	NextDue(ctx context.Context) (wait time.Duration, ok bool, err error)
 	Claim(ctx context.Context, worker task.ID, limit int) ([]*task.Claim, error)
 	ClaimOne(ctx context.Context, worker, id task.ID) (*task.Claim, error)
-	// Finish returns at once and calls then, which does not block, within some seconds.
+	// Finish waits for nothing and calls then in the end, which does not block.
 	// calledBack: the end of the task stored a callback, which is due now.
 	Finish(claim *task.Claim, d task.Decision, then func(matched, calledBack bool, err error))
 	Unfinished(ctx context.Context, ids []task.ID) ([]task.ID, error)
 }
 
 // deliverer makes one call and says what came of it. It returns soon after ctx
-// ends, with [task.OutcomeInterrupted].
+// ends, with [task.OutcomeInterrupted]. ctx may go on after the call, for others.
 type deliverer interface {
 	Deliver(ctx context.Context, c task.Call) task.Outcome
 }
@@ -135,7 +135,7 @@ type Dispatcher struct {
 	unsettled int            // claimed and not written down yet
 	direct    int            // RunNow and RunOnce under way
 	attempts  sync.WaitGroup // under way; guarded by mu where it grows from zero
-	results   sync.WaitGroup // being written; grows during attempts
+	results   sync.WaitGroup // being written and logged; grows from zero during attempts
 
 	jobs    chan *job // to goroutines that are idle
 	workers sync.WaitGroup
@@ -211,7 +211,8 @@ func (d *Dispatcher) CutOff(claims map[task.ID]int64) {
 // Run works until ctx ends, then stops in order: it claims nothing more, lets
 // running calls go on for Grace, cuts off and gives back what is left, and
 // signs off. It returns when all its goroutines are gone, Grace plus about a
-// second after ctx ended at the latest.
+// second after ctx ended at the latest: then those are left that the store or the
+// log holds up.
 func (d *Dispatcher) Run(ctx context.Context) {
 	// Three contexts: the end of ctx stops the claiming, then calls are cut off,
 	// and what they leave to be written gets a moment more.
@@ -262,7 +263,9 @@ func (d *Dispatcher) Run(ctx context.Context) {
 		<-ended
 		select {
 		case <-written:
-		case <-writes.Done(): // what is under way still is the store's
+		case <-writes.Done():
+			// The store may hang for longer; what it is at is lost to us.
+			d.log.Error("results are not written, or it is not known whether they are", "count", len(d.held()))
 		}
 	}
 

@@ -46,15 +46,19 @@ func (d *Dispatcher) register(ctx context.Context, root *session) bool {
 }
 
 // keepAlive sends heartbeats until ctx ends and begins a new session when the
-// old one is lost. It also reaps, but only right after a heartbeat and while
-// they get through: after an outage of the database every worker looks silent,
-// and each needs the time to say that it is not.
+// old one is lost. It also has lost tasks reaped, but only right after a heartbeat
+// and while they get through: after an outage of the database every worker looks
+// silent, and each needs the time to say that it is not. No heartbeat waits for
+// that: reaping may have to wait for a lock.
 func (d *Dispatcher) keepAlive(ctx context.Context, root *session) {
 	interval := d.heartbeatInterval()
 	beat := time.NewTicker(interval)
 	defer beat.Stop()
 	reap := time.NewTimer(2 * interval)
 	defer reap.Stop()
+	reaped := make(chan struct{}, 1) // not empty while nobody reaps
+	reaped <- struct{}{}
+	defer func() { <-reaped }()
 	for {
 		reaping := false
 		select {
@@ -64,14 +68,23 @@ func (d *Dispatcher) keepAlive(ctx context.Context, root *session) {
 		case <-reap.C:
 			reaping = true
 		}
-		switch {
-		case !d.heartbeat(ctx, root):
+		if !d.heartbeat(ctx, root) {
 			// One interval until the next heartbeat, and two during which all get through.
 			reap.Reset(3 * interval)
-		case reaping:
-			d.reap(ctx)
-			reap.Reset(jitter(d.options.Lease / 3))
+			continue
 		}
+		if !reaping {
+			continue
+		}
+		select {
+		case <-reaped:
+			go func() {
+				d.reap(ctx)
+				reaped <- struct{}{}
+			}()
+		default:
+		}
+		reap.Reset(jitter(d.options.Lease / 3))
 	}
 }
 

@@ -77,6 +77,28 @@ func TestHeartbeatHangs(t *testing.T) {
 	})
 }
 
+// Reaping may have to wait for a lock that somebody holds. Heartbeats do not.
+func TestHeartbeatsWhileReapingHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		o := options()
+		o.Lease = 2 * time.Second
+		m.breaks(hanging("Reap"))
+		start(t, o, m, takes(0, succeeded))
+		time.Sleep(20 * time.Second)
+		beats, reaps := m.calls("Heartbeat"), m.calls("Reap")
+		for i, beat := range beats[1:] {
+			if gap := beat.at.Sub(beats[i].at); gap > o.Lease/5 {
+				t.Fatalf("a heartbeat came %v after the one before, want %v at the most", gap, o.Lease/5)
+			}
+		}
+		if n := len(reaps); n < 3 || n > 4 { // each hangs for 5 s
+			t.Errorf("reaping was tried %d times in 20 s, want one at a time", n)
+		}
+	})
+}
+
 func TestLeaseLost(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -26,7 +26,8 @@ var errStoreAway = fmt.Errorf("%w: connection refused", task.ErrUnavailable)
 // can share their tables, as instances share a database.
 type memory struct {
 	*tables
-	fault around
+	fault   around
+	telling chan struct{} // held by who tells what came of a result
 }
 
 type tables struct {
@@ -89,12 +90,15 @@ type asked struct {
 }
 
 func newMemory() *memory {
-	return &memory{tables: &tables{
+	return (&tables{
 		rows:    make(map[task.ID]*row),
 		workers: make(map[task.ID]time.Time),
 		claimed: make(map[*task.Task]int64),
-	}}
+	}).open()
 }
+
+// open returns another store with these tables.
+func (m *tables) open() *memory { return &memory{tables: m, telling: make(chan struct{}, 1)} }
 
 // breaks puts a fault between the dispatcher and the store; nil mends it.
 func (m *memory) breaks(fault around) {
@@ -419,8 +423,19 @@ func (m *tables) take(r *row, worker task.ID) *task.Claim {
 	return &task.Claim{Task: &t, Number: r.claim, At: r.claimedAt, FirstAt: r.firstAt}
 }
 
+// Finish tells of one result after the other, as the real store does of those
+// that were written together.
 func (m *memory) Finish(c *task.Claim, d task.Decision, then func(matched, calledBack bool, err error)) {
-	go func() { then(m.finish(c, d)) }()
+	go func() {
+		matched, calledBack, err := m.finish(c, d)
+		m.telling <- struct{}{}
+		began := time.Now()
+		then(matched, calledBack, err)
+		if took := time.Since(began); took >= minPause {
+			panic(fmt.Sprintf("results are held up for %v by what came of one", took))
+		}
+		<-m.telling
+	}()
 }
 
 func (m *memory) finish(c *task.Claim, d task.Decision) (matched, calledBack bool, err error) {

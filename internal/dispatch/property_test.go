@@ -128,7 +128,7 @@ func ms(n int) time.Duration { return time.Duration(n) * time.Millisecond }
 // start adds an instance with its own way to the store; cut ends that way.
 func (tr *trial) start(t *testing.T) (r *rig, cut chan struct{}) {
 	cut = make(chan struct{})
-	view := &memory{tables: tr.m.tables}
+	view := tr.m.open()
 	view.fault = func(ctx context.Context, op string, do func()) error {
 		select {
 		case <-cut:

@@ -129,18 +129,18 @@ func (r *rig) run() {
 		defer close(r.ended)
 		r.Run(ctx)
 	}()
-	r.t.Cleanup(func() { r.stop() })
+	r.t.Cleanup(func() {
+		r.stop()
+		r.results.Wait() // closing the real store waits for that
+	})
 }
 
-// stop tells Run to stop, waits for it and returns how long that took. Then it
-// waits for what the store has not written yet, as closing the real one does.
+// stop tells Run to stop, waits for it and returns how long that took.
 func (r *rig) stop() time.Duration {
 	start := time.Now()
 	r.cancel()
 	<-r.ended
-	took := time.Since(start)
-	r.results.Wait()
-	return took
+	return time.Since(start)
 }
 
 func (r *rig) delivered() []delivered {

@@ -275,7 +275,9 @@ func TestLastResultsShareOneMoment(t *testing.T) {
 		if took, want := r.stop(), o.Grace+2*flushTimeout; took != want {
 			t.Errorf("Run took %v to stop, want %v", took, want)
 		}
-		r.wantLine("result could not be written", "ERROR")
+		if got := r.wantLine("results are not written, or it is not known whether they are", "ERROR")["count"]; got != 1.0 {
+			t.Errorf("%v results are said not to be written, want 1", got)
+		}
 		r.wantLine("signing off failed", "ERROR")
 	})
 }
@@ -413,4 +415,26 @@ func TestStopsQuietly(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Nobody is signed off while results are being written that can be.
+func TestStopWaitsForResults(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		id := m.store(1, 0)
+		m.breaks(func(_ context.Context, op string, do func()) error {
+			if op == "Finish" {
+				time.Sleep(2 * time.Second)
+			}
+			do()
+			return nil
+		})
+		r := start(t, options(), m, takes(time.Second, succeeded))
+		time.Sleep(1500 * time.Millisecond)
+		if took, want := r.stop(), 1500*time.Millisecond; took != want {
+			t.Errorf("Run took %v to stop, want %v: until the result is written", took, want)
+		}
+		r.wantState(id, task.Succeeded, "", 1)
+	})
 }

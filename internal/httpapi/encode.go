@@ -120,8 +120,8 @@ func appendInt(b []byte, n int) []byte { return strconv.AppendInt(b, int64(n), 1
 
 // appendFloat writes what most durations are, whole seconds, the fast way.
 func appendFloat(b []byte, f float64) []byte {
-	if n := int(f); 0 < n && n < 1<<53 && float64(n) == f {
-		return appendInt(b, n)
+	if n := int64(f); float64(n) == f {
+		return strconv.AppendInt(b, n, 10)
 	}
 	return strconv.AppendFloat(b, f, 'f', -1, 64)
 }

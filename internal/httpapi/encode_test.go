@@ -48,7 +48,7 @@ func unmarshal(t *testing.T, v jsontext.Value) (tree any) {
 // fill sets a value and all in it; of what may be absent, half is.
 func fill(random *rand.Rand, v reflect.Value) {
 	texts := []string{"", "plain", "with \"quotes\" and \\", "line\nand tab\t\x00\x1f\x7f", "ümläut 🎵 \u2028 </script>", "not \xff UTF-8"}
-	floats := []float64{0, 0.1, 1e-9, 30, 315360000, 1 << 60, 1e21, 1.0 / 3}
+	floats := []float64{0, 0.1, 1e-9, 30, 315360000, 1e21, 1.0 / 3}
 	switch v.Kind() {
 	case reflect.String:
 		v.SetString(texts[random.IntN(len(texts))])

@@ -32,8 +32,8 @@ type written struct {
 }
 
 // Finish has the decision made under claim written, together with others, and
-// returns at once; then is told what came of it, within some seconds and in a
-// goroutine that must not be held up. The write is fenced: matched is false, and
+// waits for nothing; then is told what came of it, in a goroutine that others
+// need too, so that it must not block. The write is fenced: matched is false, and
 // nothing changes, when the claim is not the task's latest or the task is not
 // running any more. Unless the error wraps [task.ErrUnavailable] the database
 // refuses this very result, and will again.

@@ -39,7 +39,7 @@ func (s *Store) KeepHistory(ctx context.Context, retention time.Duration) error 
 	)
 }
 
-// createAhead makes what is needed before the next hour is over, and otherwise one:
+// createAhead makes today's, if it is missing, and the next of those that follow:
 // each takes the database some 10 ms, and an instance that has just started has
 // other things to do first.
 func (s *Store) createAhead(ctx context.Context, today time.Time, existing []string) error {
