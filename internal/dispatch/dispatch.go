@@ -29,7 +29,7 @@ type store interface {
 	Cancelled(ctx context.Context, worker task.ID) (claims map[task.ID]int64, err error)
 	Unregister(ctx context.Context, worker task.ID) error
 	Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (count int, err error)
-	KeepHistory(ctx context.Context, retention time.Duration) error
+	KeepHistory(ctx context.Context, retention time.Duration, ahead int) error
 
 	Insert(ctx context.Context, t *task.Task) error
 	InsertBatch(ctx context.Context, b *task.Batch) error

@@ -141,10 +141,16 @@ func (d *Dispatcher) reap(ctx context.Context) {
 	}
 }
 
-// keepHouse looks after the history: at once, then every hour.
+// historyAhead is for how many days the history has room before they begin, once an
+// instance has run for some hours: more than a long weekend during which nothing
+// can make any.
+const historyAhead = 7
+
+// keepHouse looks after the history: at once, then every hour. An instance that has
+// just started has other things to do than to make room for more than the next day.
 func (d *Dispatcher) keepHouse(ctx context.Context) {
-	for {
-		if err := d.store.KeepHistory(ctx, d.options.Retention); err != nil && ctx.Err() == nil {
+	for ahead := 1; ; ahead = min(ahead+1, historyAhead) {
+		if err := d.store.KeepHistory(ctx, d.options.Retention, ahead); err != nil && ctx.Err() == nil {
 			d.log.Error("keeping the history failed", "error", err)
 		}
 		if !sleep(ctx, jitter(time.Hour)) {

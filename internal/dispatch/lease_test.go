@@ -440,8 +440,10 @@ func TestKeepsTheHistory(t *testing.T) {
 		if got := len(kept); got < 20*5/6 || got > 20*5/4+1 {
 			t.Errorf("looked after the history %d times in 20 hours", got)
 		}
-		if got, want := last(kept).bound, 720*time.Hour; got != want {
-			t.Errorf("retention %v, want %v", got, want)
+		for i, k := range kept {
+			if want := min(i+1, 7); k.bound != 720*time.Hour || k.limit != want {
+				t.Errorf("look %d: retention %v and %d days ahead, want 720h and %d", i+1, k.bound, k.limit, want)
+			}
 		}
 		if got := len(r.log.lines(t, "keeping the history failed")); got != len(kept)-1 {
 			t.Errorf("%d lines tell of %d failures", got, len(kept)-1)

@@ -84,7 +84,7 @@ type asked struct {
 	op     string
 	at     time.Time
 	worker task.ID
-	limit  int       // of Claim
+	limit  int       // of Claim; of KeepHistory: the days ahead
 	held   []task.ID // of Reap
 	bound  time.Duration
 }
@@ -311,8 +311,8 @@ func (r *row) lose(now time.Time) {
 	r.State, r.RunAt, r.worker = task.Pending, now, task.ID{}
 }
 
-func (m *memory) KeepHistory(ctx context.Context, retention time.Duration) error {
-	return m.do(ctx, asked{op: "KeepHistory", bound: retention}, func() {})
+func (m *memory) KeepHistory(ctx context.Context, retention time.Duration, ahead int) error {
+	return m.do(ctx, asked{op: "KeepHistory", bound: retention, limit: ahead}, func() {})
 }
 
 func (m *memory) Insert(ctx context.Context, t *task.Task) error {

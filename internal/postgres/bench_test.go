@@ -68,7 +68,7 @@ func BenchmarkClaim(b *testing.B) {
 func BenchmarkFinish(b *testing.B) {
 	s, worker := openForBenchmark(b)
 	insertMany(b, s, b.N)
-	if err := s.KeepHistory(b.Context(), retention); err != nil {
+	if err := s.KeepHistory(b.Context(), retention, 7); err != nil {
 		b.Fatal(err)
 	}
 	var all []*task.Claim

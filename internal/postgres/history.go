@@ -12,44 +12,38 @@ import (
 )
 
 const (
-	// partitionsAhead is how many days' partitions exist before they are needed,
-	// once an instance has run for some hours: more than a long weekend during
-	// which nothing can create one.
-	partitionsAhead = 7
 	partitionPrefix = "task_history_"
 	partitionDay    = "20060102"
 	// historyLockKey serialises the instances' upkeep.
 	historyLockKey = 0x68697374 // "hist"
 )
 
-// KeepHistory creates partitions, the next ones first, until those of the coming
-// days are there, which takes some calls. It drops those that ended longer than
-// retention ago, and forgets the idempotency keys that do not count any more.
-// Any instance may call it at any time; what another one is at, it leaves alone.
-func (s *Store) KeepHistory(ctx context.Context, retention time.Duration) error {
+// KeepHistory creates the partitions of today and of as many days ahead, where they
+// are missing: each takes the database some 10 ms, in which no task can end. It
+// drops those that ended longer than retention ago, and forgets the idempotency
+// keys that do not count any more. Any instance may call it at any time; what
+// another one is at, it leaves alone.
+func (s *Store) KeepHistory(ctx context.Context, retention time.Duration, ahead int) error {
 	today, existing, err := s.partitions(ctx)
 	if err != nil {
 		return fmt.Errorf("list history partitions: %w", err)
 	}
 	return errors.Join(
-		s.createAhead(ctx, today, existing),
+		s.createAhead(ctx, today, ahead, existing),
 		s.dropOld(ctx, today.Add(-retention), existing),
 		s.trim(ctx, "default history partition", trimDefaultSQL, seconds(retention)),
 		s.trim(ctx, "idempotency keys", trimKeysSQL),
 	)
 }
 
-// createAhead makes today's, if it is missing, and the next of those that follow:
-// each takes the database some 10 ms, and an instance that has just started has
-// other things to do first.
-func (s *Store) createAhead(ctx context.Context, today time.Time, existing []string) error {
-	for day := range partitionsAhead + 1 {
+func (s *Store) createAhead(ctx context.Context, today time.Time, ahead int, existing []string) error {
+	for day := range ahead + 1 {
 		start := today.AddDate(0, 0, day)
 		name := partitionPrefix + start.Format(partitionDay)
 		if slices.Contains(existing, name) {
 			continue
 		}
-		if err := s.alterHistory(ctx, createPartition(name, start)...); err != nil || day > 0 {
+		if err := s.alterHistory(ctx, createPartition(name, start)...); err != nil {
 			return err
 		}
 	}

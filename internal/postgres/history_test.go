@@ -18,7 +18,7 @@ const retention = 30 * 24 * time.Hour
 
 func keepHistory(t *testing.T, s *postgres.Store, retention time.Duration) {
 	t.Helper()
-	if err := s.KeepHistory(t.Context(), retention); err != nil {
+	if err := s.KeepHistory(t.Context(), retention, 7); err != nil {
 		t.Fatalf("KeepHistory: %v", err)
 	}
 }
@@ -53,11 +53,12 @@ func TestHistoryPartitionsAreMadeAhead(t *testing.T) {
 	for day := range 8 {
 		want = append(want, "task_history_"+today.AddDate(0, 0, day).Format("20060102"))
 	}
-	for call := range 8 { // the last with nothing to do
-		keepHistory(t, s, retention)
-		there := min(call+2, len(want))
-		if got := days(t, pool); !slices.Equal(got, want[:there]) {
-			t.Errorf("after %d calls the partitions are %v, want %v", call+1, got, want[:there])
+	for _, ahead := range []int{1, 2, 2, 7} {
+		if err := s.KeepHistory(t.Context(), retention, ahead); err != nil {
+			t.Fatalf("KeepHistory: %v", err)
+		}
+		if got := days(t, pool); !slices.Equal(got, want[:ahead+1]) {
+			t.Errorf("%d days ahead the partitions are %v, want %v", ahead, got, want[:ahead+1])
 		}
 	}
 	if got := partitionOf(t, pool, endOne(t, s)); got != want[0] && got != want[1] { // midnight may pass
@@ -96,9 +97,6 @@ func TestDefaultPartition(t *testing.T) {
 	keepHistory(t, s, retention)
 	if got := get(t, s, id); got.State != task.Succeeded {
 		t.Errorf("task is %s after KeepHistory, want succeeded", got.State)
-	}
-	for range 6 { // the day that is taken is tried each time
-		keepHistory(t, s, retention)
 	}
 	if got := days(t, pool); len(got) != 7 {
 		t.Errorf("partitions = %v, want those of the seven days that the default one has no rows of", got)
@@ -160,15 +158,13 @@ func TestConcurrentKeepHistory(t *testing.T) {
 	var instances sync.WaitGroup
 	for range 4 {
 		instances.Go(func() {
-			if err := s.KeepHistory(t.Context(), retention); err != nil {
+			if err := s.KeepHistory(t.Context(), retention, 7); err != nil {
 				t.Errorf("KeepHistory: %v", err)
 			}
 		})
 	}
 	instances.Wait()
-	for range 6 {
-		keepHistory(t, s, retention)
-	}
+	keepHistory(t, s, retention) // what one left to another that gave way
 	if got := days(t, pool); len(got) != 8 {
 		t.Errorf("partitions = %v, want 8", strings.Join(got, " "))
 	}
@@ -179,7 +175,7 @@ func TestKeepHistoryGivesWay(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)
 	tx := lock(t, pool, "task_history IN SHARE UPDATE EXCLUSIVE MODE")
-	if err := s.KeepHistory(t.Context(), retention); err == nil {
+	if err := s.KeepHistory(t.Context(), retention, 7); err == nil {
 		t.Error("KeepHistory reported nothing although it could do nothing")
 	}
 	if err := tx.Rollback(t.Context()); err != nil {

@@ -47,7 +47,7 @@ func BenchmarkWayAmongMillions(b *testing.B) {
 	if err := full.Register(b.Context(), fullWorker, b.Name(), 200); err != nil {
 		b.Fatal(err)
 	}
-	if err := empty.KeepHistory(b.Context(), retention); err != nil {
+	if err := empty.KeepHistory(b.Context(), retention, 7); err != nil {
 		b.Fatal(err)
 	}
 	way := func(s *postgres.Store, worker task.ID) (took [3]time.Duration) {
