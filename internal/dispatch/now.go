@@ -20,7 +20,8 @@ var errBusy = fmt.Errorf("%w: as many calls as may be are under way", task.ErrOv
 // is not cut short by the end of ctx, since the attempt counts. It returns
 // [task.ErrNotFound], [task.ErrNotPending], the cause of a ctx that had ended
 // before, or an error that wraps [task.ErrOverloaded] or [task.ErrUnavailable]:
-// [ErrStopping] once Run was told to stop.
+// [ErrStopping] once Run was told to stop, also where the outcome could not be
+// written any more.
 //
 // A task that may not start any more (expired, attempts exhausted) ends, with
 // a zero outcome and the reason in the decision.
@@ -65,9 +66,10 @@ func (d *Dispatcher) RunNow(ctx context.Context, id task.ID) (task.Outcome, task
 	d.settle(s, c, outcome, decision, func(*task.Claim) { close(written) })
 	select {
 	case <-written:
-	case <-s.writes.Done():
+		return outcome, decision, nil
+	case <-s.writes.Done(): // it is not known to be written, and the task may be carried out again
+		return outcome, decision, ErrStopping
 	}
-	return outcome, decision, nil
 }
 
 // RunOnce makes one call for a task that is not stored and returns what came of

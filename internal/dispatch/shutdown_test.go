@@ -438,3 +438,27 @@ func TestStopWaitsForResults(t *testing.T) {
 		r.wantState(id, task.Succeeded, "", 1)
 	})
 }
+
+// Who asked for a call is not told of an outcome that is not written: the task
+// will be carried out again.
+func TestStopBeforeTheOutcomeOfRunNowIsWritten(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		id := m.store(1, time.Hour)
+		r := start(t, options(), m, takes(time.Second, succeeded))
+		synctest.Wait()
+		m.breaks(hanging("Finish"))
+		answered := make(chan error, 1)
+		go func() {
+			_, _, err := r.RunNow(t.Context(), id)
+			answered <- err
+		}()
+		time.Sleep(2 * time.Second)
+		r.stop()
+		if err := <-answered; !errors.Is(err, ErrStopping) {
+			t.Errorf("RunNow returned %v, want %v", err, ErrStopping)
+		}
+		r.wantState(id, task.Running, "", 0)
+	})
+}
