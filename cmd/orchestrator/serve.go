@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"strconv"
 	"time"
@@ -63,20 +62,11 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	}
 	deliverer := deliver.New(calls)
 	dispatcher := dispatch.New(dispatchOptions(c, store, log), store, deliverer)
-	server := &http.Server{
-		Handler: httpapi.New(httpapi.Options{
-			Store: store, Dispatcher: dispatcher, Policy: calls.Policy, Identity: calls.Identity, Secrets: calls.Secrets,
-			Callers: callers, Rate: c.RateLimit, Burst: c.RateBurst, HideDocs: c.Docs == "off",
-			Defaults: c.Defaults(), Lease: c.LeaseDuration, NewID: store.NewID, Version: version, ExampleURL: exampleURL, Log: log,
-		}),
-		ReadHeaderTimeout: 10 * time.Second,
-		// For answers that nobody reads. /worker-endpoint counts from its answer on.
-		WriteTimeout: 30 * time.Second,
-		IdleTimeout:  2 * time.Minute,
-		// Of header lines, however short, it leaves room for less than 10,000.
-		MaxHeaderBytes: 32 << 10,
-		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
+	server := httpapi.NewServer(httpapi.New(httpapi.Options{
+		Store: store, Dispatcher: dispatcher, Policy: calls.Policy, Identity: calls.Identity, Secrets: calls.Secrets,
+		Callers: callers, Rate: c.RateLimit, Burst: c.RateBurst, HideDocs: c.Docs == "off",
+		Defaults: c.Defaults(), Lease: c.LeaseDuration, NewID: store.NewID, Version: version, ExampleURL: exampleURL, Log: log,
+	}), log)
 
 	dispatching, stopDispatching := context.WithCancel(ctx)
 	defer stopDispatching()

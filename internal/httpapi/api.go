@@ -158,7 +158,7 @@ func New(o Options) *API {
 	a.registry = config.Components.Schemas
 	a.router.NotFound(a.notFound)
 	a.router.MethodNotAllowed(a.methodNotAllowed)
-	a.router.Use(a.recoverPanics, boundBody, setHeaders, a.refuseOtherSites, middleware.GetHead)
+	a.router.Use(a.recoverPanics, setHeaders, a.refuseOtherSites, middleware.GetHead)
 	api := jsonAPI{humachi.New(a.router, config)}
 	api.UseMiddleware(a.admit, a.readBody) // in this order: what strangers send is not kept
 	a.document = api.OpenAPI()
@@ -170,6 +170,27 @@ func New(o Options) *API {
 
 // ServeHTTP serves every endpoint.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.router.ServeHTTP(w, r) }
+
+// requestTimeout is how long a caller may take to send a request.
+const requestTimeout = 10 * time.Second
+
+// NewServer returns a server for api with the bounds that its handlers rely on.
+func NewServer(api http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler: api,
+		// From its first byte to the end of its body, whether anybody reads that or
+		// net/http passes over it. Handlers may work for longer: net/http lifts the
+		// bound at the body's end.
+		ReadTimeout: requestTimeout,
+		// For answers that nobody reads. Where an answer may come late, it is counted
+		// from there on.
+		WriteTimeout: 30 * time.Second,
+		IdleTimeout:  2 * time.Minute,
+		// Of header lines, however short, it leaves room for less than 10,000.
+		MaxHeaderBytes: 32 << 10,
+		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
 
 // routes is every path of the service, and who calls it.
 func (a *API) routes(api huma.API) {

@@ -344,7 +344,7 @@ func onPipes(t *testing.T, f func(t *testing.T, s *service, dial func() net.Conn
 	synctest.Test(t, func(t *testing.T) {
 		s := newService(t)
 		l := pipeListener{make(chan net.Conn)}
-		server := &http.Server{Handler: s, ReadHeaderTimeout: time.Minute}
+		server := NewServer(s, s.Log)
 		for _, set := range configure {
 			set(server)
 		}
@@ -424,13 +424,13 @@ func TestSlowBody(t *testing.T) {
 					if err != nil || !strings.Contains(string(b), want.detail) {
 						t.Errorf("got %s (%v), want %q", b, err, want.detail)
 					}
-					if took := time.Since(start); resp.StatusCode != want.status || took != bodyTimeout {
-						t.Errorf("got status %d after %v, want %d after %v", resp.StatusCode, took, want.status, bodyTimeout)
+					if took := time.Since(start); resp.StatusCode != want.status || took != requestTimeout {
+						t.Errorf("got status %d after %v, want %d after %v", resp.StatusCode, took, want.status, requestTimeout)
 					}
 					if _, err := r.ReadByte(); !errors.Is(err, io.EOF) {
 						t.Errorf("got %v, want the connection closed", err)
 					}
-					if took := time.Since(start); took > bodyTimeout+time.Second {
+					if took := time.Since(start); took > requestTimeout+time.Second {
 						t.Errorf("the connection was held for %v", took)
 					}
 					s.nothingHappened(&answer{status: resp.StatusCode, text: string(b)})
@@ -461,8 +461,8 @@ func TestDrippingBody(t *testing.T) {
 			}
 		}()
 		a := s.response(conn, "/enqueue")
-		if took := time.Since(start); a.status != http.StatusRequestTimeout || took != bodyTimeout {
-			t.Errorf("got status %d after %v, want 408 after %v", a.status, took, bodyTimeout)
+		if took := time.Since(start); a.status != http.StatusRequestTimeout || took != requestTimeout {
+			t.Errorf("got status %d after %v, want 408 after %v", a.status, took, requestTimeout)
 		}
 		s.nothingHappened(a)
 		_ = conn.Close()
@@ -510,7 +510,7 @@ func TestSlowStore(t *testing.T) {
 			select {
 			case status := <-statuses:
 				t.Fatalf("got %d before the store was done", status)
-			case <-time.After(6 * bodyTimeout):
+			case <-time.After(2 * requestTimeout):
 			}
 			close(committed)
 			if status := <-statuses; status != want {
@@ -539,7 +539,7 @@ func TestKeepAlive(t *testing.T) {
 				if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != want {
 					t.Errorf("got status %d (%v), want %d", resp.StatusCode, err, want)
 				}
-				<-time.After(3 * bodyTimeout)
+				<-time.After(3 * requestTimeout)
 			}
 		}
 	})

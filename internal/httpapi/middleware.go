@@ -27,8 +27,6 @@ const (
 	// way at /worker-endpoint, which it bounds too. On its way into the database
 	// each takes some eight times its size.
 	maxBodies = 32 << 20
-	// bodyTimeout is how long a caller may take to send a body.
-	bodyTimeout = 10 * time.Second
 )
 
 // recoverPanics answers 500 where a handler panicked.
@@ -66,19 +64,6 @@ func (a *API) refuseOtherSites(next http.Handler) http.Handler {
 		a.write(w, r, newProblem(http.StatusForbidden, "A web page of another site may not use this service."))
 	}))
 	return protection.Handler(next)
-}
-
-// boundBody bounds the time in which a body must arrive, whether anybody reads
-// it or net/http passes over it. Handlers may work for longer: net/http lifts
-// the bound at the body's end. Where that does not come the bound stays, since
-// net/http looks for it once more before it answers.
-func boundBody(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Body != nil && r.Body != http.NoBody {
-			_ = huma.SetReadDeadline(w, time.Now().Add(bodyTimeout)) // a test's recorder has none
-		}
-		next.ServeHTTP(w, r)
-	})
 }
 
 // readBody reads a request's body before its handler runs, within a bound on
