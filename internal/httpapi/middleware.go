@@ -81,6 +81,7 @@ func (a *API) readBody(ctx huma.Context, next func(huma.Context)) {
 		a.write(w, r, bodyProblem(err))
 		return
 	}
+	b.whole = whole
 	b.Reset(whole)
 	r.Body = b
 	if ctx.Operation().Path == "/worker-endpoint" {
@@ -92,6 +93,7 @@ func (a *API) readBody(ctx huma.Context, next func(huma.Context)) {
 // requestBody is an arrival at first, then read from memory.
 type requestBody struct {
 	bytes.Reader
+	whole    []byte
 	arriving io.Reader
 	arrived  int64
 	all      *atomic.Int64 // what arrived of all bodies that it is counted among
@@ -108,7 +110,8 @@ func (a *API) holdForCall(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	b.Reset(nil) // it has been read
+	b.whole = nil // it has been read
+	b.Reset(nil)
 	b.all.Add(-b.arrived)
 	b.all = &a.callBodies
 	if b.all.Add(b.arrived) > maxBodies && b.arrived > smallBody {

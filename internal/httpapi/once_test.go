@@ -2,11 +2,15 @@ package httpapi
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -160,4 +164,68 @@ func TestRepeatAfterTheRetention(t *testing.T) {
 	if a.detail() != goneDetail {
 		t.Errorf("got %q", a.detail())
 	}
+}
+
+// Who names no request gets the answers of those who do: the operations answer the
+// latter, plainly nearly all others.
+func TestPlainAnswers(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	var failing error
+	s.store.insert = func(context.Context, *task.Task) error { return failing }
+	for path, body := range map[string]string{
+		"/enqueue":  with("payload", `{"a":[1,"x"]},"headers":{"X-Token":"`+marker+`"},"labels":{"k":"v"},"timeout_seconds":7`),
+		"/schedule": with("delay_seconds", `60,"body":"text","on_failure":{"url":"`+target+`"}`),
+	} {
+		for name, tt := range map[string]struct {
+			failing error
+			body    string
+			header  []string
+			status  int
+		}{
+			"stored":               {status: http.StatusAccepted},
+			"by somebody":          {status: http.StatusAccepted, header: []string{"X-Test-Caller", "plays"}},
+			"JSON by another name": {status: http.StatusAccepted, header: []string{"Content-Type", "application/x+json; charset=utf-8"}},
+			"nothing plain":        {status: http.StatusAccepted, body: strings.Replace(body, "60", "6e1", 1) + "\n"},
+			"too much is waiting":  {status: http.StatusTooManyRequests, failing: fmt.Errorf("insert: %w", task.ErrOverloaded)},
+			"no database":          {status: http.StatusServiceUnavailable, failing: task.ErrUnavailable},
+			"something else":       {status: http.StatusInternalServerError, failing: errors.New(marker)},
+			"wrong":                {status: http.StatusUnprocessableEntity, body: strings.Replace(body, target, "ftp://x", 1)},
+			"no JSON":              {status: http.StatusBadRequest, body: "{"},
+			"nothing":              {status: http.StatusBadRequest, body: " "},
+			"no type of ours":      {status: http.StatusUnsupportedMediaType, header: []string{"Content-Type", "text/plain"}},
+		} {
+			t.Run(path+" "+name, func(t *testing.T) {
+				failing = tt.failing
+				if tt.body == "" {
+					tt.body = body
+				}
+				plain := s.post(path, tt.body, tt.header...)
+				plainly := s.store.taken()
+				named := s.post(path, tt.body, append(tt.header, "Idempotency-Key", "k")...)
+				byName := s.store.taken()
+				if plain.status != tt.status || named.status != tt.status {
+					t.Errorf("got status %d, with a key %d, want %d: %s", plain.status, named.status, tt.status, plain.text)
+				}
+				if diff := cmp.Diff(unnamed(named), unnamed(plain)); diff != "" {
+					t.Errorf("answered with a key and without (-with +without):\n%s", diff)
+				}
+				ignore := cmpopts.IgnoreFields(task.Task{}, "ID", "IdempotencyKey", "Fingerprint")
+				if diff := cmp.Diff(byName, plainly, ignore); diff != "" || (len(plainly) == 1) != (tt.status == http.StatusAccepted) {
+					t.Errorf("stored with a key and without (-with +without):\n%s", diff)
+				}
+			})
+		}
+	}
+}
+
+// unnamed is an answer without what no two have in common.
+func unnamed(a *answer) map[string]any {
+	header := a.header.Clone()
+	for _, name := range []string{"Date", "Location", "Retry-After"} {
+		for i := range header[name] {
+			header[name][i] = regexp.MustCompile(`[0-9a-f-]{36}|^.*GMT$|^[123]$`).ReplaceAllString(header[name][i], "…")
+		}
+	}
+	return map[string]any{"header": header, "body": regexp.MustCompile(`"[0-9a-f-]{36}"`).ReplaceAllString(a.text, "…")}
 }
