@@ -29,7 +29,8 @@ func devCommand(ctx context.Context, stdout, stderr io.Writer) error {
 	if os.Getenv("LOG_FORMAT") == "" {
 		c.LogFormat = "text"
 	}
-	log := newLogger(c, stdout)
+	log, flush := newLogger(c, stdout)
+	defer flush()
 	listener, err := devListen(ctx, c.Port, stderr)
 	if err != nil {
 		return err
@@ -122,7 +123,8 @@ func echoCommand(ctx context.Context, stdout, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	log := newLogger(c, stdout)
+	log, flush := newLogger(c, stdout)
+	defer flush()
 	log.Info("echoing", "address", listener.Addr().String())
 	stop := serveEcho(listener, log)
 	<-ctx.Done()

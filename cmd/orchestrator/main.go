@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -116,7 +115,9 @@ func serveCommand(ctx context.Context, stdout, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return serve(ctx, c, listener, newLogger(c, stdout), exampleURL)
+	log, flush := newLogger(c, stdout)
+	defer flush()
+	return serve(ctx, c, listener, log, exampleURL)
 }
 
 // keyCommand prints a new API key, which nothing shows again, and what the
@@ -156,12 +157,4 @@ func load() (*config.Config, error) {
 		err = errors.New("DATABASE_URL is not set: it must be like postgres://user:password@host:5432/database (to try the service without one: orchestrator dev)")
 	}
 	return c, err
-}
-
-func newLogger(c *config.Config, w io.Writer) *slog.Logger {
-	options := &slog.HandlerOptions{Level: c.LogLevel}
-	if c.LogFormat == "text" {
-		return slog.New(slog.NewTextHandler(w, options))
-	}
-	return slog.New(slog.NewJSONHandler(w, options))
 }

@@ -74,9 +74,7 @@ type process struct {
 func start(t testing.TB, command string, settings ...string) *process {
 	t.Helper()
 	p := &process{t: t, done: make(chan struct{})}
-	p.cmd = exec.Command(binary, command)
-	p.cmd.Env = append(os.Environ(), "PORT=0", "AUTH=none", "LOG_FORMAT=json", "LOG_LEVEL=debug", "TARGET_ALLOW_NETWORKS=127.0.0.0/8")
-	p.cmd.Env = append(p.cmd.Env, settings...)
+	p.cmd = newCommand(command, settings...)
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -92,7 +90,7 @@ func start(t testing.TB, command string, settings ...string) *process {
 			t.Logf("output of %s:\n%s", command, strings.Join(p.lines(), "\n"))
 		}
 	})
-	address := make(chan string, 1)
+	serving := make(chan string, 1)
 	go func() {
 		defer close(p.done)
 		lines := bufio.NewScanner(out)
@@ -101,23 +99,39 @@ func start(t testing.TB, command string, settings ...string) *process {
 			p.mu.Lock()
 			p.output = append(p.output, lines.Text())
 			p.mu.Unlock()
-			var entry struct{ Msg, Address string }
-			if json.Unmarshal(lines.Bytes(), &entry) == nil && entry.Msg == "serving" {
-				address <- entry.Address
+			if url, ok := servingAt(lines.Bytes()); ok {
+				serving <- url
 			}
 		}
 		_ = p.cmd.Wait() // the exit code is in ProcessState
 	}()
 	select {
-	case a := <-address:
-		_, port, _ := strings.Cut(strings.ReplaceAll(a, "[::]", ""), ":")
-		p.url = "http://127.0.0.1:" + port
+	case p.url = <-serving:
 	case <-p.done:
 		t.Fatalf("%s ended before it served", command)
 	case <-time.After(patience):
 		t.Fatalf("%s did not serve within %v", command, patience)
 	}
 	return p
+}
+
+// newCommand is a command of the program with the settings that every test wants,
+// and more of them.
+func newCommand(command string, settings ...string) *exec.Cmd {
+	cmd := exec.Command(binary, command)
+	cmd.Env = append(os.Environ(), "PORT=0", "AUTH=none", "LOG_FORMAT=json", "LOG_LEVEL=debug", "TARGET_ALLOW_NETWORKS=127.0.0.0/8")
+	cmd.Env = append(cmd.Env, settings...)
+	return cmd
+}
+
+// servingAt returns where a process serves, if this is the line of its log that says so.
+func servingAt(line []byte) (url string, ok bool) {
+	var entry struct{ Msg, Address string }
+	if json.Unmarshal(line, &entry) != nil || entry.Msg != "serving" {
+		return "", false
+	}
+	_, port, _ := strings.Cut(strings.ReplaceAll(entry.Address, "[::]", ""), ":")
+	return "http://127.0.0.1:" + port, true
 }
 
 func (p *process) lines() []string {

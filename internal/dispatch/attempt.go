@@ -189,15 +189,8 @@ func (d *Dispatcher) settle(s *session, c *task.Claim, outcome task.Outcome, dec
 		} else {
 			d.watches.end(c.Task.ID)
 		}
-		level, message := describe(c, outcome, decision)
-		if !d.log.Enabled(s.calls, level) {
-			ended(c)
-			return
-		}
-		d.results.Go(func() {
-			d.report(s.calls, level, message, c, outcome, decision)
-			ended(c)
-		})
+		d.report(s.calls, c, outcome, decision)
+		ended(c)
 	}})
 }
 
@@ -235,8 +228,7 @@ func (d *Dispatcher) write(r *result) {
 	d.try(r)
 }
 
-// try writes a result. Others wait until the store has told what came of it, so
-// no line is logged meanwhile: nobody may be reading them.
+// try writes a result. Others wait until the store has told what came of it.
 func (d *Dispatcher) try(r *result) {
 	r.tries++
 	d.store.Finish(r.claim, r.decision, func(matched, calledBack bool, err error) {
@@ -292,7 +284,11 @@ func describe(c *task.Claim, o task.Outcome, decision task.Decision) (slog.Level
 }
 
 // report logs one line for an attempt.
-func (d *Dispatcher) report(ctx context.Context, level slog.Level, message string, c *task.Claim, o task.Outcome, decision task.Decision) {
+func (d *Dispatcher) report(ctx context.Context, c *task.Claim, o task.Outcome, decision task.Decision) {
+	level, message := describe(c, o, decision)
+	if !d.log.Enabled(ctx, level) {
+		return
+	}
 	attrs := []slog.Attr{
 		slog.String("task_id", c.Task.ID.String()),
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -497,43 +496,5 @@ func TestIdleGoroutinesEnd(t *testing.T) {
 				t.Error("the context of calls goes on when their goroutine has ended")
 			}
 		}
-	})
-}
-
-// unread is a log that nobody reads: each line about a task waits until it is.
-type unread struct {
-	slog.Handler
-	read chan struct{}
-}
-
-func (u unread) Handle(_ context.Context, line slog.Record) error {
-	if strings.HasPrefix(line.Message, "task ") {
-		<-u.read
-	}
-	return nil
-}
-
-// What is known is written, whether or not the log takes a line.
-func TestLogThatNobodyReads(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		m := newMemory()
-		o := options()
-		for n := range 3 * o.Concurrency {
-			m.store(n, 0)
-		}
-		r := newRig(t, o, m, takes(10*time.Millisecond, succeeded))
-		log := unread{r.Dispatcher.log.Handler(), make(chan struct{})}
-		r.Dispatcher.log = slog.New(log)
-		r.run()
-		time.Sleep(time.Second)
-		for n := range 3 * o.Concurrency {
-			r.wantState(taskID(n), task.Succeeded, "", 1)
-		}
-		if len(m.telling) > 0 {
-			t.Error("what came of other results is not told before the log takes a line")
-		}
-		close(log.read)
-		r.stop()
 	})
 }

@@ -68,7 +68,8 @@ type Options struct {
 	Retention time.Duration
 	// NewID makes the worker's ids: a new one each time it has to register.
 	NewID func() task.ID
-	Log   *slog.Logger
+	// Log must not block: what came of tasks is logged while others wait.
+	Log *slog.Logger
 }
 
 const (
@@ -135,7 +136,7 @@ type Dispatcher struct {
 	unsettled int            // claimed and not written down yet
 	direct    int            // RunNow and RunOnce under way
 	attempts  sync.WaitGroup // under way; guarded by mu where it grows from zero
-	results   sync.WaitGroup // being written and logged; grows from zero during attempts
+	results   sync.WaitGroup // being written; grows from zero during attempts
 
 	jobs    chan *job // to goroutines that are idle
 	workers sync.WaitGroup
@@ -211,8 +212,7 @@ func (d *Dispatcher) CutOff(claims map[task.ID]int64) {
 // Run works until ctx ends, then stops in order: it claims nothing more, lets
 // running calls go on for Grace, cuts off and gives back what is left, and
 // signs off. It returns when all its goroutines are gone, Grace plus about a
-// second after ctx ended at the latest: then those are left that the store or the
-// log holds up.
+// second after ctx ended at the latest: then those are left that the store holds up.
 func (d *Dispatcher) Run(ctx context.Context) {
 	// Three contexts: the end of ctx stops the claiming, then calls are cut off,
 	// and what they leave to be written gets a moment more.

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/melodia/orchestrator/internal/config"
+)
+
+const (
+	// waitingLines is how many lines of the log wait for whoever reads it. Further
+	// ones are dropped and counted.
+	waitingLines = 1024
+	// flushTime is what the last of them get at the end.
+	flushTime = 200 * time.Millisecond
+)
+
+// newLogger returns the log that the settings ask for, and what is to be called
+// at the end. Nobody who logs waits for w: a reader that stalls must not stall the
+// service.
+func newLogger(c *config.Config, w io.Writer) (log *slog.Logger, flush func()) {
+	options := &slog.HandlerOptions{Level: c.LogLevel}
+	format := func(w io.Writer) *slog.Logger { return slog.New(slog.NewJSONHandler(w, options)) }
+	if c.LogFormat == "text" {
+		format = func(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, options)) }
+	}
+	lines := &lineWriter{waiting: make(chan []byte, waitingLines), stop: make(chan struct{}), stopped: make(chan struct{})}
+	go lines.pass(w, format(w))
+	return format(lines), lines.flush
+}
+
+// lineWriter takes lines for a goroutine that writes them.
+type lineWriter struct {
+	waiting       chan []byte
+	dropped       atomic.Int64
+	stop, stopped chan struct{}
+}
+
+// Write takes a line, or drops it where too many wait. It never blocks or fails.
+func (l *lineWriter) Write(line []byte) (int, error) {
+	select {
+	case l.waiting <- bytes.Clone(line): // its memory serves the next one
+	default:
+		l.dropped.Add(1)
+	}
+	return len(line), nil
+}
+
+// pass writes what waits to w until it is stopped. log, which writes to w too, says
+// that lines were dropped.
+func (l *lineWriter) pass(w io.Writer, log *slog.Logger) {
+	defer close(l.stopped)
+	write := func(line []byte) {
+		_, _ = w.Write(line) // there is nobody to tell
+		if count := l.dropped.Swap(0); count > 0 {
+			log.Warn("lines of this log were dropped, they came faster than they were read", "count", count)
+		}
+	}
+	for {
+		select {
+		case line := <-l.waiting:
+			write(line)
+		case <-l.stop:
+			for range len(l.waiting) {
+				write(<-l.waiting)
+			}
+			return
+		}
+	}
+}
+
+// flush returns when all that was logged is written, or after flushTime. What is
+// logged afterwards may be lost.
+func (l *lineWriter) flush() {
+	close(l.stop)
+	select {
+	case <-l.stopped:
+	case <-time.After(flushTime):
+	}
+}

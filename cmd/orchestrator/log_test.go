@@ -1,0 +1,161 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/melodia/orchestrator/internal/config"
+	"github.com/melodia/orchestrator/internal/postgres/pgtest"
+)
+
+// stalled is a writer that takes nothing until it is released.
+type stalled struct {
+	released chan struct{}
+
+	mu  sync.Mutex
+	got bytes.Buffer
+}
+
+func (s *stalled) Write(p []byte) (int, error) {
+	<-s.released
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.got.Write(p)
+}
+
+func (s *stalled) lines() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Split(strings.TrimSuffix(s.got.String(), "\n"), "\n")
+}
+
+func TestLogDropsAndCounts(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := &stalled{released: make(chan struct{})}
+		log, flush := newLogger(&config.Config{LogFormat: "json"}, w)
+		log.Info("first")
+		synctest.Wait() // it is being written
+		const dropped = 77
+		for n := range waitingLines + dropped {
+			log.Info("line", "n", n)
+		}
+
+		close(w.released)
+		synctest.Wait() // all is written
+		log.Info("later")
+		flush()
+
+		var got []struct {
+			Level, Msg string
+			N, Count   int
+		}
+		for _, text := range w.lines() {
+			entry := struct {
+				Level, Msg string
+				N, Count   int
+			}{N: -1}
+			if err := json.Unmarshal([]byte(text), &entry); err != nil {
+				t.Fatalf("%v: %s", err, text)
+			}
+			got = append(got, entry)
+		}
+		if want := 1 + 1 + waitingLines + 1; len(got) != want {
+			t.Fatalf("got %d lines, want %d", len(got), want)
+		}
+		if got[0].Msg != "first" || got[1].Count != dropped || got[1].Level != "WARN" || got[len(got)-1].Msg != "later" {
+			t.Errorf("got %+v and then %+v, in the end %+v", got[0], got[1], got[len(got)-1])
+		}
+		for n, entry := range got[2 : len(got)-1] {
+			if entry.N != n {
+				t.Fatalf("line %d is %+v, want what was logged as number %d", n, entry, n)
+			}
+		}
+	})
+}
+
+// Who ends does not wait for a reader that never comes.
+func TestLogEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := &stalled{released: make(chan struct{})}
+		log, flush := newLogger(&config.Config{LogFormat: "text"}, w)
+		log.Info("first")
+		start := time.Now()
+		flush()
+		if took := time.Since(start); took != flushTime {
+			t.Errorf("flush took %v, want %v", took, flushTime)
+		}
+		close(w.released)
+		synctest.Wait()
+		log.Info("too late") // and nothing happens
+		if got := w.lines(); len(got) != 1 || !strings.HasSuffix(got[0], "level=INFO msg=first") {
+			t.Errorf("got %q", got)
+		}
+	})
+}
+
+// A reader that stalls keeps no task from being carried out, nor the process from
+// ending.
+func TestLogThatNobodyReads(t *testing.T) {
+	t.Parallel()
+	target := newTarget(t, statusOf)
+	cmd := newCommand("serve", "DATABASE_URL="+pgtest.URL(t))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it has ended already where all went well
+		_ = cmd.Wait()
+	})
+	p := &process{t: t}
+	for lines := bufio.NewReader(out); p.url == ""; {
+		line, err := lines.ReadBytes('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.url, _ = servingAt(line)
+	}
+
+	const tasks = 1000 // their lines are more than a pipe holds, which is 64 KiB
+	item := fmt.Sprintf(`{"url":%q}`, target.url+"/200")
+	if a := p.do(http.MethodPost, "/tasks/batch", `{"tasks":[`+strings.Repeat(item+",", tasks-1)+item+`]}`); a.status != http.StatusAccepted {
+		t.Fatalf("got %d %s", a.status, a.raw)
+	}
+	eventually(t, func() bool {
+		return strings.Contains(p.do(http.MethodGet, "/tasks/counts", "").raw, fmt.Sprintf(`"succeeded":{"count":%d,`, tasks))
+	}, func() string { return p.do(http.MethodGet, "/tasks/counts", "").raw })
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan *os.ProcessState, 1)
+	go func() {
+		state, err := cmd.Process.Wait() // Wait of cmd would close the pipe
+		if err != nil {
+			t.Error(err)
+		}
+		ended <- state
+	}()
+	select {
+	case state := <-ended:
+		if !state.Success() {
+			t.Errorf("it ended with %v", state)
+		}
+	case <-time.After(patience):
+		t.Errorf("it did not end within %v", patience)
+	}
+}
