@@ -140,7 +140,7 @@ func decodeTree(data []byte) (any, error) {
 		case name == "payload" && kind != 'n':
 			member, err = true, checkNumbers(value)
 		case kind == '{' && len(value) > maxTree:
-			member = map[string]any{}
+			member, err = outline(value)
 		case kind == '[' && len(value) > maxTree:
 			member = []any{}
 		default:
@@ -150,6 +150,40 @@ func decodeTree(data []byte) (any, error) {
 			return nil, within(err, name)
 		}
 		tree[name] = member
+	}
+	return tree, nil
+}
+
+// outline decodes an object, but for what its members hold where they are objects or
+// lists, and for more members than a request has fields.
+func outline(object jsontext.Value) (tree map[string]any, err error) {
+	decoder := jsontext.NewDecoder(bytes.NewReader(object))
+	if _, err := decoder.ReadToken(); err != nil {
+		return nil, err
+	}
+	tree = make(map[string]any)
+	for len(tree) < maxMembers && decoder.PeekKind() != '}' {
+		name, err := decoder.ReadToken()
+		if err != nil {
+			return nil, err
+		}
+		key := name.String()
+		value, err := decoder.ReadValue()
+		if err != nil {
+			return nil, err
+		}
+		var member any
+		switch value.Kind() {
+		case '{':
+			member = map[string]any{}
+		case '[':
+			member = []any{}
+		default:
+			if err := json.Unmarshal(value, &member); err != nil {
+				return nil, within(err, key)
+			}
+		}
+		tree[key] = member
 	}
 	return tree, nil
 }
