@@ -136,7 +136,6 @@ func (d *Dispatcher) carryOut(by *caller, j *job) (next *job) {
 	default:
 		outcome, decision = d.attempt(by.call, j, task.Call{Task: c.Task, Attempt: c.AttemptNumber()})
 	}
-	c.Task.Body = nil // large, maybe, and not needed any more
 	next = d.endCall(j, outcome.Duration)
 	d.settle(j.session, c, outcome, decision, d.settled)
 	return next
@@ -173,6 +172,7 @@ func (d *Dispatcher) attempt(ctx context.Context, j *job, call task.Call) (task.
 // settle has what follows from an attempt written down and logged, and then calls
 // ended. It waits for none of that.
 func (d *Dispatcher) settle(s *session, c *task.Claim, outcome task.Outcome, decision task.Decision, ended func(*task.Claim)) {
+	c.Task.Body = nil // large, maybe, and not needed any more
 	if errors.Is(context.Cause(s.calls), errLeaseLost) {
 		// Others carry the task out by now; the fence would turn the result away.
 		d.log.Warn("result dropped, the lease was lost", "task_id", c.Task.ID.String(), "claim", c.Number)
