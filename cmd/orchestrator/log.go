@@ -2,9 +2,12 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"log/slog"
+	"os/signal"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/melodia/orchestrator/internal/config"
@@ -20,16 +23,17 @@ const (
 
 // newLogger returns the log that the settings ask for, and what is to be called
 // at the end. Nobody who logs waits for w: a reader that stalls must not stall the
-// service.
+// service, nor one that goes away end it.
 func newLogger(c *config.Config, w io.Writer) (log *slog.Logger, flush func()) {
 	options := &slog.HandlerOptions{Level: c.LogLevel}
-	format := func(w io.Writer) *slog.Logger { return slog.New(slog.NewJSONHandler(w, options)) }
+	format := func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, options) }
 	if c.LogFormat == "text" {
-		format = func(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, options)) }
+		format = func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, options) }
 	}
+	signal.Ignore(syscall.SIGPIPE)
 	lines := &lineWriter{waiting: make(chan []byte, waitingLines), stop: make(chan struct{}), stopped: make(chan struct{})}
 	go lines.pass(w, format(w))
-	return format(lines), lines.flush
+	return slog.New(format(lines)), lines.flush
 }
 
 // lineWriter takes lines for a goroutine that writes them.
@@ -51,12 +55,19 @@ func (l *lineWriter) Write(line []byte) (int, error) {
 
 // pass writes what waits to w until it is stopped. log, which writes to w too, says
 // that lines were dropped.
-func (l *lineWriter) pass(w io.Writer, log *slog.Logger) {
+func (l *lineWriter) pass(w io.Writer, log slog.Handler) {
 	defer close(l.stopped)
 	write := func(line []byte) {
-		_, _ = w.Write(line) // there is nobody to tell
-		if count := l.dropped.Swap(0); count > 0 {
-			log.Warn("lines of this log were dropped, they came faster than they were read", "count", count)
+		if _, err := w.Write(line); err != nil {
+			l.dropped.Add(1)
+			return
+		}
+		if count := l.dropped.Load(); count > 0 {
+			r := slog.NewRecord(time.Now(), slog.LevelWarn, "lines of this log were dropped, they came faster than they could be written", 0)
+			r.Add("count", count)
+			if log.Handle(context.Background(), r) == nil {
+				l.dropped.Add(-count)
+			}
 		}
 	}
 	for {

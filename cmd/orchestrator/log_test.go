@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"strings"
@@ -13,6 +14,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/melodia/orchestrator/internal/config"
 	"github.com/melodia/orchestrator/internal/postgres/pgtest"
@@ -105,57 +108,112 @@ func TestLogEnds(t *testing.T) {
 	})
 }
 
-// A reader that stalls keeps no task from being carried out, nor the process from
-// ending.
+// full is a disk that has room for some lines at times.
+type full struct {
+	room int
+	bytes.Buffer
+}
+
+func (f *full) Write(p []byte) (int, error) {
+	if f.room == 0 {
+		return 0, syscall.ENOSPC
+	}
+	f.room--
+	return f.Buffer.Write(p)
+}
+
+// What could not be written is counted among what was dropped, and so is the line
+// that says so.
+func TestLogCountsWhatFails(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := &full{}
+		log, flush := newLogger(&config.Config{LogFormat: "text"}, w)
+		for _, step := range []struct{ room, lines int }{{0, 3}, {1, 1}, {0, 2}, {9, 1}, {9, 1}} {
+			w.room = step.room
+			for range step.lines {
+				log.Info("line")
+			}
+			synctest.Wait()
+		}
+		flush()
+		var got []string
+		for line := range strings.Lines(w.String()) {
+			_, text, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "level=")
+			got = append(got, text)
+		}
+		want := []string{
+			"INFO msg=line", "INFO msg=line",
+			`WARN msg="lines of this log were dropped, they came faster than they could be written" count=5`, "INFO msg=line",
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("the log (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// A reader that stalls, or goes away, keeps no task from being carried out, nor the
+// process from ending in order.
 func TestLogThatNobodyReads(t *testing.T) {
 	t.Parallel()
-	target := newTarget(t, statusOf)
-	cmd := newCommand("serve", "DATABASE_URL="+pgtest.URL(t))
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill() // it has ended already where all went well
-		_ = cmd.Wait()
-	})
-	p := &process{t: t}
-	for lines := bufio.NewReader(out); p.url == ""; {
-		line, err := lines.ReadBytes('\n')
-		if err != nil {
-			t.Fatal(err)
-		}
-		p.url, _ = servingAt(line)
-	}
+	for name, stop := range map[string]func(io.Closer) error{
+		"stalls":    func(io.Closer) error { return nil },
+		"goes away": io.Closer.Close,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			target := newTarget(t, statusOf)
+			cmd := newCommand("serve", "DATABASE_URL="+pgtest.URL(t))
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				_ = cmd.Process.Kill() // it has ended already where all went well
+				_ = cmd.Wait()
+			})
+			p := &process{t: t}
+			for lines := bufio.NewReader(out); p.url == ""; {
+				line, err := lines.ReadBytes('\n')
+				if err != nil {
+					t.Fatal(err)
+				}
+				p.url, _ = servingAt(line)
+			}
+			if err := stop(out); err != nil {
+				t.Fatal(err)
+			}
 
-	const tasks = 1000 // their lines are more than a pipe holds, which is 64 KiB
-	item := fmt.Sprintf(`{"url":%q}`, target.url+"/200")
-	if a := p.do(http.MethodPost, "/tasks/batch", `{"tasks":[`+strings.Repeat(item+",", tasks-1)+item+`]}`); a.status != http.StatusAccepted {
-		t.Fatalf("got %d %s", a.status, a.raw)
-	}
-	eventually(t, func() bool {
-		return strings.Contains(p.do(http.MethodGet, "/tasks/counts", "").raw, fmt.Sprintf(`"succeeded":{"count":%d,`, tasks))
-	}, func() string { return p.do(http.MethodGet, "/tasks/counts", "").raw })
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan *os.ProcessState, 1)
-	go func() {
-		state, err := cmd.Process.Wait() // Wait of cmd would close the pipe
-		if err != nil {
-			t.Error(err)
-		}
-		ended <- state
-	}()
-	select {
-	case state := <-ended:
-		if !state.Success() {
-			t.Errorf("it ended with %v", state)
-		}
-	case <-time.After(patience):
-		t.Errorf("it did not end within %v", patience)
+			const tasks = 1000 // their lines are more than a pipe holds, which is 64 KiB
+			item := fmt.Sprintf(`{"url":%q}`, target.url+"/200")
+			if a := p.do(http.MethodPost, "/tasks/batch", `{"tasks":[`+strings.Repeat(item+",", tasks-1)+item+`]}`); a.status != http.StatusAccepted {
+				t.Fatalf("got %d %s", a.status, a.raw)
+			}
+			eventually(t, func() bool {
+				return strings.Contains(p.do(http.MethodGet, "/tasks/counts", "").raw, fmt.Sprintf(`"succeeded":{"count":%d,`, tasks))
+			}, func() string { return p.do(http.MethodGet, "/tasks/counts", "").raw })
+			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan *os.ProcessState, 1)
+			go func() {
+				state, err := cmd.Process.Wait() // Wait of cmd would close the pipe
+				if err != nil {
+					t.Error(err)
+				}
+				ended <- state
+			}()
+			select {
+			case state := <-ended:
+				if !state.Success() {
+					t.Errorf("it ended with %v", state)
+				}
+			case <-time.After(patience):
+				t.Errorf("it did not end within %v", patience)
+			}
+		})
 	}
 }
