@@ -171,17 +171,22 @@ func New(o Options) *API {
 // ServeHTTP serves every endpoint.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.router.ServeHTTP(w, r) }
 
-// requestTimeout is how long a caller may take to send a request.
-const requestTimeout = 10 * time.Second
+const (
+	// headTimeout is how long a caller may take to send a request's head, after the
+	// connection was made or the head's first byte came.
+	headTimeout = 10 * time.Second
+	// requestTimeout is the same for the whole request.
+	requestTimeout = 20 * time.Second
+)
 
 // NewServer returns a server for api with the bounds that its handlers rely on.
 func NewServer(api http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler: api,
-		// From its first byte to the end of its body, whether anybody reads that or
-		// net/http passes over it. Handlers may work for longer: net/http lifts the
-		// bound at the body's end.
-		ReadTimeout: requestTimeout,
+		// They hold whether anybody reads the body or net/http passes over it, which
+		// lifts them at the body's end: handlers may work for longer.
+		ReadHeaderTimeout: headTimeout,
+		ReadTimeout:       requestTimeout,
 		// For answers that nobody reads. Where an answer may come late, it is counted
 		// from there on.
 		WriteTimeout: 30 * time.Second,
@@ -293,7 +298,7 @@ var meanings = map[string]string{
 	"401": "It is not known who calls: no credentials came, or such as are not valid.",
 	"403": "The caller lacks the scope that this operation needs, or the request comes from a web page of another site.",
 	"404": "No task has this id, or its retention is over.",
-	"408": "The body did not arrive within 10 seconds.",
+	"408": "The request did not arrive within 20 seconds.",
 	"409": "The task is not in a state for this, or another request was made under the Idempotency-Key; detail says which.",
 	"412": "The task is not in a version that If-Match names.",
 	"413": "The body is larger than 1 MiB.",

@@ -385,7 +385,7 @@ func (s *service) response(conn io.Reader, path string) *answer {
 	return s.read(sent, resp)
 }
 
-// A caller that is slow with its body gets an answer after ten seconds, and
+// A caller that is slow with its body gets an answer after a while, and
 // does not keep the connection.
 func TestSlowBody(t *testing.T) {
 	t.Parallel()
@@ -399,7 +399,7 @@ func TestSlowBody(t *testing.T) {
 		"/enqueue?stranger": {http.StatusUnauthorized, "not known who calls"},
 	}
 	for _, path := range submissions {
-		paths[path] = late{http.StatusRequestTimeout, "The body did not arrive within 10 seconds."}
+		paths[path] = late{http.StatusRequestTimeout, "The request did not arrive within 20 seconds."}
 	}
 	for path, want := range paths {
 		for _, sent := range []string{"", `{"url":"` + marker} {
@@ -438,6 +438,23 @@ func TestSlowBody(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Some callers make connections in advance, and net/http counts from then on.
+func TestConnectionMadeInAdvance(t *testing.T) {
+	t.Parallel()
+	onPipes(t, func(t *testing.T, s *service, dial func() net.Conn) {
+		s = s.on(t)
+		body := with("payload", "1")
+		conn := dial()
+		for _, text := range []string{head("/enqueue", len(body)), body} {
+			<-time.After(headTimeout - time.Second)
+			if _, err := io.WriteString(conn, text); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.only(s.response(conn, "/enqueue"))
+	})
 }
 
 // A byte every second is slow too.
@@ -510,7 +527,7 @@ func TestSlowStore(t *testing.T) {
 			select {
 			case status := <-statuses:
 				t.Fatalf("got %d before the store was done", status)
-			case <-time.After(2 * requestTimeout):
+			case <-time.After(requestTimeout + time.Second):
 			}
 			close(committed)
 			if status := <-statuses; status != want {

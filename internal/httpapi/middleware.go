@@ -146,7 +146,7 @@ func bodyProblem(err error) error {
 	case errors.As(err, &tooLarge):
 		return newProblem(http.StatusRequestEntityTooLarge, "The body must be at most 1 MiB (1048576 bytes).")
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return newProblem(http.StatusRequestTimeout, "The body did not arrive within 10 seconds.")
+		return newProblem(http.StatusRequestTimeout, "The request did not arrive within 20 seconds.")
 	default:
 		return newProblem(http.StatusBadRequest, "The body did not arrive as its headers announced it.")
 	}
