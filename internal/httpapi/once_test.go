@@ -167,8 +167,8 @@ func TestRepeatAfterTheRetention(t *testing.T) {
 }
 
 // Who names no request gets the answers of those who do: the operations answer the
-// latter, plainly nearly all others.
-func TestPlainAnswers(t *testing.T) {
+// latter, directly the others.
+func TestDirectAnswers(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	var failing error
@@ -200,18 +200,18 @@ func TestPlainAnswers(t *testing.T) {
 				if tt.body == "" {
 					tt.body = body
 				}
-				plain := s.post(path, tt.body, tt.header...)
-				plainly := s.store.taken()
+				direct := s.post(path, tt.body, tt.header...)
+				directly := s.store.taken()
 				named := s.post(path, tt.body, append(tt.header, "Idempotency-Key", "k")...)
 				byName := s.store.taken()
-				if plain.status != tt.status || named.status != tt.status {
-					t.Errorf("got status %d, with a key %d, want %d: %s", plain.status, named.status, tt.status, plain.text)
+				if direct.status != tt.status || named.status != tt.status {
+					t.Errorf("got status %d, with a key %d, want %d: %s", direct.status, named.status, tt.status, direct.text)
 				}
-				if diff := cmp.Diff(unnamed(named), unnamed(plain)); diff != "" {
+				if diff := cmp.Diff(unnamed(named), unnamed(direct)); diff != "" {
 					t.Errorf("answered with a key and without (-with +without):\n%s", diff)
 				}
 				ignore := cmpopts.IgnoreFields(task.Task{}, "ID", "IdempotencyKey", "Fingerprint")
-				if diff := cmp.Diff(byName, plainly, ignore); diff != "" || (len(plainly) == 1) != (tt.status == http.StatusAccepted) {
+				if diff := cmp.Diff(byName, directly, ignore); diff != "" || (len(directly) == 1) != (tt.status == http.StatusAccepted) {
 					t.Errorf("stored with a key and without (-with +without):\n%s", diff)
 				}
 			})

@@ -22,43 +22,28 @@ type request interface {
 }
 
 // read makes a task out of a body of type R.
-func read[R any, P requestOf[R]](a *API, in *submitInput) (*task.Task, error) {
+//
+// To check a body against the schema it must be made into a tree, which costs
+// more than all else that is done for a request. What the type takes and the
+// domain admits breaks no rule of the schema either, but for what is not plain;
+// so the schema is only asked to name mistakes.
+func read[R any, P interface {
+	*R
+	request
+}](a *API, in *submitInput) (*task.Task, error) {
 	if err := in.check(); err != nil {
 		return nil, err
 	}
-	if t := readPlain[R, P](a, in); t != nil {
-		return t, nil
+	if quick := P(new(R)); isPlain(in.RawBody) && decode(in.RawBody, quick) == nil {
+		if t, err := a.newTask(quick); err == nil {
+			return t, nil
+		}
 	}
 	thorough := P(new(R))
 	if err := a.readThorough(in.RawBody, thorough); err != nil {
 		return nil, err
 	}
 	return a.newTask(thorough)
-}
-
-// requestOf is a pointer to R, as which R is a request.
-type requestOf[R any] interface {
-	*R
-	request
-}
-
-// readPlain is read for a body that is plain and has nothing wrong with it. Of any
-// other it returns nil.
-//
-// To check a body against the schema it must be made into a tree, which costs
-// more than all else that is done for a request. What the type takes and the
-// domain admits breaks no rule of the schema either, but for what is not plain;
-// so the schema is only asked to name mistakes.
-func readPlain[R any, P requestOf[R]](a *API, in *submitInput) *task.Task {
-	quick := P(new(R))
-	if in.check() != nil || !isPlain(in.RawBody) || decode(in.RawBody, quick) != nil {
-		return nil
-	}
-	t, err := a.newTask(quick)
-	if err != nil {
-		return nil
-	}
-	return t
 }
 
 // check returns an error unless there is a body that claims to be JSON.

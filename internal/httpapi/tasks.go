@@ -137,7 +137,7 @@ func (a *API) enqueueOperation() huma.Operation {
 		Summary:       "Carry out a call now",
 		Description:   "Stores a task that is due at once. 202 is answered after the commit, never before; the call follows within milliseconds, and may be under way already (state running).",
 		DefaultStatus: http.StatusAccepted, Errors: onceErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
-		Callbacks: a.documentCallbacks(), Middlewares: huma.Middlewares{plainly[TaskRequest](a)},
+		Callbacks: a.documentCallbacks(), Middlewares: huma.Middlewares{directly[TaskRequest](a)},
 		RequestBody: jsonBody(a.schemaOf(TaskRequest{}), map[string]*huma.Example{
 			"play": example("Register a play", `{"url":"`+a.ExampleURL+`","payload":{"song_id":42,"user_id":7},"labels":{"kind":"play"}}`),
 			"retries": example("With a retry policy of its own",
@@ -158,7 +158,7 @@ func (a *API) scheduleOperation() huma.Operation {
 		Summary:       "Carry out a call later",
 		Description:   "Stores a task that is due at a given moment: exactly one of run_at and delay_seconds. 202 is answered after the commit, never before.",
 		DefaultStatus: http.StatusAccepted, Errors: onceErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
-		Callbacks: a.documentCallbacks(), Middlewares: huma.Middlewares{plainly[ScheduleRequest](a)},
+		Callbacks: a.documentCallbacks(), Middlewares: huma.Middlewares{directly[ScheduleRequest](a)},
 		RequestBody: jsonBody(a.schemaOf(ScheduleRequest{}), map[string]*huma.Example{
 			"delay": example("In five seconds", `{"url":"`+a.ExampleURL+`","delay_seconds":5,"payload":{"user_id":7,"text":"Your mix is ready"}}`),
 			"local": example("At 21:00 in Buenos Aires", `{"url":"`+a.ExampleURL+`","run_at":"2030-12-24T21:00:00","time_zone":"America/Argentina/Buenos_Aires","payload":{"user_id":7}}`),
@@ -194,11 +194,14 @@ func (a *API) submit(ctx context.Context, in *onceInput, path string, t *task.Ta
 	return out, nil
 }
 
-// plainly is before an operation that calls submit, and does the same for what has
-// nothing wrong with it and no Idempotency-Key: nearly all. The rest it leaves to
-// the operation. That says what may come and what is answered, but huma carries it
-// out by reflection, without which accepting became 3 to 4 % faster.
-func plainly[R any, P requestOf[R]](a *API) func(huma.Context, func(huma.Context)) {
+// directly is before an operation that calls submit. It does the same for what has
+// no Idempotency-Key, and leaves the rest to the operation. That says what may come
+// and what is answered, but huma carries it out by reflection, without which
+// accepting became 3 to 4 % faster.
+func directly[R any, P interface {
+	*R
+	request
+}](a *API) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		r, w := humachi.Unwrap(ctx)
 		body, ok := r.Body.(*requestBody)
@@ -206,14 +209,12 @@ func plainly[R any, P requestOf[R]](a *API) func(huma.Context, func(huma.Context
 			next(ctx)
 			return
 		}
-		in := submitInput{ContentType: r.Header.Get("Content-Type"), RawBody: body.whole}
-		t := readPlain[R, P](a, &in)
-		if t == nil {
-			next(ctx)
-			return
+		t, err := read[R, P](a, &submitInput{ContentType: r.Header.Get("Content-Type"), RawBody: body.whole})
+		if err == nil {
+			t.CreatedBy = caller(ctx.Context())
+			err = a.Dispatcher.Submit(ctx.Context(), t)
 		}
-		t.CreatedBy = caller(ctx.Context())
-		if err := a.Dispatcher.Submit(ctx.Context(), t); err != nil {
+		if err != nil {
 			a.write(w, r, err)
 			return
 		}
