@@ -27,8 +27,8 @@ const (
 	// databaseWait is how long the database may be away at the start.
 	databaseWait = 30 * time.Second
 	// drainTime is what the last answers, and the pool, each get at the end.
-	// With SHUTDOWN_GRACE and the dispatcher's last writes it stays below the
-	// 10 s after which Cloud Run kills.
+	// With SHUTDOWN_GRACE, the dispatcher's last writes and flushTime it stays
+	// below the 10 s after which Cloud Run kills.
 	drainTime = 200 * time.Millisecond
 )
 
@@ -62,11 +62,11 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	}
 	deliverer := deliver.New(calls)
 	dispatcher := dispatch.New(dispatchOptions(c, store, log), store, deliverer)
-	server := httpapi.NewServer(httpapi.New(httpapi.Options{
+	server := httpapi.New(httpapi.Options{
 		Store: store, Dispatcher: dispatcher, Policy: calls.Policy, Identity: calls.Identity, Secrets: calls.Secrets,
 		Callers: callers, Rate: c.RateLimit, Burst: c.RateBurst, HideDocs: c.Docs == "off",
 		Defaults: c.Defaults(), Lease: c.LeaseDuration, NewID: store.NewID, Version: version, ExampleURL: exampleURL, Log: log,
-	}), log)
+	}).Server()
 
 	dispatching, stopDispatching := context.WithCancel(ctx)
 	defer stopDispatching()

@@ -179,10 +179,10 @@ const (
 	requestTimeout = 20 * time.Second
 )
 
-// NewServer returns a server for api with the bounds that its handlers rely on.
-func NewServer(api http.Handler, log *slog.Logger) *http.Server {
+// Server returns a server of a with the bounds that its handlers rely on.
+func (a *API) Server() *http.Server {
 	return &http.Server{
-		Handler: api,
+		Handler: a,
 		// They hold whether anybody reads the body or net/http passes over it, which
 		// lifts them at the body's end: handlers may work for longer.
 		ReadHeaderTimeout: headTimeout,
@@ -193,7 +193,7 @@ func NewServer(api http.Handler, log *slog.Logger) *http.Server {
 		IdleTimeout:  2 * time.Minute,
 		// Of header lines, however short, it leaves room for less than 10,000.
 		MaxHeaderBytes: 32 << 10,
-		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ErrorLog:       slog.NewLogLogger(a.Log.Handler(), slog.LevelDebug),
 	}
 }
 

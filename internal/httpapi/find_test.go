@@ -328,7 +328,7 @@ func TestWaitForTheEnd(t *testing.T) {
 				if looks != tt.looks || watches != 0 {
 					t.Errorf("%d looks and %d watches left, want %d and none", looks, watches, tt.looks)
 				}
-			}, func(server *http.Server) { server.WriteTimeout = 30 * time.Second })
+			})
 		})
 	}
 }

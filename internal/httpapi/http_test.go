@@ -344,7 +344,7 @@ func onPipes(t *testing.T, f func(t *testing.T, s *service, dial func() net.Conn
 	synctest.Test(t, func(t *testing.T) {
 		s := newService(t)
 		l := pipeListener{make(chan net.Conn)}
-		server := NewServer(s, s.Log)
+		server := s.Server()
 		for _, set := range configure {
 			set(server)
 		}
@@ -438,6 +438,24 @@ func TestSlowBody(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A caller that is slow with its head is not waited for as long.
+func TestSlowHead(t *testing.T) {
+	t.Parallel()
+	onPipes(t, func(t *testing.T, s *service, dial func() net.Conn) {
+		conn := dial()
+		start := time.Now()
+		if _, err := io.WriteString(conn, "POST /enqueue HTTP/1.1\r\nHost: x\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := io.ReadAll(conn); err != nil || len(b) > 0 {
+			t.Errorf("got %q (%v), want the connection closed without a word", b, err)
+		}
+		if took := time.Since(start); took != headTimeout {
+			t.Errorf("the connection was held for %v, want %v", took, headTimeout)
+		}
+	})
 }
 
 // Some callers make connections in advance, and net/http counts from then on.

@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -81,8 +80,7 @@ func (a *API) readBody(ctx huma.Context, next func(huma.Context)) {
 		a.write(w, r, bodyProblem(err))
 		return
 	}
-	b.whole = whole
-	b.Reset(whole)
+	b.rest = whole
 	r.Body = b
 	if ctx.Operation().Path == "/worker-endpoint" {
 		ctx = huma.WithValue(ctx, bodyKey{}, b)
@@ -92,8 +90,7 @@ func (a *API) readBody(ctx huma.Context, next func(huma.Context)) {
 
 // requestBody is an arrival at first, then read from memory.
 type requestBody struct {
-	bytes.Reader
-	whole    []byte
+	rest     []byte // what has not been read
 	arriving io.Reader
 	arrived  int64
 	all      *atomic.Int64 // what arrived of all bodies that it is counted among
@@ -110,14 +107,23 @@ func (a *API) holdForCall(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	b.whole = nil // it has been read
-	b.Reset(nil)
+	b.rest = nil // it has been read
 	b.all.Add(-b.arrived)
 	b.all = &a.callBodies
 	if b.all.Add(b.arrived) > maxBodies && b.arrived > smallBody {
 		return errTooManyBodies
 	}
 	return nil
+}
+
+// Read is part of io.ReadCloser.
+func (b *requestBody) Read(p []byte) (int, error) {
+	if len(b.rest) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, b.rest)
+	b.rest = b.rest[n:]
+	return n, nil
 }
 
 // Close is part of io.ReadCloser.

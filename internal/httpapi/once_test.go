@@ -172,7 +172,11 @@ func TestDirectAnswers(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	var failing error
-	s.store.insert = func(context.Context, *task.Task) error { return failing }
+	inserts := 0
+	s.store.insert = func(context.Context, *task.Task) error {
+		inserts++
+		return failing
+	}
 	for path, body := range map[string]string{
 		"/enqueue":  with("payload", `{"a":[1,"x"]},"headers":{"X-Token":"`+marker+`"},"labels":{"k":"v"},"timeout_seconds":7`),
 		"/schedule": with("delay_seconds", `60,"body":"text","on_failure":{"url":"`+target+`"}`),
@@ -196,16 +200,19 @@ func TestDirectAnswers(t *testing.T) {
 			"no type of ours":      {status: http.StatusUnsupportedMediaType, header: []string{"Content-Type", "text/plain"}},
 		} {
 			t.Run(path+" "+name, func(t *testing.T) {
-				failing = tt.failing
+				failing, inserts = tt.failing, 0
 				if tt.body == "" {
 					tt.body = body
 				}
 				direct := s.post(path, tt.body, tt.header...)
-				directly := s.store.taken()
+				directly, before := s.store.taken(), inserts
 				named := s.post(path, tt.body, append(tt.header, "Idempotency-Key", "k")...)
 				byName := s.store.taken()
 				if direct.status != tt.status || named.status != tt.status {
 					t.Errorf("got status %d, with a key %d, want %d: %s", direct.status, named.status, tt.status, direct.text)
+				}
+				if inserts != 2*before || before > 1 {
+					t.Errorf("one was submitted %d times, and with a key %d times", before, inserts-before)
 				}
 				if diff := cmp.Diff(unnamed(named), unnamed(direct)); diff != "" {
 					t.Errorf("answered with a key and without (-with +without):\n%s", diff)

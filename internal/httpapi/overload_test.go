@@ -366,7 +366,6 @@ func TestLateAnswer(t *testing.T) {
 				}
 			}, func(server *http.Server) {
 				closed = make(chan time.Duration, 1)
-				server.WriteTimeout = bound
 				server.ConnState = func(_ net.Conn, state http.ConnState) {
 					if state == http.StateClosed {
 						closed <- time.Since(answered)

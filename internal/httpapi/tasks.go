@@ -209,7 +209,7 @@ func directly[R any, P interface {
 			next(ctx)
 			return
 		}
-		t, err := read[R, P](a, &submitInput{ContentType: r.Header.Get("Content-Type"), RawBody: body.whole})
+		t, err := read[R, P](a, &submitInput{ContentType: r.Header.Get("Content-Type"), RawBody: body.rest})
 		if err == nil {
 			t.CreatedBy = caller(ctx.Context())
 			err = a.Dispatcher.Submit(ctx.Context(), t)
