@@ -29,8 +29,8 @@ func devCommand(ctx context.Context, stdout, stderr io.Writer) error {
 	if os.Getenv("LOG_FORMAT") == "" {
 		c.LogFormat = "text"
 	}
-	log, flush := newLogger(c, stdout)
-	defer flush()
+	log, lines := newLogger(c, stdout)
+	defer lines.flush()
 	listener, err := devListen(ctx, c.Port, stderr)
 	if err != nil {
 		return err
@@ -66,7 +66,7 @@ func devCommand(ctx context.Context, stdout, stderr io.Writer) error {
 	defer echoing()
 
 	targetURL := "http://" + target.Addr().String() + "/plays"
-	fmt.Fprint(stdout, firstCalls("http://"+listener.Addr().String(), targetURL))
+	fmt.Fprint(lines, firstCalls("http://"+listener.Addr().String(), targetURL))
 	return serve(ctx, c, listener, log, targetURL)
 }
 
@@ -123,8 +123,8 @@ func echoCommand(ctx context.Context, stdout, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	log, flush := newLogger(c, stdout)
-	defer flush()
+	log, lines := newLogger(c, stdout)
+	defer lines.flush()
 	log.Info("echoing", "address", listener.Addr().String())
 	stop := serveEcho(listener, log)
 	<-ctx.Done()

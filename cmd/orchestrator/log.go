@@ -21,10 +21,10 @@ const (
 	flushTime = 200 * time.Millisecond
 )
 
-// newLogger returns the log that the settings ask for, and what is to be called
-// at the end. Nobody who logs waits for w: a reader that stalls must not stall the
-// service, nor one that goes away end it.
-func newLogger(c *config.Config, w io.Writer) (log *slog.Logger, flush func()) {
+// newLogger returns the log that the settings ask for, and what it writes to, which
+// is to be flushed at the end. Nobody who logs waits for w: a reader that stalls
+// must not stall the service, nor one that goes away end it.
+func newLogger(c *config.Config, w io.Writer) (*slog.Logger, *lineWriter) {
 	options := &slog.HandlerOptions{Level: c.LogLevel}
 	format := func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, options) }
 	if c.LogFormat == "text" {
@@ -33,7 +33,7 @@ func newLogger(c *config.Config, w io.Writer) (log *slog.Logger, flush func()) {
 	signal.Ignore(syscall.SIGPIPE)
 	lines := &lineWriter{waiting: make(chan []byte, waitingLines), stop: make(chan struct{}), stopped: make(chan struct{})}
 	go lines.pass(w, format(w))
-	return slog.New(format(lines)), lines.flush
+	return slog.New(format(lines)), lines
 }
 
 // lineWriter takes lines for a goroutine that writes them.
@@ -54,20 +54,28 @@ func (l *lineWriter) Write(line []byte) (int, error) {
 }
 
 // pass writes what waits to w until it is stopped. log, which writes to w too, says
-// that lines were dropped.
+// how many lines were dropped: after those that waited at the time, and while more
+// come all the time once a second.
 func (l *lineWriter) pass(w io.Writer, log slog.Handler) {
 	defer close(l.stopped)
+	var since time.Time // when it was seen first that lines were dropped
 	write := func(line []byte) {
 		if _, err := w.Write(line); err != nil {
 			l.dropped.Add(1)
 			return
 		}
-		if count := l.dropped.Load(); count > 0 {
-			r := slog.NewRecord(time.Now(), slog.LevelWarn, "lines of this log were dropped, they came faster than they could be written", 0)
-			r.Add("count", count)
-			if log.Handle(context.Background(), r) == nil {
-				l.dropped.Add(-count)
-			}
+		count, now := l.dropped.Load(), time.Now()
+		if count > 0 && since.IsZero() {
+			since = now
+		}
+		if count == 0 || len(l.waiting) > 0 && now.Sub(since) < time.Second {
+			return
+		}
+		since = time.Time{}
+		r := slog.NewRecord(now, slog.LevelWarn, "lines of this log were dropped, they came faster than they could be written", 0)
+		r.Add("count", count)
+		if log.Handle(context.Background(), r) == nil {
+			l.dropped.Add(-count)
 		}
 	}
 	for {

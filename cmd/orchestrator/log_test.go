@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"strings"
@@ -46,7 +47,7 @@ func TestLogDropsAndCounts(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := &stalled{released: make(chan struct{})}
-		log, flush := newLogger(&config.Config{LogFormat: "json"}, w)
+		log, lines := newLogger(&config.Config{LogFormat: "json"}, w)
 		log.Info("first")
 		synctest.Wait() // it is being written
 		const dropped = 77
@@ -57,7 +58,7 @@ func TestLogDropsAndCounts(t *testing.T) {
 		close(w.released)
 		synctest.Wait() // all is written
 		log.Info("later")
-		flush()
+		lines.flush()
 
 		var got []struct {
 			Level, Msg string
@@ -76,13 +77,76 @@ func TestLogDropsAndCounts(t *testing.T) {
 		if want := 1 + 1 + waitingLines + 1; len(got) != want {
 			t.Fatalf("got %d lines, want %d", len(got), want)
 		}
-		if got[0].Msg != "first" || got[1].Count != dropped || got[1].Level != "WARN" || got[len(got)-1].Msg != "later" {
-			t.Errorf("got %+v and then %+v, in the end %+v", got[0], got[1], got[len(got)-1])
+		told, last := got[len(got)-2], got[len(got)-1]
+		if got[0].Msg != "first" || told.Count != dropped || told.Level != "WARN" || last.Msg != "later" {
+			t.Errorf("got %+v first, and %+v and %+v in the end", got[0], told, last)
 		}
-		for n, entry := range got[2 : len(got)-1] {
+		for n, entry := range got[1 : len(got)-2] {
 			if entry.N != n {
 				t.Fatalf("line %d is %+v, want what was logged as number %d", n, entry, n)
 			}
+		}
+	})
+}
+
+// While more come all the time, one line a second says how many were dropped.
+func TestLogUnderOverload(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := slow{new(bytes.Buffer)}
+		log, lines := newLogger(&config.Config{LogFormat: "json", LogLevel: slog.LevelError}, w)
+		const seconds, perSecond = 5, 10 * 1000 // of which a reader takes a tenth
+		for range seconds * perSecond {
+			log.Error("line")
+			<-time.After(time.Second / perSecond)
+		}
+		<-time.After(waitingLines * time.Millisecond)
+		lines.flush()
+		written, told, dropped := 0, 0, 0
+		for line := range strings.Lines(w.String()) {
+			var entry struct {
+				Msg   string
+				Count int
+			}
+			if err := json.Unmarshal([]byte(line), &entry); err != nil {
+				t.Fatalf("%v: %s", err, line)
+			}
+			if dropped += entry.Count; entry.Msg == "line" {
+				written++
+			} else {
+				told++
+			}
+		}
+		if written+dropped != seconds*perSecond {
+			t.Errorf("%d lines written and %d dropped of %d", written, dropped, seconds*perSecond)
+		}
+		if told < seconds || told > seconds+2 {
+			t.Errorf("it was told %d times in %d seconds", told, seconds)
+		}
+	})
+}
+
+// slow takes a line a millisecond.
+type slow struct{ *bytes.Buffer }
+
+func (s slow) Write(p []byte) (int, error) {
+	<-time.After(time.Millisecond)
+	return s.Buffer.Write(p)
+}
+
+// What waits at the end is written while it is taken.
+func TestLogIsWrittenAtTheEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := slow{new(bytes.Buffer)}
+		log, lines := newLogger(&config.Config{LogFormat: "text"}, w)
+		const n = 100
+		for range n {
+			log.Info("line")
+		}
+		lines.flush()
+		if got := strings.Count(w.String(), "msg=line\n"); got != n {
+			t.Errorf("%d lines are written, want %d", got, n)
 		}
 	})
 }
@@ -92,10 +156,10 @@ func TestLogEnds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := &stalled{released: make(chan struct{})}
-		log, flush := newLogger(&config.Config{LogFormat: "text"}, w)
+		log, lines := newLogger(&config.Config{LogFormat: "text"}, w)
 		log.Info("first")
 		start := time.Now()
-		flush()
+		lines.flush()
 		if took := time.Since(start); took != flushTime {
 			t.Errorf("flush took %v, want %v", took, flushTime)
 		}
@@ -128,7 +192,7 @@ func TestLogCountsWhatFails(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := &full{}
-		log, flush := newLogger(&config.Config{LogFormat: "text"}, w)
+		log, lines := newLogger(&config.Config{LogFormat: "text"}, w)
 		for _, step := range []struct{ room, lines int }{{0, 3}, {1, 1}, {0, 2}, {9, 1}, {9, 1}} {
 			w.room = step.room
 			for range step.lines {
@@ -136,7 +200,7 @@ func TestLogCountsWhatFails(t *testing.T) {
 			}
 			synctest.Wait()
 		}
-		flush()
+		lines.flush()
 		var got []string
 		for line := range strings.Lines(w.String()) {
 			_, text, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "level=")

@@ -115,8 +115,8 @@ func serveCommand(ctx context.Context, stdout, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	log, flush := newLogger(c, stdout)
-	defer flush()
+	log, lines := newLogger(c, stdout)
+	defer lines.flush()
 	return serve(ctx, c, listener, log, exampleURL)
 }
 
