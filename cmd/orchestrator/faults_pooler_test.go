@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -30,21 +32,35 @@ func TestSuiteBehindPgbouncer(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	pooled := startPgbouncer(t, server.URL("postgres"))
-	// Without the tag, wherever it came from: this test must not run itself.
-	suite := exec.CommandContext(t.Context(), "go", "test", "-tags=", "-count=1", "-timeout=5m", "-parallel=4", "./internal/postgres/...", "./cmd/orchestrator")
-	suite.Dir = filepath.Join("..", "..")
-	suite.Env = append(os.Environ(), "TEST_DATABASE_URL="+pooled)
-	output, err := suite.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, output)
+	for range 3 {
+		url, stop := startPgbouncer(t, server.URL("postgres"))
+		// Without the tag, wherever it came from: this test must not run itself.
+		suite := exec.CommandContext(t.Context(), "go", "test", "-tags=", "-count=1", "-timeout=5m", "-parallel=4", "./internal/postgres/...", "./cmd/orchestrator")
+		suite.Dir = filepath.Join("..", "..")
+		suite.Env = append(os.Environ(), "TEST_DATABASE_URL="+url)
+		output, err := suite.CombinedOutput()
+		log := stop()
+		if err == nil {
+			t.Logf("%s", output)
+			return
+		}
+		if !strings.Contains(log, endsItself) {
+			t.Fatalf("%v\n%s\npgbouncer:\n%s", err, output, log)
+		}
+		t.Log("pgbouncer ended itself, once more")
 	}
-	t.Logf("%s", output)
+	t.Fatal("pgbouncer ended itself each time")
 }
 
-// startPgbouncer puts a pgbouncer in transaction mode before a server and
-// returns the URL that leads through it.
-func startPgbouncer(t *testing.T, serverURL string) string {
+// endsItself is the last word of a pgbouncer below 1.19.1 (Debian 12 has 1.18), which
+// ends itself now and then when somebody who had a statement cancelled is gone before
+// that is done: https://github.com/pgbouncer/pgbouncer/issues/801. What the suite says
+// then is not about the service.
+const endsItself = "in function disconnect_client(): bad client state: 0"
+
+// startPgbouncer puts a pgbouncer in transaction mode before a server. It returns
+// the URL that leads through it, and what ends it and returns its log.
+func startPgbouncer(t *testing.T, serverURL string) (pooledURL string, stop func() (log string)) {
 	t.Helper()
 	u, err := url.Parse(serverURL)
 	if err != nil {
@@ -96,13 +112,12 @@ log_disconnections = 0
 	if err := pgbouncer.Start(); err != nil {
 		t.Fatalf("apt-get install pgbouncer: %v", err)
 	}
-	t.Cleanup(func() {
-		_ = pgbouncer.Process.Kill()
+	stop = sync.OnceValue(func() string {
+		_ = pgbouncer.Process.Kill() // it may have ended
 		_ = pgbouncer.Wait()
-		if t.Failed() {
-			t.Logf("pgbouncer:\n%s", &log)
-		}
+		return log.String()
 	})
+	t.Cleanup(func() { stop() })
 
 	u.Host = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	// For the tests' own connections: the service finds out by itself.
@@ -114,7 +129,7 @@ log_disconnections = 0
 		}
 		return conn.Close(t.Context()) == nil
 	}, func() string { return "pgbouncer does not answer" })
-	return u.String()
+	return u.String(), stop
 }
 
 // freePort returns a port of the loopback address that was free a moment ago.
