@@ -11,6 +11,7 @@ import (
 
 	"github.com/melodia/orchestrator/internal/config"
 	"github.com/melodia/orchestrator/internal/devdb"
+	"github.com/melodia/orchestrator/internal/logging"
 )
 
 // echoPort is where the echo target of dev listens.
@@ -29,8 +30,8 @@ func devCommand(ctx context.Context, stdout, stderr io.Writer) error {
 	if os.Getenv("LOG_FORMAT") == "" {
 		c.LogFormat = "text"
 	}
-	log, lines := newLogger(c, stdout)
-	defer lines.flush()
+	log, lines := logging.New(stdout, c.LogFormat, c.LogLevel)
+	defer lines.Flush()
 	listener, err := devListen(ctx, c.Port, stderr)
 	if err != nil {
 		return err
@@ -123,8 +124,8 @@ func echoCommand(ctx context.Context, stdout, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	log, lines := newLogger(c, stdout)
-	defer lines.flush()
+	log, lines := logging.New(stdout, c.LogFormat, c.LogLevel)
+	defer lines.Flush()
 	log.Info("echoing", "address", listener.Addr().String())
 	stop := serveEcho(listener, log)
 	<-ctx.Done()

@@ -18,6 +18,7 @@ import (
 	"github.com/melodia/orchestrator/internal/auth"
 	"github.com/melodia/orchestrator/internal/config"
 	"github.com/melodia/orchestrator/internal/httpapi"
+	"github.com/melodia/orchestrator/internal/logging"
 	"github.com/melodia/orchestrator/internal/postgres"
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -115,8 +116,8 @@ func serveCommand(ctx context.Context, stdout, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	log, lines := newLogger(c, stdout)
-	defer lines.flush()
+	log, lines := logging.New(stdout, c.LogFormat, c.LogLevel)
+	defer lines.Flush()
 	return serve(ctx, c, listener, log, exampleURL)
 }
 

@@ -27,7 +27,7 @@ const (
 	// databaseWait is how long the database may be away at the start.
 	databaseWait = 30 * time.Second
 	// drainTime is what the last answers, and the pool, each get at the end.
-	// With SHUTDOWN_GRACE, the dispatcher's last writes and flushTime it stays
+	// With SHUTDOWN_GRACE, the dispatcher's last writes and the log's it stays
 	// below the 10 s after which Cloud Run kills.
 	drainTime = 200 * time.Millisecond
 )
