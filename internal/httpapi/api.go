@@ -266,7 +266,12 @@ func describe(version string) *huma.OpenAPI {
 			{Name: "worker", Description: "Carry out a task in the request itself."},
 			{Name: "health", Description: "For probes and monitoring."},
 		},
+		// Where the document came from. A generated client is told the address.
+		Servers: []*huma.Server{{URL: "/", Description: "This service"}},
 		Components: &huma.Components{
+			Examples: map[string]*huma.Example{"problem": example("A problem (RFC 9457)",
+				`{"type":"about:blank","title":"Unprocessable Entity","status":422,"detail":"The request breaks rules; errors says which.","instance":"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b",`+
+					`"errors":[{"loc":["body","retry","max_attempts"],"msg":"must be at most 100","type":"less_than_equal"}]}`)},
 			Schemas:         huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
 			SecuritySchemes: securitySchemes(),
 		},
@@ -339,6 +344,14 @@ func (a *API) completeDocument() {
 	cancel["200"].Description, accepted.Description = "The task is cancelled.", "The task is running: its call is being cut off."
 	cancel["202"] = &accepted
 	a.documentRepeats()
+	a.completeSchemas()
+	// Swagger UI sends each parameter's example as its value. A filter's would find
+	// nothing of what was just stored.
+	for _, parameter := range a.document.Paths["/tasks"].Get.Parameters {
+		if parameter.Name != "limit" {
+			parameter.Example, parameter.Schema.Examples = nil, nil
+		}
+	}
 	for _, path := range a.document.Paths {
 		for _, operation := range []*huma.Operation{path.Get, path.Post, path.Patch} {
 			if operation == nil {
@@ -354,9 +367,12 @@ func (a *API) completeDocument() {
 				for _, header := range response.Headers {
 					header.Description = header.Schema.Description
 				}
-				if response.Content["application/problem+json"] == nil {
+				content := response.Content["application/problem+json"]
+				if content == nil {
 					continue
 				}
+				// One example for all: a page of sixteen operations would repeat the schema's a hundred times.
+				content.Examples = map[string]*huma.Example{"problem": {Ref: "#/components/examples/problem"}}
 				response.Description = meanings[status]
 				if status == "401" {
 					response.Headers = map[string]*huma.Param{"WWW-Authenticate": {
@@ -370,6 +386,32 @@ func (a *API) completeDocument() {
 						Schema:      &huma.Schema{Type: huma.TypeInteger, Examples: []any{1}},
 					}}
 				}
+			}
+		}
+	}
+}
+
+// completeSchemas puts right what is wrong in any schema: patternDescription is huma's
+// own word, and a document may have words of its own behind x- alone (OpenAPI 3.1 §4.9).
+func (a *API) completeSchemas() {
+	complete := func(s *huma.Schema) {
+		if s.PatternDescription != "" {
+			s.Extensions = map[string]any{"x-pattern-description": s.PatternDescription}
+			s.PatternDescription = ""
+		}
+	}
+	for _, schema := range a.registry.Map() {
+		for _, property := range schema.Properties {
+			complete(property)
+		}
+	}
+	for _, path := range a.document.Paths {
+		for _, operation := range []*huma.Operation{path.Get, path.Post, path.Patch} {
+			if operation == nil {
+				continue
+			}
+			for _, parameter := range operation.Parameters {
+				complete(parameter.Schema)
 			}
 		}
 	}

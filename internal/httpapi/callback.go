@@ -56,23 +56,26 @@ func callbackView(c *task.Callback) *Callback {
 	return &Callback{URL: c.URL, Headers: redact(c.Headers)}
 }
 
-// documentCallbacks describes the calls that a task request asks for by its
-// callbacks.
-func (a *API) documentCallbacks() map[string]map[string]*huma.PathItem {
-	call := func(field, summary string) map[string]*huma.PathItem {
+// documentCallbacks describes the calls that a task request of the operation asks
+// for by its callbacks. Their operation ids begin with its own, since generators
+// name types after them: one id twice does not compile.
+func (a *API) documentCallbacks(operationID string) map[string]map[string]*huma.PathItem {
+	call := func(field, id, summary string) map[string]*huma.PathItem {
 		return map[string]*huma.PathItem{"{$request.body#/" + field + "/url}": {Post: &huma.Operation{
+			OperationID: operationID + "-" + id, Security: openToAll,
 			Summary: summary,
 			Description: "It is a task of its own, stored together with the end that it tells, and with all that tasks have: " +
 				"it is called at least once, retried by the service's defaults, and found by the label callback_of, the id of the task that ended. It has no callbacks itself.",
 			RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": {Schema: a.schemaOf(Ended{})}}},
 			Responses: map[string]*huma.Response{
 				"2XX":     {Description: "The result was taken."},
+				"4XX":     {Description: "The result was refused: it is sent again after 408, 425 and 429 alone."},
 				"default": {Description: "As with every task, the answer says whether it is tried again."},
 			},
 		}}}
 	}
 	return map[string]map[string]*huma.PathItem{
-		"on_success": call("on_success", "The task has succeeded"),
-		"on_failure": call("on_failure", "The task has failed"),
+		"on_success": call("on_success", "succeeded", "The task has succeeded"),
+		"on_failure": call("on_failure", "failed", "The task has failed"),
 	}
 }

@@ -44,16 +44,20 @@ func needs(scope string) []map[string][]string {
 	return []map[string][]string{{"bearer": {scope}}, {"api_key": {scope}}}
 }
 
-// openToAll is the Security of an operation that nobody needs credentials for.
-var openToAll = []map[string][]string{{}}
+// openToAll is the Security of an operation that needs no credentials. The document
+// states it: where it says nothing, some tools assume that credentials are missing.
+var openToAll = []map[string][]string{}
 
 // scopeOf returns the scope that an operation needs, empty where it is open to
 // all. It panics where the operation says neither: such a one stays shut.
 func scopeOf(operation *huma.Operation) string {
-	if scopes := operation.Security[0]["bearer"]; len(scopes) > 0 {
-		return scopes[0]
+	if operation.Security == nil {
+		panic("operation " + operation.OperationID + " names no scope and is not openToAll")
 	}
-	return ""
+	if len(operation.Security) == 0 {
+		return ""
+	}
+	return operation.Security[0]["bearer"][0]
 }
 
 // securitySchemes are the ways in that the document knows. Which of them the

@@ -29,7 +29,7 @@ func securedRoutes(t *testing.T, s *service, f func(method, path, scope string))
 		operation := s.schema.operation(method, route)
 		security := allOf(operation["security"])
 		if slices.Contains(openRoutes, method+" "+route) {
-			if operation != nil && (len(security) != 1 || len(member(security[0])) > 0) {
+			if said, _ := operation["security"].([]any); operation != nil && (said == nil || len(said) > 0) {
 				t.Errorf("%s %s is open, the document says %v", method, route, security)
 			}
 			return nil

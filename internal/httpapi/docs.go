@@ -52,7 +52,7 @@ func (a *API) docs() http.HandlerFunc {
 		httpswagger.URL("/openapi.json"),
 		httpswagger.Layout(httpswagger.BaseLayout),
 		httpswagger.PersistAuthorization(false),
-		httpswagger.UIConfig(map[string]string{"displayRequestDuration": "true"}),
+		httpswagger.UIConfig(map[string]string{"displayRequestDuration": "true", "defaultModelsExpandDepth": "0"}),
 	)
 	// The handler takes the name from RequestURI, where a query or an encoded
 	// letter leads it astray, and answers nothing but GET.

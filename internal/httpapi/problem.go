@@ -264,6 +264,9 @@ func humaFields(errs []error) []FieldProblem {
 	})
 	fields := make([]FieldProblem, 0, len(details))
 	for _, detail := range details {
+		if strings.HasPrefix(detail.Message, "expected string to be RFC 4122") {
+			continue // the pattern beside the format is stricter, and reported too
+		}
 		f := FieldProblem{Loc: location(detail.Location), Msg: detail.Message, Type: "invalid"}
 		for _, m := range humaMessages {
 			if rest, ok := strings.CutPrefix(detail.Message, m.prefix); ok {

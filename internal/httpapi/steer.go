@@ -160,7 +160,7 @@ func (a *API) changeOperation() huma.Operation {
 			"The task must obey all rules for new ones then; its url, method, auth and callbacks stay as they are. A task that was changed has another ETag. " +
 			"409: it is running, has ended, or is being cancelled. 412: it is not in a version that If-Match names any more; read it again.",
 		RequestBody: jsonBody(a.schemaOf(ChangeRequest{}), map[string]*huma.Example{
-			"later":  example("Later", `{"run_at":"2030-12-24T21:00:00","time_zone":"America/Argentina/Buenos_Aires"}`),
+			"later":  example("Later", `{"run_at":"2030-12-25T00:00:00Z"}`),
 			"retry":  example("With more patience", `{"timeout_seconds":60,"retry":{"max_attempts":20},"expires_at":null}`),
 			"tenant": example("With another header", `{"headers":{"X-Tenant":"melodia","X-Old":null},"payload":{"song_id":42}}`),
 		}),

@@ -137,9 +137,9 @@ func (a *API) enqueueOperation() huma.Operation {
 		Summary:       "Carry out a call now",
 		Description:   "Stores a task that is due at once. 202 is answered after the commit, never before; the call follows within milliseconds, and may be under way already (state running).",
 		DefaultStatus: http.StatusAccepted, Errors: onceErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
-		Callbacks: a.documentCallbacks(), Middlewares: huma.Middlewares{directly[TaskRequest](a)},
+		Callbacks: a.documentCallbacks("enqueue-task"), Middlewares: huma.Middlewares{directly[TaskRequest](a)},
 		RequestBody: jsonBody(a.schemaOf(TaskRequest{}), map[string]*huma.Example{
-			"play": example("Register a play", `{"url":"`+a.ExampleURL+`","payload":{"song_id":42,"user_id":7},"labels":{"kind":"play"}}`),
+			"call": example("Register a play", `{"url":"`+a.ExampleURL+`","payload":{"song_id":42,"user_id":7},"labels":{"kind":"play"}}`),
 			"retries": example("With a retry policy of its own",
 				`{"url":"`+a.ExampleURL+`","method":"PUT","headers":{"X-Tenant":"melodia"},"payload":{"plays":1},"timeout_seconds":5,"retry":{"max_attempts":5,"min_backoff_seconds":0.5,"max_backoff_seconds":60}}`),
 			"callbacks": example("With callbacks", `{"url":"`+a.ExampleURL+`","payload":{"song_id":42},"on_success":{"url":"`+a.ExampleURL+`"},"on_failure":{"url":"`+a.ExampleURL+`","headers":{"X-Tenant":"melodia"}}}`),
@@ -158,7 +158,7 @@ func (a *API) scheduleOperation() huma.Operation {
 		Summary:       "Carry out a call later",
 		Description:   "Stores a task that is due at a given moment: exactly one of run_at and delay_seconds. 202 is answered after the commit, never before.",
 		DefaultStatus: http.StatusAccepted, Errors: onceErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
-		Callbacks: a.documentCallbacks(), Middlewares: huma.Middlewares{directly[ScheduleRequest](a)},
+		Callbacks: a.documentCallbacks("schedule-task"), Middlewares: huma.Middlewares{directly[ScheduleRequest](a)},
 		RequestBody: jsonBody(a.schemaOf(ScheduleRequest{}), map[string]*huma.Example{
 			"delay": example("In five seconds", `{"url":"`+a.ExampleURL+`","delay_seconds":5,"payload":{"user_id":7,"text":"Your mix is ready"}}`),
 			"local": example("At 21:00 in Buenos Aires", `{"url":"`+a.ExampleURL+`","run_at":"2030-12-24T21:00:00","time_zone":"America/Argentina/Buenos_Aires","payload":{"user_id":7}}`),
@@ -382,7 +382,7 @@ func (r *ScheduleRequest) when() (task.When, task.Errors) {
 
 // TaskPath is the path of an operation on one task.
 type TaskPath struct {
-	ID string `path:"id" pattern:"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$" patternDescription:"a UUID" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"The task's id."`
+	ID string `path:"id" pattern:"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$" format:"uuid" patternDescription:"a UUID" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"The task's id."`
 }
 
 type getTaskInput struct {

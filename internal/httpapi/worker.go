@@ -12,7 +12,7 @@ import (
 
 // TaskReference names a stored task.
 type TaskReference struct {
-	TaskID string `json:"task_id" pattern:"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$" patternDescription:"a UUID" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"A stored task that is pending; carried out whatever its run_at."`
+	TaskID string `json:"task_id" pattern:"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$" format:"uuid" patternDescription:"a UUID" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"A stored task that is pending; carried out whatever its run_at."`
 }
 
 // WorkResult is what came of a call.
@@ -38,7 +38,7 @@ type workOutput struct {
 func (a *API) workerOperation() huma.Operation {
 	schema := &huma.Schema{OneOf: []*huma.Schema{a.schemaOf(TaskRequest{}), a.schemaOf(TaskReference{})}}
 	body := jsonBody(schema, map[string]*huma.Example{
-		"request": example("A task in the request: one attempt, nothing is stored", `{"url":"`+a.ExampleURL+`","payload":{"song_id":42}}`),
+		"request": example("A task in the request: one attempt, nothing is stored", `{"url":"`+a.ExampleURL+`"}`),
 		"stored":  example("A stored task", `{"task_id":"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b"}`),
 	})
 	return huma.Operation{
