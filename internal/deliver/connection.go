@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -23,13 +24,23 @@ type connection struct {
 	bare    net.Conn        // without TLS, whose farewell may have to wait for the target
 	raw     syscall.RawConn // nil where it cannot be looked at
 	in      *bufio.Reader
-	request []byte    // the head of the one under way; its memory serves the next
-	head    int       // how many bytes of an answer's head may still be read; below zero: any number
-	sending chan bool // gets whether sending in the background succeeded; nil: there is none
+	request []byte // the head of the one under way; its memory serves the next
+	head    int    // how many bytes of an answer's head may still be read; below zero: any number
 
-	to    authority
-	since time.Time     // when it became idle
-	place *list.Element // among the idle ones
+	sending  chan bool // gets whether sending in the background succeeded; nil: there is none, or it has ended
+	sentAll  bool      // the whole request was handed to the network; known once sending is nil
+	lostIdle bool      // it ended before a byte of the answer, as one does that was closed while it was idle
+
+	to      authority
+	made    time.Time
+	life    time.Duration // how old it may become
+	calls   int           // how many were made over it
+	idle    time.Duration // how long it may be idle now, by the latest answer
+	reused  bool          // the call under way is not its first
+	idleFor time.Duration // how long it was idle before that
+	since   time.Time     // when it became idle
+	until   time.Time     // until when it may be used again, while it is idle
+	place   *list.Element // among the idle ones
 }
 
 // authority is where a connection leads.
@@ -38,7 +49,7 @@ type authority struct{ scheme, host string }
 var errHeadTooLarge = errors.New("response headers larger than 64 KiB")
 
 func newConnection(conn net.Conn, to authority) *connection {
-	c := &connection{Conn: conn, bare: conn, to: to}
+	c := &connection{Conn: conn, bare: conn, to: to, made: time.Now(), life: lifetime(), idle: idleTimeout}
 	c.in = bufio.NewReader(c)
 	if t, ok := conn.(*tls.Conn); ok {
 		c.bare = t.NetConn()
@@ -67,43 +78,95 @@ func (c *connection) Read(p []byte) (int, error) {
 // it. What is shorter fits into the buffers on the way.
 const backgroundBody = 32 << 10
 
+// maxUnread is how much of an answer is read and thrown away so that the target
+// goes on reading the request.
+const maxUnread = 16 << 20
+
 // roundTrip sends c.request with body and reads the head of the answer, which is to
 // r. Its body must not be closed: net/http would read on to its end.
 func (c *connection) roundTrip(r *http.Request, body []byte) (*http.Response, error) {
-	var sent error
+	var failed error
 	if len(body) < backgroundBody {
 		c.request = append(c.request, body...)
-		_, sent = c.Write(c.request)
+		_, failed = c.Write(c.request)
+		c.sentAll = failed == nil
 	} else {
 		sending := make(chan bool, 1)
-		c.sending = sending
+		c.sending, c.sentAll = sending, false
 		go func() {
 			request := net.Buffers{c.request, body}
-			_, err := request.WriteTo(c)
+			_, err := request.WriteTo(c.Conn)
 			sending <- err == nil
 		}()
 	}
 	// Where sending failed the answer may be there all the same, and say why.
 	resp, err := c.receive(r)
-	if err != nil && sent != nil {
-		err = sent
+	if err != nil && failed != nil {
+		err = failed
 	}
+	c.lostIdle = c.reused && err != nil && c.head == maxHeaderBytes && isEnd(err)
+	c.head = -1
 	return resp, err
 }
 
-// sent reports whether the request was sent whole. It waits for nothing: who
-// has the answer need not see a target take the rest.
+// isEnd reports whether err says that the other side ended the connection.
+func isEnd(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNABORTED)
+}
+
+// sent reports whether the request was handed to the network whole. It waits for nothing.
 func (c *connection) sent() bool {
-	if c.sending == nil {
-		return true // or there would be no answer
+	if c.sending != nil {
+		select {
+		case c.sentAll = <-c.sending:
+			c.sending = nil
+		default:
+			return false
+		}
 	}
-	select {
-	case whole := <-c.sending:
+	return c.sentAll
+}
+
+// finishSending waits until the target has all of the request, and reports whether
+// it has: its system has acknowledged the last byte. It waits until deadline, the
+// end of ctx or the end of the connection. Closing a connection before throws away
+// what is under way, where the target still writes (RFC 9112 §9.6).
+//
+// readOn says that the answer was not read to its end. What follows is read and
+// thrown away meanwhile, since many targets read nothing while they cannot write;
+// the connection cannot be used again then.
+func (c *connection) finishSending(ctx context.Context, deadline time.Time, readOn bool) bool {
+	if c.sent() && c.unacknowledged() == 0 {
+		return true
+	}
+	if readOn {
+		var reading sync.WaitGroup
+		reading.Go(func() { _, _ = io.CopyN(io.Discard, c.bare, maxUnread) })
+		defer reading.Wait()
+		defer func() { _ = c.bare.SetReadDeadline(time.Unix(1, 0)) }()
+	}
+	if c.sending != nil { // until the connection's own deadline at most
+		c.sentAll = <-c.sending
 		c.sending = nil
-		return whole
-	default:
-		return false
 	}
+	for pause := time.Millisecond; c.sentAll; pause = min(2*pause, 50*time.Millisecond) {
+		if c.unacknowledged() == 0 {
+			return true
+		}
+		if c.ended() {
+			return false
+		}
+		select {
+		case <-time.After(min(pause, time.Until(deadline))):
+			if !time.Now().Before(deadline) {
+				return false
+			}
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return false
 }
 
 // Close closes the connection and waits until nothing uses it any more.
@@ -116,10 +179,9 @@ func (c *connection) Close() error {
 }
 
 // receive reads the head of the answer to r, and those of interim answers (1xx)
-// before it: together they may be as long as one.
+// before it: together they may be as long as one. It leaves in c.head how much longer.
 func (c *connection) receive(r *http.Request) (*http.Response, error) {
 	c.head = maxHeaderBytes
-	defer func() { c.head = -1 }()
 	for {
 		resp, err := http.ReadResponse(c.in, r)
 		if c.head == 0 && err != nil {
@@ -131,111 +193,17 @@ func (c *connection) receive(r *http.Request) (*http.Response, error) {
 	}
 }
 
-// connections keeps those that are idle for further calls. Its zero value keeps none.
-type connections struct {
-	most int // how many are kept in all
-
-	mu    sync.Mutex
-	idle  map[authority][]*connection // the latest last
-	order list.List                   // all of them, the latest first
-	sweep *time.Timer                 // set while any are idle
-}
-
-// take returns an idle connection that is still open, or nil.
-func (s *connections) take(to authority, now time.Time) *connection {
-	for {
-		s.mu.Lock()
-		idle := s.idle[to]
-		if len(idle) == 0 {
-			s.mu.Unlock()
-			return nil
-		}
-		c := idle[len(idle)-1]
-		s.remove(c)
-		s.mu.Unlock()
-		if now.Sub(c.since) < idleTimeout && c.quiet() {
-			return c
-		}
-		c.Close()
-	}
-}
-
-// put keeps c, and closes the one that has been idle for longest where that is
-// one too many.
-func (s *connections) put(c *connection, now time.Time) {
-	c.since = now
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.idle == nil {
-		s.idle = make(map[authority][]*connection)
-	}
-	s.idle[c.to] = append(s.idle[c.to], c)
-	c.place = s.order.PushFront(c)
-	if s.order.Len() > s.most {
-		s.closeOldest()
-	}
-	if s.sweep == nil && s.order.Len() > 0 {
-		s.sweep = time.AfterFunc(idleTimeout, s.closeOld)
-	}
-}
-
-// remove forgets c. s.mu is held.
-func (s *connections) remove(c *connection) {
-	idle := s.idle[c.to]
-	for i, other := range idle { // the first or the last, nearly always
-		if other == c {
-			idle = append(idle[:i], idle[i+1:]...)
-			break
-		}
-	}
-	if s.idle[c.to] = idle; len(idle) == 0 {
-		delete(s.idle, c.to)
-	}
-	s.order.Remove(c.place)
-}
-
-// closeOldest closes the one that has been idle for longest. s.mu is held.
-func (s *connections) closeOldest() {
-	c := s.order.Back().Value.(*connection)
-	s.remove(c)
-	c.Close()
-}
-
-// closeOld closes those that have been idle for too long.
-func (s *connections) closeOld() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for oldest := s.order.Back(); oldest != nil; oldest = s.order.Back() {
-		if age := time.Since(oldest.Value.(*connection).since); age < idleTimeout {
-			s.sweep.Reset(idleTimeout - age)
-			return
-		}
-		s.closeOldest()
-	}
-	s.sweep = nil
-}
-
-// closeAll closes those that are idle now.
-func (s *connections) closeAll() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for s.order.Len() > 0 {
-		s.closeOldest()
-	}
-	if s.sweep != nil {
-		s.sweep.Stop()
-		s.sweep = nil
-	}
-}
-
-// connect returns a connection for a call to u that began at start, kept or new.
-func (d *Deliverer) connect(ctx context.Context, start, deadline time.Time, u *url.URL) (*connection, error) {
+// connect returns a connection for a call to u: a new one where fresh says so, or
+// where none is kept.
+func (d *Deliverer) connect(ctx context.Context, deadline time.Time, u *url.URL, fresh bool) (*connection, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx) // a kept connection would take the request all the same
 	}
 	to := authority{u.Scheme, u.Host}
-	if c := d.connections.take(to, start); c != nil {
-		return c, nil
+	if !fresh {
+		if c := d.connections.take(to); c != nil {
+			return c, nil
+		}
 	}
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()

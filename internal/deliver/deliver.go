@@ -3,11 +3,17 @@
 // does is bounded in time by the task's timeout and in memory by constants,
 // and no call reaches an address that the [Policy] closes.
 //
-// One attempt is at most one request: the target may have carried out one that
-// broke off, and a repeat must be an attempt of its own in the task's story.
-// net/http's client sends some requests again by itself, which is one reason
-// why calls are made over connections of our own; the other is their cost (see
-// connection). What is written is plain, and what comes back net/http reads.
+// One attempt is one request: the target may have carried out one that broke off,
+// and a repeat must be an attempt of its own in the task's story. There is one
+// exception. A connection kept from an earlier call may be closed by the target
+// while a request is on its way. Where such a connection ends before a byte of the
+// answer, and the method is idempotent (RFC 9110 §9.2.2: GET, HEAD, PUT, DELETE; the
+// effect of several requests is that of one), the request is sent once more, over a
+// new connection, within the attempt and its timeout; the attempt's error tells of
+// it. POST and PATCH are not sent again, whatever their headers say. net/http's
+// client sends those again too where they have an Idempotency-Key, which is one
+// reason why calls are made over connections of our own; the other is their cost
+// (see connection). What is written is plain, and what comes back net/http reads.
 //
 // Only HTTP/1.1 is spoken, so that each call owns its connection. Over HTTP/2
 // calls share one, where they wait for each other's writes without regard to
@@ -58,11 +64,6 @@ const (
 	// drainBytes more are read, so that the connection can be used again.
 	drainBytes = 64 << 10
 )
-
-// idleTimeout is below the 5 s after which uvicorn and Node.js close a
-// connection that is idle: were they first, a call could meet the closing
-// connection and be lost, and an attempt with it.
-const idleTimeout = 4 * time.Second
 
 // Options are what a [Deliverer] needs to know.
 type Options struct {
@@ -119,8 +120,11 @@ func (d *Deliverer) Close() { d.connections.closeAll() }
 // timeout at most, from dialling to the end of the response's body; when ctx is
 // done before, the outcome is interrupted.
 //
-// An answer that breaks off within the part that is read is retryable, whatever
-// its status says. Beyond that part the connection is closed and the status counts.
+// A 2xx counts once its head is there and the target has the whole request; what is
+// wrong with the rest of the answer is told in the outcome's Error. Any other answer
+// counts at once, while the request is still being sent too, but is retryable,
+// whatever its status says, where it breaks off within the part that is read. Beyond
+// that part the connection is closed.
 func (d *Deliverer) Deliver(ctx context.Context, c task.Call) task.Outcome {
 	start := time.Now()
 	o, conn := d.attempt(ctx, c, start)
@@ -139,14 +143,40 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) (
 		// Admitted once, but the policy may have changed since.
 		return task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: "the task's url " + err.Error()}, nil
 	}
-	deadline := start.Add(c.Task.Timeout)
-	added, err := d.credentials(ctx, deadline, u, c)
+	added, err := d.credentials(ctx, start.Add(c.Task.Timeout), u, c)
 	if err != nil {
 		return failed(ctx, c, start, err, "no ID token"), nil
 	}
-	conn, err := d.connect(ctx, start, deadline, u)
+	o, conn, lost := d.send(ctx, c, u, added, start, false)
+	if lost && idempotent(c.Task.Method) && o.Kind == task.OutcomeRetryable && !o.TimedOut {
+		o, conn, _ = d.send(ctx, c, u, added, start, true)
+		if o.Error != "" {
+			o.Error += "; "
+		}
+		o.Error += sentTwice
+	}
+	return o, conn
+}
+
+const sentTwice = "the request was sent twice, since the kept connection ended before an answer"
+
+// idempotent reports whether a request may be sent again though it may have been
+// carried out (RFC 9110 §9.2.2).
+func idempotent(method string) bool {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPut, http.MethodDelete:
+		return true
+	}
+	return false
+}
+
+// send sends the request once, over a new connection where fresh says so. lost
+// reports that a kept connection ended before a byte of the answer.
+func (d *Deliverer) send(ctx context.Context, c task.Call, u *url.URL, added credentials, start time.Time, fresh bool) (o task.Outcome, kept *connection, lost bool) {
+	deadline := start.Add(c.Task.Timeout)
+	conn, err := d.connect(ctx, deadline, u, fresh)
 	if err != nil {
-		return failed(ctx, c, start, err, "no answer"), nil
+		return failed(ctx, c, start, err, "no answer"), nil, false
 	}
 	_ = conn.SetDeadline(deadline)
 	goOn := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
@@ -158,16 +188,21 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) (
 		}
 	}()
 	conn.request = d.appendHead(conn.request[:0], u, c, added)
-	o, whole := d.exchange(ctx, conn, &http.Request{Method: c.Task.Method, URL: u}, c, added, start)
-	if usable = goOn() && whole && conn.sent(); !usable {
-		return o, nil
+	o, usable = d.exchange(ctx, conn, &http.Request{Method: c.Task.Method, URL: u}, c, added, start)
+	if conn.lostIdle {
+		d.connections.lost(conn)
 	}
-	return o, conn
+	if usable = goOn() && usable; !usable {
+		return o, nil, conn.lostIdle
+	}
+	return o, conn, false
 }
 
-// exchange sends the request that conn holds and says what came back. whole says that this is all
+var errCutRequest = &callError{text: "it ended the connection before it had the whole request"}
+
+// exchange sends the request that conn holds and says what came back. reusable says that this is all
 // there is, so that the connection can be used again.
-func (d *Deliverer) exchange(ctx context.Context, conn *connection, r *http.Request, c task.Call, added credentials, start time.Time) (o task.Outcome, whole bool) {
+func (d *Deliverer) exchange(ctx context.Context, conn *connection, r *http.Request, c task.Call, added credentials, start time.Time) (o task.Outcome, reusable bool) {
 	resp, err := conn.roundTrip(r, c.Task.Body) //nolint:bodyclose // see there
 	if err != nil {
 		return failed(ctx, c, start, err, "no answer"), false
@@ -192,14 +227,30 @@ func (d *Deliverer) exchange(ctx context.Context, conn *connection, r *http.Requ
 	if o.Kind == task.OutcomeRetryable || resp.StatusCode/100 == 4 {
 		o.RetryAfter = retryAfter(resp.Header, c.At.Add(time.Since(start)))
 	}
+	var whole bool
 	o.ResponseExcerpt, whole, err = d.read(resp.Body, added.secrets)
+	reusable = whole && !resp.Close && resp.ProtoAtLeast(1, 1)
+	conn.idle = idleLimit(resp.Header)
+	if o.Kind == task.OutcomeSucceeded {
+		// Where all was sent at once and the connection stays, the system sees to the rest.
+		sent := reusable && conn.sending == nil && conn.sentAll || conn.finishSending(ctx, start.Add(c.Task.Timeout), !whole)
+		switch {
+		case !sent:
+			cut := failed(ctx, c, start, errCutRequest, "it did not take the whole request")
+			o.Kind, o.TimedOut = cut.Kind, cut.TimedOut
+			o.Error = "the target answered " + strconv.Itoa(o.StatusCode) + ", but " + cut.Error
+		case err != nil:
+			o.Error = "the answer's body was cut short: " + failed(ctx, c, start, err, "no end").Error
+		}
+		return o, reusable && sent
+	}
 	// A target that is cut off may end its answer properly because of that.
 	if err != nil || ctx.Err() != nil || time.Since(start) >= c.Task.Timeout {
 		broken := failed(ctx, c, start, err, "no complete answer")
 		o.Kind, o.Error, o.TimedOut = broken.Kind, broken.Error, broken.TimedOut
 		return o, false
 	}
-	return o, whole && !resp.Close
+	return o, reusable && conn.sent()
 }
 
 // read returns the start of body, without secrets, and reads on for as long as

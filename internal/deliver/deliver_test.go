@@ -538,82 +538,148 @@ func TestConcurrentUse(t *testing.T) {
 	wg.Wait()
 }
 
-// A dead kept-alive connection: the target takes the second request and closes
-// without an answer. net/http's own repeat must not happen.
-func TestDeadConnectionIsNotTriedAgain(t *testing.T) {
+// A kept connection that dies: the target takes the second request and closes without an
+// answer. Idempotent methods are sent once more, over a new connection; net/http's own
+// repeat, which an Idempotency-Key brings about for any method, must not happen.
+func TestKeptConnectionThatDies(t *testing.T) {
 	t.Parallel()
+	large := make([]byte, 2*backgroundBody)
 	tests := []struct {
 		name, method string
 		body         []byte
 		key          string
+		again        bool
 	}{
-		{"POST with a body", "POST", []byte("x"), ""},
-		{"POST with a body and a key", "POST", []byte("x"), "Idempotency-Key"},
-		{"POST with a body and an X- key", "POST", []byte("x"), "X-Idempotency-Key"},
-		{"POST with a key", "POST", nil, "Idempotency-Key"},
-		{"POST with an empty body and a key", "POST", []byte{}, "X-Idempotency-Key"},
-		{"PUT with a key", "PUT", nil, "idempotency-key"},
-		{"DELETE with a key", "DELETE", nil, "Idempotency-Key"},
-		{"GET", "GET", nil, ""},
-		{"HEAD", "HEAD", nil, ""},
+		{"POST with a body", "POST", []byte("x"), "", false},
+		{"POST with a large body", "POST", large, "", false},
+		{"POST with a body and a key", "POST", []byte("x"), "Idempotency-Key", false},
+		{"POST with a body and an X- key", "POST", []byte("x"), "X-Idempotency-Key", false},
+		{"POST with a key", "POST", nil, "Idempotency-Key", false},
+		{"POST with an empty body and a key", "POST", []byte{}, "X-Idempotency-Key", false},
+		{"PATCH with a key", "PATCH", []byte("x"), "Idempotency-Key", false},
+		{"PUT", "PUT", []byte("x"), "", true},
+		{"PUT with a large body", "PUT", large, "", true},
+		{"DELETE", "DELETE", nil, "", true},
+		{"GET", "GET", nil, "", true},
+		{"HEAD", "HEAD", nil, "", true},
 	}
 	certificate := newCertificate(t, time.Now().Add(time.Hour))
 	for _, scheme := range []string{"http", "https"} {
 		for _, tt := range tests {
-			t.Run(scheme+" "+tt.name, func(t *testing.T) {
-				t.Parallel()
-				d := newDeliverer(t)
-				var mu sync.Mutex
-				var requests []int // the connection of each
-				serve := func(conn net.Conn, n int) {
-					r := bufio.NewReader(conn)
-					for i := 1; readRequest(r) == nil; i++ {
-						mu.Lock()
-						requests = append(requests, n)
-						mu.Unlock()
-						if n == 1 && i == 2 {
-							return
+			for _, end := range []string{"closed", "reset"} {
+				t.Run(scheme+" "+tt.name+" "+end, func(t *testing.T) {
+					t.Parallel()
+					d := newDeliverer(t)
+					var mu sync.Mutex
+					var requests []int // the connection of each
+					address := newRawServer(t, func(raw net.Conn, n int) {
+						conn := raw
+						if scheme == "https" {
+							conn = tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{certificate}})
+							defer conn.Close()
 						}
-						io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+						r := bufio.NewReader(conn)
+						for i := 1; readRequest(r) == nil; i++ {
+							mu.Lock()
+							requests = append(requests, n)
+							mu.Unlock()
+							if n == 1 && i == 2 {
+								if end == "reset" {
+									raw.(*net.TCPConn).SetLinger(0)
+									raw.Close()
+								}
+								return
+							}
+							io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+						}
+					})
+					d.tlsConfig.InsecureSkipVerify = true
+					c := newCall(tt.method, scheme+"://"+address, tt.body)
+					if tt.key != "" {
+						c.Task.Headers = map[string]string{tt.key: "k"}
 					}
-				}
-				address := newRawServer(t, func(conn net.Conn, n int) {
-					if scheme == "https" {
-						conn = tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{certificate}})
-						defer conn.Close()
+					if o := d.Deliver(t.Context(), c); o.Kind != task.OutcomeSucceeded || o.Error != "" {
+						t.Fatalf("first outcome = %+v, want success", o)
 					}
-					serve(conn, n)
+					o := d.Deliver(t.Context(), c)
+					want := []int{1, 1}
+					if tt.again {
+						want = []int{1, 1, 2}
+						if o.Kind != task.OutcomeSucceeded || o.StatusCode != 200 || o.Error != sentTwice {
+							t.Errorf("second outcome = %+v, want success that tells of the repeat", o)
+						}
+					} else if o.Kind != task.OutcomeRetryable || o.TimedOut || o.StatusCode != 0 {
+						t.Errorf("second outcome = %+v, want retryable without a status", o)
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					if diff := cmp.Diff(want, requests); diff != "" {
+						t.Errorf("connections on which requests came (-want +got):\n%s", diff)
+					}
 				})
-				d.tlsConfig.InsecureSkipVerify = true
-				c := newCall(tt.method, scheme+"://"+address, tt.body)
-				if tt.key != "" {
-					c.Task.Headers = map[string]string{tt.key: "k"}
+			}
+		}
+	}
+}
+
+// A request is sent again only where nothing says that the target saw to it: a first
+// connection, a byte of an answer and a timeout all speak against it. And it is sent
+// again only once.
+func TestWhatIsNotSentAgain(t *testing.T) {
+	t.Parallel()
+	const quick = 200 * time.Millisecond
+	tests := []struct {
+		name      string
+		kept      bool
+		timeout   time.Duration
+		serve     func(conn net.Conn) // the call in question
+		requests  int64               // of that call
+		wantError string
+	}{
+		{"a new connection", false, patience, func(net.Conn) {}, 1, "the target closed the connection before its answer was complete"},
+		{"a byte of the answer", true, patience, func(conn net.Conn) { io.WriteString(conn, "H") }, 1, "the answer is not valid HTTP"},
+		{"an interim answer", true, patience, func(conn net.Conn) { io.WriteString(conn, "HTTP/1.1 100 Continue\r\n\r\n") }, 1, "the target closed the connection before its answer was complete"},
+		{"a timeout", true, quick, hang, 1, "no answer within 0.2 s"},
+		{"twice", true, patience, func(net.Conn) {}, 2, "the target closed the connection before its answer was complete; " + sentTwice},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			var requests atomic.Int64
+			var last atomic.Bool
+			address := newRawServer(t, func(conn net.Conn, _ int) {
+				for r := bufio.NewReader(conn); readRequest(r) == nil; {
+					if last.Load() {
+						requests.Add(1)
+						tt.serve(conn)
+						return
+					}
+					io.WriteString(conn, answerOK)
 				}
+			})
+			d := newDeliverer(t)
+			c := newCall("GET", "http://"+address, nil)
+			if tt.kept {
 				if o := d.Deliver(t.Context(), c); o.Kind != task.OutcomeSucceeded {
 					t.Fatalf("first outcome = %+v, want success", o)
 				}
-				o := d.Deliver(t.Context(), c)
-				if o.Kind != task.OutcomeRetryable || o.TimedOut || o.StatusCode != 0 {
-					t.Errorf("second outcome = %+v, want retryable without a status", o)
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				if diff := cmp.Diff([]int{1, 1}, requests); diff != "" {
-					t.Errorf("connections on which requests came (-want +got):\n%s", diff)
-				}
-			})
-		}
+			}
+			last.Store(true)
+			c.Task.Timeout = tt.timeout
+			o := d.Deliver(t.Context(), c)
+			if o.Kind != task.OutcomeRetryable || o.Error != tt.wantError || o.TimedOut != (tt.timeout == quick) {
+				t.Errorf("outcome = %+v, want retryable with %q", o, tt.wantError)
+			}
+			if got := requests.Load(); got != tt.requests {
+				t.Errorf("%d requests, want %d", got, tt.requests)
+			}
+		})
 	}
 }
 
 func TestCancellationInterrupts(t *testing.T) {
 	t.Parallel()
 	hanging := func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
-	halfway := func(w http.ResponseWriter, r *http.Request) {
-		io.WriteString(w, "half of it")
-		w.(http.Flusher).Flush()
-		<-r.Context().Done()
-	}
 	t.Run("from the start", func(t *testing.T) {
 		t.Parallel()
 		ctx, cancel := context.WithCancel(t.Context())
@@ -638,20 +704,35 @@ func TestCancellationInterrupts(t *testing.T) {
 		wantInterrupted(t, newDeliverer(t).Deliver(ctx, newCall("POST", s.URL, nil)), 0)
 	})
 	for _, scheme := range []string{"http", "https"} {
-		t.Run("within the body over "+scheme, func(t *testing.T) {
-			t.Parallel()
-			ctx, cancel := context.WithCancel(t.Context())
-			s, d := newTLSServer(t, halfway)
-			if scheme == "http" {
-				s, d = newServer(t, halfway), newDeliverer(t)
-			}
-			// The buffer is asked for when the answer's head has come.
-			d.excerpts.New = func() any {
-				cancel()
-				return new([excerptBytes]byte)
-			}
-			wantInterrupted(t, d.Deliver(ctx, newCall("POST", s.URL, nil)), 200)
-		})
+		for status, want := range map[int]task.Outcome{
+			200: {Kind: task.OutcomeSucceeded, StatusCode: 200, Error: "the answer's body was cut short: the call was called off before it ended"},
+			500: {Kind: task.OutcomeInterrupted, StatusCode: 500, Error: "the call was called off before it ended"},
+		} {
+			t.Run(fmt.Sprintf("within the body of a %d over %s", status, scheme), func(t *testing.T) {
+				t.Parallel()
+				ctx, cancel := context.WithCancel(t.Context())
+				halfway := func(w http.ResponseWriter, r *http.Request) {
+					w.WriteHeader(status)
+					io.WriteString(w, "half of it")
+					w.(http.Flusher).Flush()
+					<-r.Context().Done()
+				}
+				s, d := newTLSServer(t, halfway)
+				if scheme == "http" {
+					s, d = newServer(t, halfway), newDeliverer(t)
+				}
+				// The buffer is asked for when the answer's head has come.
+				d.excerpts.New = func() any {
+					cancel()
+					return new([excerptBytes]byte)
+				}
+				got := d.Deliver(ctx, newCall("POST", s.URL, nil))
+				got.Duration, got.ResponseExcerpt = 0, ""
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Errorf("outcome (-want +got):\n%s", diff)
+				}
+			})
+		}
 	}
 }
 
