@@ -277,7 +277,7 @@ func describe(c *task.Claim, o task.Outcome, decision task.Decision) (slog.Level
 		return slog.LevelInfo, "attempt interrupted"
 	case decision.State == task.Pending:
 		return slog.LevelInfo, "attempt failed, will retry"
-	case c.AttemptNumber() == 1:
+	case c.AttemptNumber() == 1 && o.Error == "":
 		return slog.LevelDebug, "task succeeded"
 	}
 	return slog.LevelInfo, "task succeeded"

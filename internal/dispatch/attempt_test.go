@@ -32,6 +32,12 @@ func TestOutcomes(t *testing.T) {
 			kinds:   []task.Kind{task.OutcomeSucceeded},
 			logged:  []string{"DEBUG task succeeded"},
 		},
+		"success with something to tell": {
+			answers: []task.Outcome{{Kind: task.OutcomeSucceeded, StatusCode: 200, Error: "the answer's body was cut short: no end within 1 s"}},
+			state:   task.Succeeded,
+			kinds:   []task.Kind{task.OutcomeSucceeded},
+			logged:  []string{"INFO task succeeded"},
+		},
 		"success after retries": {
 			answers: []task.Outcome{broken, {Kind: task.OutcomeRetryable, Error: "no connection"}, succeeded},
 			state:   task.Succeeded,

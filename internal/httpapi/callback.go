@@ -26,7 +26,7 @@ type Ended struct {
 	Reason              *task.Reason      `json:"reason" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" example:"attempts_exhausted" doc:"Why it failed. Null unless it did."`
 	AttemptCount        int               `json:"attempt_count" example:"10" doc:"Ended attempts that count."`
 	LastStatusCode      *int              `json:"last_status_code" example:"503" doc:"The target's last answer. Null when none came."`
-	LastError           *string           `json:"last_error" example:"the target answered 503 Service Unavailable" doc:"What went wrong last. Null when nothing did."`
+	LastError           *string           `json:"last_error" example:"the target answered 503 Service Unavailable" doc:"What went wrong last. Null when nothing did. After a success: what did not change it, such as a body that broke off."`
 	LastResponseExcerpt *string           `json:"last_response_excerpt" example:"try again later" doc:"The first 4 KiB of the last response's body. Null when it was empty."`
 	Labels              map[string]string `json:"labels" example:"{\"kind\":\"play\"}" doc:"The task's labels."`
 	FinishedAt          Timestamp         `json:"finished_at" example:"2026-12-25T00:00:01.000000Z" doc:"When it ended."`

@@ -28,7 +28,7 @@ type Facts struct {
 	MaxAttempts           int          `json:"max_attempts" example:"10" doc:"How many there are at most."`
 	LastOutcome           *task.Kind   `json:"last_outcome" enum:"succeeded,retryable,permanent,interrupted,lost" example:"retryable" doc:"What the last attempt came to. Null before any."`
 	LastStatusCode        *int         `json:"last_status_code" example:"503" doc:"The target's last answer. Null when none came."`
-	LastError             *string      `json:"last_error" example:"the target answered 503 Service Unavailable" doc:"What went wrong last. Null when nothing did."`
+	LastError             *string      `json:"last_error" example:"the target answered 503 Service Unavailable" doc:"What went wrong last. Null when nothing did. After a success: what did not change it, such as a body that broke off."`
 	RunningForSeconds     *float64     `json:"running_for_seconds" example:"3.2" doc:"How long the attempt under way has taken. Null unless the task is running."`
 	Holder                *string      `json:"holder" example:"orchestrator-00042-abc 1.0.0" doc:"The instance that carries it out. Null unless the task is running, or when that instance is gone."`
 	HolderSilentSeconds   *float64     `json:"holder_silent_seconds" example:"1.4" doc:"How long ago the holder was last seen. After lease_seconds others take its tasks. Null without a holder."`

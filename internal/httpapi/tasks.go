@@ -106,7 +106,7 @@ type Attempt struct {
 	DurationSeconds   float64   `json:"duration_seconds" example:"0.084" doc:"How long it took."`
 	Outcome           task.Kind `json:"outcome" enum:"succeeded,retryable,permanent,interrupted,lost" example:"retryable" doc:"What it came to. interrupted: this service was shut down meanwhile. lost: the instance that made it vanished."`
 	StatusCode        *int      `json:"status_code" example:"503" doc:"The target's answer. Null when none came."`
-	Error             *string   `json:"error" example:"the target answered 503 Service Unavailable" doc:"What went wrong. Null after a success."`
+	Error             *string   `json:"error" example:"the target answered 503 Service Unavailable" doc:"What went wrong. After a success it is null, or tells what did not change it: the answer's body broke off, or the request was sent twice."`
 	ResponseExcerpt   *string   `json:"response_excerpt" example:"try again later" doc:"The first 4 KiB of the response's body. Null when it was empty."`
 	RetryAfterSeconds *float64  `json:"retry_after_seconds" example:"30" doc:"The wait that the target asked for with Retry-After. Null when it did not."`
 }

@@ -57,6 +57,13 @@ func TestCallback(t *testing.T) {
 			decide: succeeded, url: "https://ends.melodia.app/yes", headers: map[string]string{"X-Tenant": "melodia"},
 			told: map[string]any{"state": "succeeded", "reason": nil, "attempt_count": 1.0, "last_status_code": 200.0, "last_error": nil, "last_response_excerpt": "ok"},
 		},
+		"success with something to tell": {
+			decide: func(c *task.Claim) task.Decision {
+				return c.Next(task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200, Error: "cut short"}, c.At, 0)
+			},
+			url: "https://ends.melodia.app/yes", headers: map[string]string{"X-Tenant": "melodia"},
+			told: map[string]any{"state": "succeeded", "reason": nil, "attempt_count": 1.0, "last_status_code": 200.0, "last_error": "cut short", "last_response_excerpt": nil},
+		},
 		"failure": {
 			decide: func(c *task.Claim) task.Decision {
 				return c.Next(task.Outcome{Kind: task.OutcomePermanent, StatusCode: 404, Error: `the "target" answered 404`, ResponseExcerpt: "nø\n"}, c.At, 0)

@@ -136,10 +136,15 @@ func because(a *Attempt) string {
 }
 
 func answered(t *Task) string {
-	if last := lastAttempt(t); last != nil && last.StatusCode != 0 {
-		return fmt.Sprintf(": the target answered %d", last.StatusCode)
+	last := lastAttempt(t)
+	if last == nil || last.StatusCode == 0 {
+		return ""
 	}
-	return ""
+	text := fmt.Sprintf(": the target answered %d", last.StatusCode)
+	if last.Error != "" {
+		text += " (" + strings.TrimSuffix(last.Error, ".") + ")"
+	}
+	return text
 }
 
 func after(t *Task) string {

@@ -89,6 +89,10 @@ func TestExplain(t *testing.T) {
 			task.Task{State: task.Succeeded, FinishedAt: ago(3 * time.Hour), AttemptCount: 2, Attempts: tried(2, task.OutcomeSucceeded, 204, "")}, alive,
 			"It succeeded 3 h ago at attempt 2 of 10: the target answered 204.",
 		},
+		"succeeded, with something to tell": {
+			task.Task{State: task.Succeeded, FinishedAt: ago(3 * time.Hour), AttemptCount: 1, Attempts: tried(1, task.OutcomeSucceeded, 200, "the answer's body was cut short: no end within 1 s")}, alive,
+			"It succeeded 3 h ago at attempt 1 of 10: the target answered 200 (the answer's body was cut short: no end within 1 s).",
+		},
 		"attempts exhausted": {
 			task.Task{State: task.Failed, Reason: task.AttemptsExhausted, FinishedAt: ago(time.Minute), AttemptCount: 10, Attempts: tried(10, task.OutcomeRetryable, 503, answered503)}, alive,
 			"It failed 60 s ago: all 10 attempts came to nothing: the target answered 503 Service Unavailable.",

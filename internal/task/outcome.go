@@ -7,7 +7,7 @@ type Kind string
 
 // The kinds of outcome.
 const (
-	// OutcomeSucceeded: the target answered 2xx.
+	// OutcomeSucceeded: the target answered 2xx and got the whole request.
 	OutcomeSucceeded Kind = "succeeded"
 	// OutcomeRetryable: trying the same call again may help.
 	OutcomeRetryable Kind = "retryable"
@@ -26,7 +26,8 @@ type Outcome struct {
 	Kind Kind
 	// StatusCode is zero where no response came.
 	StatusCode int
-	// Error is one sentence without a query string or a secret; empty after a success.
+	// Error is one sentence without a query string or a secret. After a success it is
+	// empty, or says what was wrong all the same: a body that broke off, a repeat.
 	Error string
 	// ResponseExcerpt is the start of the response's body as valid UTF-8 without NUL.
 	ResponseExcerpt string
