@@ -47,8 +47,8 @@ func TestHostileTargetsAtOnce(t *testing.T) {
 		chunked   = ok + "Transfer-Encoding: chunked\r\n\r\n"
 		exhausted = "attempts_exhausted"
 		noAnswer  = "no answer within 0.5 s"
-		cutShort  = "no complete answer within 0.5 s"
-		brokenOff = "the connection failed before the answer was complete"
+		cutShort  = "the answer's body was cut short: no end within 0.5 s"
+		brokenOff = "the answer's body was cut short: the connection failed before the answer was complete"
 		tooLarge  = "response headers larger than 64 KiB"
 		redirects = "the target answered 302 Found and points to http://127.0.0.1/again; redirects are not followed"
 	)
@@ -58,11 +58,11 @@ func TestHostileTargetsAtOnce(t *testing.T) {
 	hostile := []struct {
 		name, url string
 		reason    string // "": the task succeeds
-		message   string // of each attempt
+		message   string // of each attempt; a success may have one
 	}{
 		{"hangs before the head", says(t, ""), exhausted, noAnswer},
 		{"hangs in the headers", says(t, ok+"X-A: b\r\nX-"), exhausted, noAnswer},
-		{"hangs in the body", says(t, ok+"Content-Length: 9\r\n\r\nhalf"), exhausted, cutShort},
+		{"hangs in the body", says(t, ok+"Content-Length: 9\r\n\r\nhalf"), "", cutShort},
 		{"reads nothing", newRawTarget(t, func(_ net.Conn, over <-chan struct{}) { <-over }), exhausted, noAnswer},
 		{"resets", newRawTarget(t, afterRequest(func(conn net.Conn) { _ = conn.(*net.TCPConn).SetLinger(0) })), exhausted, "the target reset the connection"},
 		{"endless body", saysAgain(t, ok+"\r\n", block), "", ""},
@@ -72,12 +72,12 @@ func TestHostileTargetsAtOnce(t *testing.T) {
 		{"endless headers", saysAgain(t, ok, line), exhausted, tooLarge},
 		{"one endless header", saysAgain(t, ok+"X-A: ", block), exhausted, tooLarge},
 		{"endless 1xx answers", saysAgain(t, "", "HTTP/1.1 103 Early Hints\r\n\r\n"), exhausted, tooLarge},
-		{"endless chunk extension", saysAgain(t, chunked+"1;", block), exhausted, brokenOff},
-		{"endless trailer", saysAgain(t, chunked+"0\r\n", line), exhausted, brokenOff},
+		{"endless chunk extension", saysAgain(t, chunked+"1;", block), "", brokenOff},
+		{"endless trailer", saysAgain(t, chunked+"0\r\n", line), "", brokenOff},
 		{"redirect loop", says(t, "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1/again\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"), "client_error", redirects},
 		{"expired certificate", expired.URL, exhausted, "TLS certificate has expired or is not valid yet"},
 		{"hangs before the head over TLS", secure.URL + "/hang", exhausted, noAnswer},
-		{"hangs in the body over TLS", secure.URL + "/half", exhausted, cutShort},
+		{"hangs in the body over TLS", secure.URL + "/half", "", cutShort},
 		{"endless body over TLS", secure.URL + "/body", "", ""},
 		{"large headers over TLS", secure.URL + "/headers", exhausted, tooLarge},
 		{"endless 1xx answers over TLS", secure.URL + "/hints", exhausted, tooLarge},
