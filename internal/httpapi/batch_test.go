@@ -98,7 +98,7 @@ func TestBatchNamesEveryBadTask(t *testing.T) {
 		`{}`, `[]`, `null`, `"` + marker + `"`, `{"url":""}`, `{"url":5}`, `{"url":"ftp://` + marker + `/"}`, `{"url":"https://forbidden.example/"}`,
 		with("x", `1`), with("x.y[0]", `1`), with("method", `"TRACE"`), with("headers", `{"Host":"`+marker+`"}`), with("headers", `{"a.b[0]":1,"c":2}`),
 		with("headers", `{"X-A":"${secret:a}"}`), with("auth", `{"type":"oidc"}`), with("auth", `{"type":"`+marker+`","audience":""}`),
-		with("payload", `1,"body":"x"`), with("payload", `[1e400]`), with("timeout_seconds", `0`), withRetry("max_attempts", `101`), withRetry("max_attempts", `1.5`),
+		with("payload", `1,"body":"x"`), with("payload", `1,"body_base64":"AA"`), with("body_base64", `"A"`), with("timeout_seconds", `0`), withRetry("max_attempts", `101`), withRetry("max_attempts", `1.5`),
 		with("retry", `{"min_backoff_seconds":10,"max_backoff_seconds":1}`), with("labels", object(17, "l", `""`)), with("labels", `{"":"x"}`),
 		with("expires_at", `"`+marker+`"`), with("expires_at", `"2020-01-01T00:00:00Z","run_at":"2030-01-01T00:00:00Z"`),
 		with("run_at", `"2030-01-01T00:00:00"`), with("run_at", `"2090-01-01T00:00:00Z"`), with("run_at", `"2030-01-01T00:00:00Z","delay_seconds":1`),

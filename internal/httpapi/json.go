@@ -64,9 +64,10 @@ var wholeNumbers = json.WithUnmarshalers(json.UnmarshalFunc(func(b []byte, n *in
 	return nil
 }))
 
-// decode reads a body by RFC 7493 (I-JSON): no member twice, no invalid UTF-8,
-// no lone surrogates, nothing behind the value; the standard library's package
-// lets all of that pass.
+// decode reads a body by what RFC 7493 (I-JSON) demands: no member twice, no
+// invalid UTF-8, no lone surrogates, nothing behind the value; the standard
+// library's package lets all of that pass. What it only advises, to keep numbers
+// within a float64, is not demanded of a payload: its numbers are not read.
 //
 // Its errors are shown to the caller: they say where the mistake is, and
 // quote nothing that was sent but member names.
@@ -117,13 +118,28 @@ const maxMembers = 64
 
 var errTooManyMembers = errors.New("The body has more members than any request has fields.") //nolint:staticcheck // a sentence for the caller
 
+// anyNumbers reads a number into a tree also where it does not fit a float64: as
+// infinity, which no field admits. So it is named like any other that is out of
+// its field's range.
+var anyNumbers = json.WithUnmarshalers(json.UnmarshalFromFunc(func(d *jsontext.Decoder, v *any) error {
+	if d.PeekKind() != '0' {
+		return errors.ErrUnsupported // then it is read as always
+	}
+	token, err := d.ReadToken()
+	if err != nil {
+		return err
+	}
+	*v, _ = token.Float() // the error says that it is infinity
+	return nil
+}))
+
 // decodeTree decodes a body into maps, slices and scalars, but for a payload:
 // as a tree it would take sixty times the memory of its text, and any JSON is
-// legal there. Of its numbers, as of all others, each must fit a float64.
+// legal there, whatever its numbers.
 func decodeTree(data []byte) (any, error) {
 	if jsontext.Value(data).Kind() != '{' {
 		var tree any
-		return tree, json.Unmarshal(data, &tree)
+		return tree, json.Unmarshal(data, &tree, anyNumbers)
 	}
 	var members map[string]jsontext.Value
 	if err := json.Unmarshal(data, &members); err != nil {
@@ -138,13 +154,13 @@ func decodeTree(data []byte) (any, error) {
 		var err error
 		switch kind := value.Kind(); {
 		case name == "payload" && kind != 'n':
-			member, err = true, checkNumbers(value)
+			member = true
 		case kind == '{' && len(value) > maxTree:
 			member, err = outline(value)
 		case kind == '[' && len(value) > maxTree:
 			member = []any{}
 		default:
-			err = json.Unmarshal(value, &member)
+			err = json.Unmarshal(value, &member, anyNumbers)
 		}
 		if err != nil {
 			return nil, within(err, name)
@@ -179,34 +195,13 @@ func outline(object jsontext.Value) (tree map[string]any, err error) {
 		case '[':
 			member = []any{}
 		default:
-			if err := json.Unmarshal(value, &member); err != nil {
+			if err := json.Unmarshal(value, &member, anyNumbers); err != nil {
 				return nil, within(err, key)
 			}
 		}
 		tree[key] = member
 	}
 	return tree, nil
-}
-
-// checkNumbers returns an error where a number does not fit a float64: what
-// cannot be read everywhere is refused here, and not by the target.
-func checkNumbers(v jsontext.Value) error {
-	decoder := jsontext.NewDecoder(bytes.NewReader(v))
-	for {
-		token, err := decoder.ReadToken()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if token.Kind() != '0' {
-			continue
-		}
-		if _, err := strconv.ParseFloat(token.String(), 64); err != nil {
-			return &json.SemanticError{JSONPointer: decoder.StackPointer(), Err: err}
-		}
-	}
 }
 
 // within puts a member's name before the place that err names in its value.
