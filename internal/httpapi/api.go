@@ -30,7 +30,9 @@ import (
 
 // store is where tasks are kept.
 type store interface {
+	// Get returns a task without its body, as all do but GetWithBody.
 	Get(ctx context.Context, id task.ID) (*task.Task, error)
+	GetWithBody(ctx context.Context, id task.ID) (*task.Task, error)
 	// GetMany returns tasks in the order of their ids, or [task.ErrNotFound] where
 	// one is not there.
 	GetMany(ctx context.Context, ids []task.ID) ([]*task.Task, error)
@@ -47,8 +49,8 @@ type store interface {
 	RunNow(ctx context.Context, id task.ID) (*task.Task, error)
 	Redrive(ctx context.Context, id task.ID) (*task.Task, error)
 	// Change writes a task that was changed since it was read, or returns
-	// [task.ErrChanged] where others were faster.
-	Change(ctx context.Context, t *task.Task) (*task.Task, error)
+	// [task.ErrChanged] where others were faster. A nil content stays as it is.
+	Change(ctx context.Context, t *task.Task, content *task.Content) (*task.Task, error)
 	// Match returns the ids of up to limit tasks that match a filter, the newest first.
 	Match(ctx context.Context, f *task.Filter, limit int) ([]task.ID, error)
 	// CancelMany also returns the running tasks among those that it cancelled, with

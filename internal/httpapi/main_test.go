@@ -41,6 +41,7 @@ type fakeStore struct {
 	// insertBatch is asked before the tasks are inserted one by one.
 	insertBatch func(context.Context, *task.Batch) error
 	get         func(context.Context, task.ID) (*task.Task, error)
+	getWithBody func(context.Context, task.ID) (*task.Task, error)
 	find        func(f *task.Filter, behind task.Position, limit int) ([]*task.Task, error)
 	counts      func() (map[task.State]task.Count, time.Duration, error)
 	explain     func(id task.ID, lease time.Duration) (*task.Task, task.Facts, error)
@@ -53,9 +54,10 @@ type fakeStore struct {
 	cancelMany  func(ids []task.ID) (int, map[task.ID]int64, error)
 	redriveMany func(ids []task.ID, wait, apart time.Duration) (int, error)
 
-	mu    sync.Mutex
-	tasks []*task.Task
-	calls int
+	mu      sync.Mutex
+	tasks   []*task.Task
+	content *task.Content // of the last change
+	calls   int
 }
 
 func (s *fakeStore) called() {
@@ -90,6 +92,14 @@ func (s *fakeStore) Get(ctx context.Context, id task.ID) (*task.Task, error) {
 		return nil, task.ErrNotFound
 	}
 	return s.get(ctx, id)
+}
+
+func (s *fakeStore) GetWithBody(ctx context.Context, id task.ID) (*task.Task, error) {
+	s.called()
+	if s.getWithBody == nil {
+		return nil, task.ErrNotFound
+	}
+	return s.getWithBody(ctx, id)
 }
 
 func (s *fakeStore) GetMany(ctx context.Context, ids []task.ID) ([]*task.Task, error) {
@@ -147,8 +157,11 @@ func (s *fakeStore) doAct(name string, id task.ID) (*task.Task, error) {
 	return s.act(name, id)
 }
 
-func (s *fakeStore) Change(_ context.Context, t *task.Task) (*task.Task, error) {
+func (s *fakeStore) Change(_ context.Context, t *task.Task, content *task.Content) (*task.Task, error) {
 	s.called()
+	s.mu.Lock()
+	s.content = content
+	s.mu.Unlock()
 	return s.change(t)
 }
 

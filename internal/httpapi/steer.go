@@ -208,7 +208,7 @@ func (a *API) tryChange(ctx context.Context, id task.ID, match string, change ta
 	if errs := a.checkTarget(changed.URL, changed.Headers); len(errs) > 0 {
 		return nil, errs // a header may refer to a secret that the target may not have
 	}
-	return a.Store.Change(ctx, changed)
+	return a.Store.Change(ctx, changed, change.Content)
 }
 
 // readChange makes sense of the body of a change.

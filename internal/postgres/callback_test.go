@@ -94,7 +94,7 @@ func TestCallback(t *testing.T) {
 			}
 			got := callbacks[0]
 			want := &task.Task{
-				ID: got.ID, State: task.Pending, RunAt: parent.FinishedAt, CreatedAt: parent.FinishedAt, CreatedBy: "plays",
+				ID: got.ID, State: task.Pending, RunAt: parent.FinishedAt, CreatedAt: parent.FinishedAt, CreatedBy: "plays", BodyBytes: len(got.Body),
 				Spec: task.Spec{
 					URL: tt.url, Method: "POST", Headers: tt.headers, Body: got.Body, ContentType: "application/json",
 					Timeout: callbackRules.Timeout, Retry: callbackRules.Retry, Labels: map[string]string{"callback_of": tk.ID.String()},

@@ -129,6 +129,7 @@ func scanClaim(row pgx.CollectableRow) (*task.Claim, error) {
 		return nil, err
 	}
 	spec.fill(&t.Spec)
+	t.BodyBytes = len(t.Body)
 	t.OIDCAudience = zeroNull(audience)
 	t.CancelRequestedAt = zeroNull(cancelRequested)
 	t.Headers, err = decodeMap(headers)

@@ -80,11 +80,10 @@ var (
 	idsAlone   = selection{"id, run_at, NULL::timestamptz AS finished_at", "id, run_at, finished_at", "id"}
 )
 
-// listColumns are those of a task in a list, for scanTask: no body, which may be
-// large, and the last attempt.
+// listColumns are those of a task in a list, for scanTask: of its attempts the last.
 var listColumns = `id, claim, run_at, created_at, finished_at, cancel_requested_at, state, reason, attempt_count,
     CASE WHEN jsonb_array_length(attempts) > 1 THEN jsonb_build_array(attempts -> -1) ELSE attempts END, ` +
-	strings.Replace(specColumns, " body,", " NULL::bytea,", 1)
+	strings.Replace(shownColumns, "octet_length(body) AS ", "", 1) // both branches made it
 
 // findSQL is the statement of Find.
 func findSQL(f *task.Filter, behind task.Position, limit int) (sql string, args []any) {

@@ -19,16 +19,24 @@ SELECT ` + liveColumns + ` FROM tasks WHERE id = ANY ($1)
 UNION ALL
 SELECT ` + endedColumns + ` FROM task_history WHERE id = ANY ($1)`
 
-// liveColumns and endedColumns are a whole task, for scanTask.
+// liveColumns and endedColumns are a task but for its body, for scanTask.
 const (
 	liveColumns = `id, claim, run_at, created_at, NULL::timestamptz AS finished_at, cancel_requested_at, state, '' AS reason,
-    attempt_count, attempts, ` + specColumns
+    attempt_count, attempts, ` + shownColumns
 	endedColumns = `id, claim, run_at, created_at, finished_at, NULL::timestamptz AS cancel_requested_at, state, reason,
-    attempt_count, attempts, ` + specColumns
+    attempt_count, attempts, ` + shownColumns
 )
 
-// Get returns a task with its whole story, or [task.ErrNotFound]. As with
-// Insert, [task.ErrOverloaded] comes at once when too many wait.
+// shownColumns are specColumns with the body's size in place of the body, which
+// may be of 1 MiB and is seldom asked for. The server knows the size without
+// fetching what it keeps apart from the row.
+const shownColumns = `expires_at, timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
+    max_attempts, max_doublings, retry_client_errors, method, url, content_type, headers, labels, octet_length(body) AS body_bytes,
+    callbacks, oidc_audience, created_by, idempotency_key`
+
+// Get returns a task with its whole story and without its body, or
+// [task.ErrNotFound]. As with Insert, [task.ErrOverloaded] comes at once when too
+// many wait.
 func (s *Store) Get(ctx context.Context, id task.ID) (*task.Task, error) {
 	t, err := s.gets.Do(ctx, id)
 	switch {
@@ -57,7 +65,44 @@ func (s *Store) get(ctx context.Context, ids []task.ID) ([]*task.Task, error) {
 	return inOrder(ids, found), nil
 }
 
-// As in a search the bodies are left out.
+const getWithBodySQL = `-- name: get task with its body
+SELECT ` + liveColumns + `, body FROM tasks WHERE id = $1
+UNION ALL
+SELECT ` + endedColumns + `, body FROM task_history WHERE id = $1`
+
+// GetWithBody is Get of a task with its body. One such task is read at a time.
+func (s *Store) GetWithBody(ctx context.Context, id task.ID) (*task.Task, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for its turn included
+	defer cancel()
+	t, err := s.getWithBody(ctx, id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = task.ErrNotFound
+	}
+	if err != nil {
+		return nil, fmt.Errorf("get task %s with its body: %w", id, classify(err))
+	}
+	return t, nil
+}
+
+func (s *Store) getWithBody(ctx context.Context, id task.ID) (*task.Task, error) {
+	if err := s.takeTurn(ctx); err != nil {
+		return nil, err
+	}
+	defer s.endTurn()
+	rows, err := s.pool.Query(ctx, getWithBodySQL, [16]byte(id))
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (*task.Task, error) {
+		var body []byte
+		t, err := scanTask(row, &body)
+		if err == nil {
+			t.Body = body
+		}
+		return t, err
+	})
+}
+
 var getManySQL = `-- name: get many tasks
 SELECT ` + listColumns + ` FROM (
 SELECT ` + liveColumns + ` FROM tasks WHERE id = ANY ($1)
@@ -101,7 +146,8 @@ func inOrder(ids []task.ID, found []*task.Task) []*task.Task {
 
 func scanTaskOnly(row pgx.CollectableRow) (*task.Task, error) { return scanTask(row) }
 
-// scanTask reads one row of liveColumns or endedColumns, and more behind it.
+// scanTask reads one row of liveColumns or endedColumns, and more behind it. The
+// task comes without its body.
 func scanTask(row pgx.CollectableRow, more ...any) (*task.Task, error) {
 	t := &task.Task{}
 	var (
@@ -109,16 +155,18 @@ func scanTask(row pgx.CollectableRow, more ...any) (*task.Task, error) {
 		finishedAt, cancelRequested          *time.Time
 		headers, labels, attempts, callbacks []byte
 		audience, creator, key               *string
+		bodyBytes                            *int
 	)
 	columns := []any{(*[16]byte)(&t.ID), &t.LastClaim, &t.RunAt, &t.CreatedAt, &finishedAt, &cancelRequested, &t.State, &t.Reason,
 		&t.AttemptCount, &attempts, &spec.expiresAt, &spec.timeout, &spec.maxRetryDuration, &spec.minBackoff, &spec.maxBackoff,
 		&t.Retry.MaxAttempts, &t.Retry.MaxDoublings, &t.Retry.RetryClientErrors, &t.Method, &t.URL, &t.ContentType,
-		&headers, &labels, &t.Body, &callbacks, &audience, &creator, &key}
+		&headers, &labels, &bodyBytes, &callbacks, &audience, &creator, &key}
 	if err := row.Scan(append(columns, more...)...); err != nil {
 		return nil, err
 	}
 	spec.fill(&t.Spec)
 	t.FinishedAt, t.CancelRequestedAt = zeroNull(finishedAt), zeroNull(cancelRequested)
+	t.BodyBytes = zeroNull(bodyBytes)
 	t.OIDCAudience, t.CreatedBy, t.IdempotencyKey = zeroNull(audience), zeroNull(creator), zeroNull(key)
 	var errHeaders, errLabels, errAttempts, errCallbacks error
 	t.Headers, errHeaders = decodeMap(headers)

@@ -392,6 +392,7 @@ func TestInsertBatch(t *testing.T) {
 	b := batchOf(1000)
 	b.Tasks[1].Delay, b.Tasks[2].RunAt = time.Hour, time.Date(2199, 12, 31, 0, 0, 0, 0, time.UTC)
 	b.Tasks[3].RunAt, b.Tasks[999].Body = time.Date(1999, 12, 31, 0, 0, 0, 0, time.UTC), []byte("last")
+	b.Tasks[999].BodyBytes = len("last")
 	if err := s.InsertBatch(t.Context(), b); err != nil {
 		t.Fatal(err)
 	}

@@ -145,21 +145,28 @@ func (s *Store) RedriveMany(ctx context.Context, ids []task.ID, wait, apart time
 const changeSQL = `-- name: change task
 UPDATE tasks SET claim = claim + 1, run_at = GREATEST(COALESCE($3, now() + make_interval(secs => $4)), LEAST(run_at, now())),
     expires_at = $5, timeout_seconds = $6, max_retry_duration_seconds = $7, min_backoff_seconds = $8, max_backoff_seconds = $9,
-    max_attempts = $10, max_doublings = $11, retry_client_errors = $12, content_type = $13, headers = $14::text::jsonb,
-    labels = $15::text::jsonb, body = $16
+    max_attempts = $10, max_doublings = $11, retry_client_errors = $12, headers = $13::text::jsonb, labels = $14::text::jsonb,
+    content_type = CASE WHEN $15 THEN $16 ELSE content_type END, body = CASE WHEN $15 THEN $17 ELSE body END
 WHERE id = $1 AND claim = $2 AND state = 'pending' AND cancel_requested_at IS NULL
 RETURNING ` + liveColumns
 
 // Change writes a pending task that was changed since it was read, and returns
-// what is stored then. It is fenced: it returns [task.ErrChanged], and changes
-// nothing, where the task was claimed or changed by others meanwhile.
-func (s *Store) Change(ctx context.Context, t *task.Task) (*task.Task, error) {
+// what is stored then. content is what its call carries from now on; nil leaves
+// that as it is, and the body is not touched. Change is fenced: it returns
+// [task.ErrChanged], and changes nothing, where the task was claimed or changed
+// by others meanwhile.
+func (s *Store) Change(ctx context.Context, t *task.Task, content *task.Content) (*task.Task, error) {
+	var body []byte
+	var contentType string
+	if content != nil {
+		body, contentType = content.Body, content.ContentType
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	changed, err := s.steerOnce(ctx, changeSQL, [16]byte(t.ID), t.LastClaim, nullTime(t.RunAt), seconds(t.Delay),
 		nullTime(t.ExpiresAt), seconds(t.Timeout), seconds(t.Retry.MaxRetryDuration), seconds(t.Retry.MinBackoff),
-		seconds(t.Retry.MaxBackoff), t.Retry.MaxAttempts, t.Retry.MaxDoublings, t.Retry.RetryClientErrors, t.ContentType,
-		encodeMap(t.Headers), encodeMap(t.Labels), t.Body)
+		seconds(t.Retry.MaxBackoff), t.Retry.MaxAttempts, t.Retry.MaxDoublings, t.Retry.RetryClientErrors,
+		encodeMap(t.Headers), encodeMap(t.Labels), content != nil, contentType, body)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = task.ErrChanged
 	}

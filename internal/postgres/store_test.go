@@ -97,6 +97,7 @@ func newTask(change ...func(*task.Task)) *task.Task {
 	for _, c := range change {
 		c(t)
 	}
+	t.BodyBytes = len(t.Body)
 	return t
 }
 
@@ -138,12 +139,16 @@ func claimOne(t *testing.T, s *postgres.Store, worker task.ID) *task.Claim {
 
 func get(t *testing.T, s *postgres.Store, id task.ID) *task.Task {
 	t.Helper()
-	tk, err := s.Get(t.Context(), id)
+	tk, err := s.GetWithBody(t.Context(), id)
 	if err != nil {
-		t.Fatalf("Get: %v", err)
+		t.Fatalf("GetWithBody: %v", err)
 	}
 	return tk
 }
+
+// withoutBodies compares tasks of which one was read without its body: the size
+// counts.
+var withoutBodies = cmpopts.IgnoreFields(task.Task{}, "Spec.Body")
 
 // write hands in a decision and waits until it is written.
 func write(s *postgres.Store, c *task.Claim, d task.Decision) (matched, calledBack bool, err error) {

@@ -38,7 +38,7 @@ type RetryChange struct {
 
 // Change returns t as c wants it, or [Errors] with every rule of [New] that it
 // would break then; or [ErrNotPending] or [ErrCancelRequested]. t itself stays
-// as it is. now is only compared with the [Horizon].
+// as it is, and may have been read without its body. now is only compared with the [Horizon].
 func (t *Task) Change(c Change, now time.Time) (*Task, error) {
 	if err := t.Changeable(); err != nil {
 		return nil, err
@@ -47,7 +47,7 @@ func (t *Task) Change(c Change, now time.Time) (*Task, error) {
 	changed.Headers = merge(t.Headers, c.Headers, strings.EqualFold)
 	changed.Labels = merge(t.Labels, c.Labels, func(a, b string) bool { return a == b })
 	if c.Content != nil {
-		changed.Body, changed.ContentType = c.Content.Body, c.Content.ContentType
+		changed.Body, changed.ContentType, changed.BodyBytes = c.Content.Body, c.Content.ContentType, len(c.Content.Body)
 	}
 	set(&changed.Timeout, c.Timeout)
 	set(&changed.ExpiresAt, c.ExpiresAt)

@@ -105,7 +105,7 @@ func New(id ID, spec Spec, when When, now time.Time) (*Task, error) {
 	if errs != nil {
 		return nil, errs
 	}
-	return &Task{ID: id, Spec: spec, State: Pending, RunAt: when.At, Delay: when.Delay}, nil
+	return &Task{ID: id, Spec: spec, State: Pending, RunAt: when.At, Delay: when.Delay, BodyBytes: len(spec.Body)}, nil
 }
 
 func checkWhen(when When, expiresAt, now time.Time, add func(message, kind string, path ...string)) {

@@ -89,7 +89,9 @@ type Task struct {
 	// yet and is due Delay from the moment of storing, by the database's clock.
 	RunAt time.Time
 	// Delay is meaningful only while RunAt is zero.
-	Delay     time.Duration
+	Delay time.Duration
+	// BodyBytes is the size of the body, also of a task that was read without it.
+	BodyBytes int
 	CreatedAt time.Time
 	// FinishedAt is zero until the task has ended.
 	FinishedAt time.Time
