@@ -176,6 +176,44 @@ func TestSlowloris(t *testing.T) {
 	t.Logf("%d callers that never read were cut off within %.1f s", deaf, time.Since(begin).Seconds())
 }
 
+// Who waits for the end of a task, looks at it or finds it holds nothing of what its
+// call carries.
+func TestWaitersHoldNoBodies(t *testing.T) {
+	const tasks, waiters, most = 20, 1500, 150 << 20
+	p := start(t, "serve", "DATABASE_URL="+pgtest.URL(t), "LOG_LEVEL=info")
+	body := strings.Repeat("x", 1000<<10)
+	ids := make([]string, tasks)
+	for i := range ids {
+		ids[i] = p.submit("/schedule", `{"url":"http://127.0.0.1:1/","delay_seconds":3600,"payload":"`+body+`"}`).ID
+	}
+	before := p.memory("VmHWM") // what submitting took
+	conns := make([]net.Conn, waiters)
+	for i := range conns {
+		conns[i] = p.dial()
+		defer conns[i].Close()
+		if _, err := fmt.Fprintf(conns[i], "GET /tasks/%s?wait_seconds=2 HTTP/1.1\r\nHost: x\r\n\r\n", ids[i%tasks]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, conn := range conns {
+		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil || response.StatusCode != http.StatusOK {
+			t.Fatalf("a waiter got %v, want 200", err)
+		}
+		_ = response.Body.Close()
+	}
+	for _, path := range []string{"/tasks?limit=200", "/tasks/" + ids[0], "/tasks/" + ids[0] + "/explain"} {
+		if a := p.do(http.MethodGet, path, ""); a.status != http.StatusOK || len(a.raw) > 100<<10 {
+			t.Errorf("GET %s: got %d with %d bytes", path, a.status, len(a.raw))
+		}
+	}
+	worst := p.memory("VmHWM")
+	t.Logf("%d wait for %d tasks of 1 MB: %d MiB at the most, %d MiB before", waiters, tasks, worst>>20, before>>20)
+	if worst > max(most, before) {
+		t.Errorf("the process took %d MiB, want at most %d", worst>>20, max(most, before)>>20)
+	}
+}
+
 // Connections that nobody uses cost little, and a stop does not wait for them.
 func TestIdleConnections(t *testing.T) {
 	const n = 5000

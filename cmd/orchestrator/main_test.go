@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/base64"
 	"fmt"
 	"net"
 	"net/http"
@@ -150,6 +151,49 @@ func TestTasksFromRequestToTarget(t *testing.T) {
 			t.Errorf("the second call came after %v, want a second at least", gap)
 		}
 	})
+}
+
+// What a call carries reaches the target, is kept through a redrive, and reads back,
+// byte for byte.
+func TestBodiesFromRequestToTarget(t *testing.T) {
+	t.Parallel()
+	p := start(t, "serve", "DATABASE_URL="+pgtest.URL(t))
+	target := newTarget(t, statusOf)
+	for name, tt := range map[string]struct{ field, body, contentType, shown string }{
+		"number":  {`"payload":{ "n" : [1e999, -0, 1.0] }`, `{ "n" : [1e999, -0, 1.0] }`, "application/json", `"payload":{ "n" : [1e999, -0, 1.0] }}`},
+		"digits":  {`"payload":` + strings.Repeat("7", 10_000), strings.Repeat("7", 10_000), "application/json", `"payload":` + strings.Repeat("7", 10_000) + `}`},
+		"text":    {`"body":"a line\n"`, "a line\n", "text/plain; charset=utf-8", `"body":"a line\n"}`},
+		"bytes":   {`"body_base64":"AP_-Cg"`, "\x00\xff\xfe\n", "application/octet-stream", `"body_base64":"AP/+Cg=="}`},
+		"nothing": {`"body_base64":""`, "", "application/octet-stream", `"body_base64":""}`},
+	} {
+		path := "/404/" + name
+		request := `{"url":"` + target.url + path + `",` + tt.field + `}`
+		id := p.submit("/enqueue", request).ID
+		p.await(id, ended)
+		if a := p.do(http.MethodPost, "/tasks/"+id+"/redrive", ""); a.status != http.StatusOK {
+			t.Errorf("%s: redrive: %d %s", name, a.status, a.raw)
+		}
+		p.await(id, func(got taskJSON) bool { return ended(got) && len(got.Attempts) == 2 })
+		if a := p.do(http.MethodPost, "/worker-endpoint", request); a.status != http.StatusBadGateway {
+			t.Errorf("%s: at /worker-endpoint: %d %s", name, a.status, a.raw)
+		}
+		envelope := `{"message":{"data":"` + base64.StdEncoding.EncodeToString([]byte(request)) + `","messageId":"1"},"subscription":"s"}`
+		if a := p.do(http.MethodPost, "/worker-endpoint", envelope); a.status != http.StatusBadGateway {
+			t.Errorf("%s: pushed by Pub/Sub: %d %s", name, a.status, a.raw)
+		}
+		calls := target.got(path)
+		if len(calls) != 4 {
+			t.Errorf("%s: %d calls, want 4", name, len(calls))
+		}
+		for _, c := range calls {
+			if c.body != tt.body || c.header.Get("Content-Type") != tt.contentType {
+				t.Errorf("%s: the target got %q as %s, want %q as %s", name, c.body, c.header.Get("Content-Type"), tt.body, tt.contentType)
+			}
+		}
+		if a := p.do(http.MethodGet, "/tasks/"+id+"?include=payload", ""); a.status != http.StatusOK || !strings.HasSuffix(strings.TrimSpace(a.raw), ","+tt.shown) {
+			t.Errorf("%s: it reads back as %d %s, want %s at the end", name, a.status, a.raw, tt.shown)
+		}
+	}
 }
 
 func TestWorkerEndpoint(t *testing.T) {

@@ -64,7 +64,7 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	dispatcher := dispatch.New(dispatchOptions(c, store, log), store, deliverer)
 	server := httpapi.New(httpapi.Options{
 		Store: store, Dispatcher: dispatcher, Policy: calls.Policy, Identity: calls.Identity, Secrets: calls.Secrets,
-		Callers: callers, Rate: c.RateLimit, Burst: c.RateBurst, HideDocs: c.Docs == "off",
+		Callers: callers, Rate: c.RateLimit, Burst: c.RateBurst, HideDocs: c.Docs == "off", ShowPayloads: c.ShowPayloads == "on",
 		Defaults: c.Defaults(), Lease: c.LeaseDuration, NewID: store.NewID, Version: version, ExampleURL: exampleURL, Log: log,
 	}).Server()
 

@@ -33,6 +33,7 @@ type Config struct {
 	RateLimit       float64 `envconfig:"RATE_LIMIT" default:"0"`
 	RateBurst       int     `envconfig:"RATE_BURST" default:"20"`
 	Docs            string  `envconfig:"DOCS" default:"on"`
+	ShowPayloads    string  `envconfig:"SHOW_PAYLOADS" default:"off"`
 
 	Dispatch            bool          `envconfig:"DISPATCH" default:"true"`
 	DispatchConcurrency int           `envconfig:"DISPATCH_CONCURRENCY" default:"200"`
@@ -128,6 +129,7 @@ func (c *Config) check(unread map[string]bool) (errs []error) {
 	within("RATE_LIMIT", c.RateLimit >= 0 && c.RateLimit <= 1e6, "between 0 and 1000000 requests a second; 0 sets no limit")
 	within("RATE_BURST", c.RateBurst >= 1 && c.RateBurst <= 1e6, "between 1 and 1000000")
 	within("DOCS", c.Docs == "on" || c.Docs == "off", "on or off")
+	within("SHOW_PAYLOADS", c.ShowPayloads == "on" || c.ShowPayloads == "off", "on or off")
 	within("DISPATCH_CONCURRENCY", c.DispatchConcurrency >= 1 && c.DispatchConcurrency <= 10000, "between 1 and 10000; to carry out none, set DISPATCH=false")
 	within("POLL_INTERVAL", c.PollInterval >= 10*time.Millisecond && c.PollInterval <= time.Hour, "between 10ms and 1h")
 	within("LEASE_DURATION", c.LeaseDuration >= time.Second && c.LeaseDuration <= time.Hour, "between 1s and 1h")

@@ -43,7 +43,7 @@ func setenv(t *testing.T, settings map[string]string) {
 func defaults() *Config {
 	return &Config{
 		Port: 8080, DatabaseMaxConns: 10, MigrateOnStart: true,
-		OIDCIssuer: "https://accounts.google.com", RateBurst: 20, Docs: "on",
+		OIDCIssuer: "https://accounts.google.com", RateBurst: 20, Docs: "on", ShowPayloads: "off",
 		Dispatch: true, DispatchConcurrency: 200, PollInterval: time.Second, LeaseDuration: 15 * time.Second, ShutdownGrace: 8 * time.Second,
 		TaskTimeout: 30 * time.Second, RetryMaxAttempts: 10, RetryMinBackoff: time.Second, RetryMaxBackoff: time.Hour,
 		Retention: 720 * time.Hour, IdempotencyWindow: 24 * time.Hour, LogLevel: slog.LevelInfo, LogFormat: "json",
@@ -71,7 +71,7 @@ func TestEverySetting(t *testing.T) {
 	setenv(t, map[string]string{
 		"PORT": "0", "DATABASE_URL": "postgres://u:p@h/d", "DATABASE_MAX_CONNS": "4", "MIGRATE_ON_START": "false",
 		"AUTH": "api_key,oidc", "API_KEYS": "a:read:00,b:read+submit:01", "OIDC_ISSUER": "https://id.example", "OIDC_AUDIENCE": "https://o.example",
-		"OIDC_ALLOW": "a@x.example:read,b@x.example:submit", "K_SERVICE": "orchestrator", "RATE_LIMIT": "0.5", "RATE_BURST": "7", "DOCS": "off",
+		"OIDC_ALLOW": "a@x.example:read,b@x.example:submit", "K_SERVICE": "orchestrator", "RATE_LIMIT": "0.5", "RATE_BURST": "7", "DOCS": "off", "SHOW_PAYLOADS": "on",
 		"DISPATCH": "0", "DISPATCH_CONCURRENCY": "1", "POLL_INTERVAL": "10ms", "LEASE_DURATION": "1m30s", "SHUTDOWN_GRACE": "0",
 		"TASK_TIMEOUT": "100ms", "RETRY_MAX_ATTEMPTS": "100", "RETRY_MIN_BACKOFF": "10ms", "RETRY_MAX_BACKOFF": "24h",
 		"TARGET_ALLOW_HOSTS": "a.example,.b.example", "TARGET_ALLOW_NETWORKS": "10.0.0.0/8,fd00::/8", "TARGET_REQUIRE_HTTPS": "true",
@@ -85,7 +85,7 @@ func TestEverySetting(t *testing.T) {
 	want := &Config{
 		Port: 0, DatabaseURL: "postgres://u:p@h/d", DatabaseMaxConns: 4, MigrateOnStart: false,
 		Auth: []string{"api_key", "oidc"}, APIKeys: []string{"a:read:00", "b:read+submit:01"}, OIDCIssuer: "https://id.example", OIDCAudience: "https://o.example",
-		OIDCAllow: []string{"a@x.example:read", "b@x.example:submit"}, CloudRunService: "orchestrator", RateLimit: 0.5, RateBurst: 7, Docs: "off",
+		OIDCAllow: []string{"a@x.example:read", "b@x.example:submit"}, CloudRunService: "orchestrator", RateLimit: 0.5, RateBurst: 7, Docs: "off", ShowPayloads: "on",
 		Dispatch: false, DispatchConcurrency: 1, PollInterval: 10 * time.Millisecond, LeaseDuration: 90 * time.Second, ShutdownGrace: 0,
 		TaskTimeout: 100 * time.Millisecond, RetryMaxAttempts: 100, RetryMinBackoff: 10 * time.Millisecond, RetryMaxBackoff: 24 * time.Hour,
 		TargetAllowHosts:    []string{"a.example", ".b.example"},
@@ -126,6 +126,7 @@ func TestRanges(t *testing.T) {
 		{name: "RATE_BURST", right: []string{"1", "1000000"}, wrong: []string{"0", "1000001"}, rule: "must be between 1 and 1000000",
 			unreadable: []string{marker, "0.5"}, unreadRule: "must be a whole number, like 20"},
 		{name: "DOCS", right: []string{"on", "off"}, wrong: []string{marker, "", "true"}, rule: "must be on or off"},
+		{name: "SHOW_PAYLOADS", right: []string{"on", "off"}, wrong: []string{marker, "", "true"}, rule: "must be on or off"},
 		{name: "DISPATCH", right: []string{"true", "false"}, unreadable: []string{marker, "on"}, unreadRule: "must be true or false"},
 		{name: "DISPATCH_CONCURRENCY", right: []string{"1", "10000"}, wrong: []string{"0", "10001"}, rule: "must be between 1 and 10000; to carry out none, set DISPATCH=false",
 			unreadable: []string{marker, "1e3"}, unreadRule: "must be a whole number, like 200"},

@@ -120,6 +120,8 @@ type Options struct {
 	Burst int
 	// HideDocs leaves out /docs and the document.
 	HideDocs bool
+	// ShowPayloads lets callers with the scope read see the bodies of calls too.
+	ShowPayloads bool
 	// Defaults are the settings' values for what a request leaves out: Timeout and Retry.
 	Defaults task.Spec
 	// Lease is how long an instance may be silent before others take its tasks.
@@ -143,6 +145,7 @@ type API struct {
 	rates      *rates
 	bodies     atomic.Int64 // bytes of request bodies in memory
 	callBodies atomic.Int64 // of those whose calls are under way
+	shown      atomic.Int64 // of bodies of calls in answers that are being written
 	bulkActs   atomic.Bool  // whether an act on many tasks is under way
 	refusals   turnedAway
 	strangers  turnedAway // answers of 401 and 403

@@ -92,7 +92,7 @@ func (a *API) admit(ctx huma.Context, next func(huma.Context)) {
 		return
 	}
 	r, w := humachi.Unwrap(ctx)
-	name, err := a.identify(r, scope)
+	name, err := a.identify(r, a.needOf(ctx, scope))
 	if err != nil {
 		a.write(w, r, err)
 		return
@@ -103,8 +103,27 @@ func (a *API) admit(ctx huma.Context, next func(huma.Context)) {
 	next(ctx)
 }
 
+// need is which scopes let a request pass, each of them alone, and what for.
+type need struct {
+	scopes  []string
+	purpose string // completes "the scope X, which …"
+}
+
+// needOf returns what the request of an operation needs that has the given
+// scope: to see the body of a call more than to see the task.
+func (a *API) needOf(ctx huma.Context, scope string) need {
+	if ctx.Operation().OperationID != getTaskID || ctx.Query("include") != includePayload {
+		return need{[]string{scope}, "this operation needs"}
+	}
+	n := need{[]string{scopeManage}, "include=payload needs unless SHOW_PAYLOADS is on"}
+	if a.ShowPayloads {
+		n = need{[]string{scopeRead, scopeManage}, "include=payload needs"}
+	}
+	return n
+}
+
 // identify returns who makes a request, and an error unless they may.
-func (a *API) identify(r *http.Request, scope string) (name string, err error) {
+func (a *API) identify(r *http.Request, n need) (name string, err error) {
 	name, scopes, err := a.Callers.Identify(r.Context(), r.Header)
 	switch {
 	case errors.Is(err, task.ErrUnavailable):
@@ -114,8 +133,9 @@ func (a *API) identify(r *http.Request, scope string) (name string, err error) {
 		p := newProblem(http.StatusUnauthorized, "It is not known who calls: "+err.Error()+".")
 		p.header = http.Header{"Www-Authenticate": {unknownCaller}}
 		return "", p
-	case !slices.Contains(scopes, scope):
-		p := newProblem(http.StatusForbidden, "The caller lacks the scope "+scope+", which this operation needs; it has "+cmp.Or(strings.Join(scopes, ", "), "none")+".")
+	case !slices.ContainsFunc(n.scopes, func(scope string) bool { return slices.Contains(scopes, scope) }):
+		scope := n.scopes[0]
+		p := newProblem(http.StatusForbidden, "The caller lacks the scope "+scope+", which "+n.purpose+"; it has "+cmp.Or(strings.Join(scopes, ", "), "none")+".")
 		p.header = http.Header{"Www-Authenticate": {unknownCaller + `, error="insufficient_scope", scope="` + scope + `"`}}
 		return "", p
 	}

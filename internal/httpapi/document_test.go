@@ -196,8 +196,9 @@ func TestDocumentIsComplete(t *testing.T) {
 				t.Errorf("%s has the tags %v, want described ones", at, list)
 			}
 			for _, parameter := range allOf(operation["parameters"]) {
-				// Swagger UI would send the example of a filter, and find nothing.
-				if name := member(parameter)["name"]; at == "GET /tasks" && name != "limit" {
+				// Swagger UI would send the example of a filter, and find nothing; and that of
+				// include, which few callers may.
+				if name := member(parameter)["name"]; at == "GET /tasks" && name != "limit" || name == "include" {
 					if examples := member(parameter, "schema")["examples"]; examples != nil {
 						t.Errorf("%s: the parameter %v has the examples %v", at, name, examples)
 					}
@@ -273,7 +274,7 @@ func TestDocumentIsComplete(t *testing.T) {
 				t.Errorf("%s requires %v, which it does not have", name, required)
 			}
 		}
-		if member(schema)["additionalProperties"] != false {
+		if ours := !strings.HasPrefix(name, "PubSub"); member(schema)["additionalProperties"] == false != ours {
 			t.Errorf("%s allows members that it does not list", name)
 		}
 	}
@@ -340,7 +341,8 @@ func TestExamplesWork(t *testing.T) {
 				request[name] = examples[0]
 			}
 		}
-		delete(request, "body")          // payload is there
+		delete(request, "body") // payload is there
+		delete(request, "body_base64")
 		delete(request, "delay_seconds") // run_at is there
 		b, err := json.Marshal(request)
 		if err != nil {

@@ -62,6 +62,8 @@ func appendTask(b []byte, t *Task) []byte {
 	b = appendOptional(append(b, `,"on_success":`...), t.OnSuccess, appendCallback)
 	b = appendOptional(append(b, `,"on_failure":`...), t.OnFailure, appendCallback)
 	b = appendOptional(append(b, `,"created_by":`...), t.CreatedBy, appendText)
+	b = appendInt(append(b, `,"payload_bytes":`...), t.PayloadBytes)
+	b = appendOptional(append(b, `,"content_type":`...), t.ContentType, appendText)
 	b = append(b, `,"attempts":[`...)
 	for i, a := range t.Attempts {
 		if i > 0 {
@@ -69,7 +71,17 @@ func appendTask(b []byte, t *Task) []byte {
 		}
 		b = appendAttempt(b, &a)
 	}
-	return append(b, "]}"...)
+	b = append(b, ']')
+	if t.Payload != nil { // byte for byte: reflection would drop its white space
+		b = append(append(b, `,"payload":`...), t.Payload...)
+	}
+	if t.Body != nil {
+		b = appendText(append(b, `,"body":`...), *t.Body)
+	}
+	if t.BodyBase64 != nil {
+		b = appendText(append(b, `,"body_base64":`...), *t.BodyBase64)
+	}
+	return append(b, '}')
 }
 
 func appendAttempt(b []byte, a *Attempt) []byte {

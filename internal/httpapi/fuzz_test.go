@@ -44,9 +44,9 @@ func (s *service) isLegal(path string, body []byte) {
 	var tree any
 	err := decode(body, &tree)
 	if err == nil && path == "/enqueue" {
-		err = s.validate(tree, body, new(TaskRequest))
+		err = s.validate(Loc{"body"}, tree, body, new(TaskRequest))
 	} else if err == nil {
-		err = s.validate(tree, body, new(ScheduleRequest))
+		err = s.validate(Loc{"body"}, tree, body, new(ScheduleRequest))
 	}
 	var p *Problem
 	if errors.As(err, &p) {

@@ -63,7 +63,7 @@ func (a *API) readThorough(body []byte, into any) error {
 	if err := decode(body, &tree); err != nil {
 		return newProblem(http.StatusBadRequest, err.Error())
 	}
-	return a.validate(tree, body, into)
+	return a.validate(Loc{"body"}, tree, body, into)
 }
 
 // isPlain reports that a JSON text holds no null, which types take for absent,
@@ -97,29 +97,14 @@ func isPlain(text []byte) bool {
 	return true
 }
 
-// readWork reads either form of the body. It is chosen by the presence of
-// task_id, so that a mistake in one form is not reported as one in the other.
-func (a *API) readWork(body []byte) (*TaskRequest, *TaskReference, error) {
-	var parsed any
-	if err := decode(body, &parsed); err != nil {
-		return nil, nil, newProblem(http.StatusBadRequest, err.Error())
-	}
-	object, _ := parsed.(map[string]any)
-	if _, ok := object["task_id"]; ok {
-		reference := new(TaskReference)
-		return nil, reference, a.validate(parsed, body, reference)
-	}
-	request := new(TaskRequest)
-	return request, nil, a.validate(parsed, body, request)
-}
-
-// validate checks parsed against the schema of into, and fills into from body.
-func (a *API) validate(parsed any, body []byte, into any) error {
-	if found := a.mistakes(bodyPath(), a.schemaOf(into), parsed); found != nil {
+// validate checks parsed against the schema of into, and fills into from body. at
+// is where that was sent.
+func (a *API) validate(at Loc, parsed any, body []byte, into any) error {
+	if found := a.mistakes(pathOf(at), a.schemaOf(into), parsed); found != nil {
 		return invalid(found)
 	}
 	if err := decode(body, into); err != nil {
-		return invalid([]FieldProblem{{Loc: Loc{"body"}, Msg: err.Error(), Type: "invalid"}})
+		return invalid([]FieldProblem{{Loc: at, Msg: err.Error(), Type: "invalid"}})
 	}
 	return nil
 }
@@ -134,9 +119,14 @@ func (a *API) mistakes(path *huma.PathBuffer, schema *huma.Schema, parsed any) [
 	return humaFields(found.Errors)
 }
 
-func bodyPath() *huma.PathBuffer {
+func bodyPath() *huma.PathBuffer { return pathOf(Loc{"body"}) }
+
+// pathOf is a way of names alone, as huma takes it.
+func pathOf(at Loc) *huma.PathBuffer {
 	path := huma.NewPathBuffer(nil, 0)
-	path.Push("body")
+	for _, name := range at {
+		path.Push(name.(string))
+	}
 	return path
 }
 

@@ -112,6 +112,7 @@ type ChangeRequest struct {
 	Headers        map[string]*string `json:"headers,omitempty" example:"{\"X-Tenant\":\"melodia\",\"X-Old\":null}" doc:"Headers to set, by name in either case; null takes one away, and the others stay. A value that reads back as [redacted] cannot be sent back: leave it out to keep it."`
 	Payload        json.RawMessage    `json:"payload,omitempty" example:"{\"song_id\":42}" doc:"The body of the call from now on, whole; its members are not merged. null: none."`
 	Body           clearableText      `json:"body,omitempty" nullable:"true" example:"a line of text" doc:"The body of the call from now on as text, instead of payload. null: none."`
+	BodyBase64     clearableText      `json:"body_base64,omitempty" nullable:"true" example:"AAEC/w==" doc:"The body of the call from now on as bytes in base64, as in /enqueue, instead of payload or body. null: none."`
 	TimeoutSeconds *float64           `json:"timeout_seconds,omitempty" minimum:"0.1" maximum:"1800" example:"10" doc:"Bounds a whole attempt."`
 	Retry          *RetryChange       `json:"retry,omitempty" doc:"The retry policy; what it leaves out stays."`
 	Labels         map[string]*string `json:"labels,omitempty" example:"{\"kind\":\"play\",\"old\":null}" doc:"Labels to set, by name; null takes one away, and the others stay."`
@@ -236,19 +237,9 @@ func (r *ChangeRequest) change() (c task.Change, errs task.Errors) {
 				Message: "is shown as [redacted] and cannot be sent back like that: leave it out to keep its value"})
 		}
 	}
-	payload, text := r.Payload, r.Body.text
-	if string(payload) == "null" {
-		payload = nil
-	}
-	switch {
-	case payload != nil && text != nil:
-		errs = append(errs, task.FieldError{Path: []string{"body"}, Message: "must not be there together with payload", Kind: "conflict"})
-	case payload != nil:
-		c.Content = &task.Content{Body: payload, ContentType: jsonContent}
-	case text != nil:
-		c.Content = &task.Content{Body: []byte(*text), ContentType: textContent}
-	case r.Payload != nil || r.Body.given:
-		c.Content = &task.Content{}
+	if r.Payload != nil || r.Body.given || r.BodyBase64.given {
+		content, found := readContent(r.Payload, r.Body.text, r.BodyBase64.text)
+		c.Content, errs = &content, append(errs, found...)
 	}
 	if p := r.Retry; p != nil {
 		c.Retry = task.RetryChange{

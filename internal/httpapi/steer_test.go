@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -38,6 +39,7 @@ func stored(change ...func(*task.Task)) *task.Task {
 	for _, c := range change {
 		c(t)
 	}
+	t.BodyBytes = len(t.Body)
 	return t
 }
 
@@ -154,6 +156,10 @@ func TestChange(t *testing.T) {
 		"no body":                    {`{"body":null}`, func(t *task.Task) { t.Body, t.ContentType = nil, "" }},
 		"a body, no payload":         {`{"body":"text","payload":null}`, func(t *task.Task) { t.Body, t.ContentType = []byte("text"), "text/plain; charset=utf-8" }},
 		"a payload, no body":         {`{"body":null,"payload":1}`, func(t *task.Task) { t.Body = []byte("1") }},
+		"bytes":                      {`{"body_base64":"_wA"}`, func(t *task.Task) { t.Body, t.ContentType = []byte{0xff, 0}, "application/octet-stream" }},
+		"no bytes":                   {`{"body_base64":null}`, func(t *task.Task) { t.Body, t.ContentType = nil, "" }},
+		"bytes and nothing else":     {`{"payload":null,"body":null,"body_base64":"AA=="}`, func(t *task.Task) { t.Body, t.ContentType = []byte{0}, "application/octet-stream" }},
+		"a payload of any number":    {`{"payload":[1e999,-0,1.0]}`, func(t *task.Task) { t.Body = []byte(`[1e999,-0,1.0]`) }},
 		"a timeout":                  {`{"timeout_seconds":0.5}`, func(t *task.Task) { t.Timeout = 500 * time.Millisecond }},
 		"a part of the retry policy": {`{"retry":{"max_attempts":20}}`, func(t *task.Task) { t.Retry.MaxAttempts = 20 }},
 		"the whole retry policy": {`{"retry":{"max_attempts":2,"max_retry_duration_seconds":60,"min_backoff_seconds":0.5,"max_backoff_seconds":5,"max_doublings":3,"retry_client_errors":true}}`, func(t *task.Task) {
@@ -184,8 +190,12 @@ func TestChange(t *testing.T) {
 				}
 				want := before()
 				tt.want(want)
+				want.BodyBytes = len(want.Body)
 				if diff := cmp.Diff(want, got); diff != "" {
 					t.Errorf("what is written (-want +got):\n%s", diff)
+				}
+				if given := regexp.MustCompile(`"(payload|body|body_base64)":`).MatchString(tt.body); (s.store.content != nil) != given {
+					t.Errorf("the store is to write the body: %v, want %v", s.store.content != nil, given)
 				}
 				s.loggedAct("task changed", `"task_id":"`+anID+`"`)
 				if strings.Contains(a.text, marker) {
@@ -214,6 +224,11 @@ func TestChangeThatBreaksRules(t *testing.T) {
 		"a header twice":              {body: `{"headers":{"X-A":"1","x-a":"2"}}`, errors: []string{`["body","headers","x-a"] duplicate`}},
 		"too many labels":             {body: `{"labels":` + object(16, "l", `"1"`) + `}`, errors: []string{`["body","labels"] too_long`}},
 		"payload and body":            {body: `{"payload":1,"body":"` + marker + `"}`, errors: []string{`["body","body"] conflict`}},
+		"payload and bytes":           {body: `{"payload":1,"body_base64":"AA=="}`, errors: []string{`["body","body_base64"] conflict`}},
+		"body and bytes":              {body: `{"body":"` + marker + `","body_base64":"AA=="}`, errors: []string{`["body","body_base64"] conflict`}},
+		"no base64":                   {body: `{"body_base64":"` + marker + ` "}`, errors: []string{`["body","body_base64"] invalid`}},
+		"bytes for a GET":             {body: `{"body_base64":""}`, stored: func(t *task.Task) { t.Method, t.Body = "GET", nil }, errors: []string{`["body","body_base64"] conflict`}},
+		"a number beyond a float":     {body: `{"timeout_seconds":1e999}`, errors: []string{`["body","timeout_seconds"] less_than_equal`}},
 		"a payload for a GET":         {body: `{"payload":1}`, stored: func(t *task.Task) { t.Method, t.Body = "GET", nil }, errors: []string{`["body","payload"] conflict`}},
 		"a run_at without a zone":     {body: `{"run_at":"2030-12-24T21:00:00"}`, errors: []string{`["body","run_at"] datetime_parsing`}},
 		"run_at and delay_seconds":    {body: `{"run_at":"2030-12-24T21:00:00Z","delay_seconds":1}`, errors: []string{`["body","delay_seconds"] conflict`}},

@@ -23,8 +23,9 @@ type TaskRequest struct {
 	Method         *string           `json:"method,omitempty" enum:"GET,HEAD,POST,PUT,PATCH,DELETE" example:"POST" doc:"The request method."`
 	Headers        map[string]string `json:"headers,omitempty" maxProperties:"50" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of the call, at most 50 and 8 KiB in all. Names that the service or the connection sets are refused: Host, Content-Length, Transfer-Encoding, Connection and the other hop-by-hop names, Expect, Proxy-*, Forwarded, X-Forwarded-*, Metadata-Flavor, X-Goog-*, X-Serverless-Authorization, Orchestrator-*, Traceparent, Tracestate, Webhook-Id, Webhook-Timestamp, Webhook-Signature. In a value, ${secret:name} stands for a secret that the service has: it is filled in when the call is made, over https and only for hosts that the service's settings name, and is kept nowhere. Prefer it to a secret in the request."`
 	Auth           *AuthRequest      `json:"auth,omitempty" doc:"Proves to the target who calls. Only over https and for hosts that the service's settings name. Not together with a header Authorization."`
-	Payload        json.RawMessage   `json:"payload,omitempty" example:"{\"song_id\":42}" doc:"The body of the call: any JSON, sent as exactly the bytes that came, with Content-Type: application/json unless headers has one. Not with GET or HEAD, not together with body. null is the same as leaving it out."`
+	Payload        json.RawMessage   `json:"payload,omitempty" example:"{\"song_id\":42}" doc:"The body of the call: any JSON, sent as exactly the bytes that came, with Content-Type: application/json unless headers has one. Not with GET or HEAD, not together with body or body_base64. No member of an object may be there twice. No number is too large. null is the same as leaving it out."`
 	Body           *string           `json:"body,omitempty" example:"a line of text" doc:"The body of the call as text, instead of payload; sent as it is, with Content-Type: text/plain; charset=utf-8 unless headers has one."`
+	BodyBase64     *string           `json:"body_base64,omitempty" example:"AAEC/w==" doc:"The body of the call as bytes, instead of payload or body: in base64 of the standard or the URL alphabet (RFC 4648 §4, §5), with or without padding, without spaces and line breaks. Its bytes are sent, with Content-Type: application/octet-stream unless headers has one."`
 	TimeoutSeconds *float64          `json:"timeout_seconds,omitempty" minimum:"0.1" maximum:"1800" example:"10" doc:"Bounds a whole attempt, from dialling to the end of the response's body."`
 	Retry          *RetryRequest     `json:"retry,omitempty" doc:"When a failed attempt is tried again."`
 	Labels         map[string]string `json:"labels,omitempty" maxProperties:"16" example:"{\"kind\":\"play\"}" doc:"Kept with the task and shown with it; not sent to the target. At most 16, names up to 64 and values up to 256 bytes."`
@@ -80,7 +81,13 @@ type Task struct {
 	OnSuccess         *Callback `json:"on_success" doc:"Whom its success is told. Null: nobody."`
 	OnFailure         *Callback `json:"on_failure" doc:"Whom its failure is told. Null: nobody."`
 	CreatedBy         *string   `json:"created_by" example:"plays@melodia.app" doc:"Who handed it in: the name of an API key, or an email. Null where callers are not known."`
+	PayloadBytes      int       `json:"payload_bytes" example:"14" doc:"The size of the call's body, as payload, body or body_base64 gave it. 0: it is empty, or there is none."`
+	ContentType       *string   `json:"content_type" example:"application/json" doc:"The Content-Type of the call's body. Null: it has no body."`
 	Attempts          []Attempt `json:"attempts" nullable:"false" doc:"What was tried, oldest first: the last 200, of a task that was redriven again and again."`
+	// One of these at most, behind all that is short.
+	Payload    json.RawMessage `json:"payload,omitzero" example:"{\"song_id\":42}" doc:"With include=payload: the body of the call, where it came as payload; the same bytes."`
+	Body       *string         `json:"body,omitzero" example:"a line of text" doc:"With include=payload: the body of the call, where it came as body."`
+	BodyBase64 *string         `json:"body_base64,omitzero" example:"AAEC/w==" doc:"With include=payload: the body of the call, where it came as body_base64: in the standard alphabet, with padding."`
 }
 
 // Auth says which ID token goes with a task's call.
@@ -228,12 +235,6 @@ func directly[R any, P interface {
 	}
 }
 
-// The content types of what a request gives as payload and as body.
-const (
-	jsonContent = "application/json"
-	textContent = "text/plain; charset=utf-8"
-)
-
 // newTask checks a request by the domain's rules and the target policy.
 func (a *API) newTask(r request) (*task.Task, error) {
 	spec, errs := r.spec(a.Defaults)
@@ -296,15 +297,8 @@ func (r *TaskRequest) spec(defaults task.Spec) (s task.Spec, errs task.Errors) {
 		OnFailure: (*task.Callback)(r.OnFailure),
 	}
 	set(&s.Method, r.Method)
-	hasPayload := r.Payload != nil && string(r.Payload) != "null"
-	switch {
-	case hasPayload && r.Body != nil:
-		errs = append(errs, task.FieldError{Path: []string{"body"}, Message: "must not be there together with payload", Kind: "conflict"})
-	case hasPayload:
-		s.Body, s.ContentType = r.Payload, jsonContent
-	case r.Body != nil:
-		s.Body, s.ContentType = []byte(*r.Body), textContent
-	}
+	content, errs := readContent(r.Payload, r.Body, r.BodyBase64)
+	s.Body, s.ContentType = content.Body, content.ContentType
 	if r.Auth != nil {
 		s.OIDCAudience = task.DefaultAudience(r.URL)
 		set(&s.OIDCAudience, r.Auth.Audience)
@@ -385,8 +379,11 @@ type TaskPath struct {
 	ID string `path:"id" pattern:"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$" format:"uuid" patternDescription:"a UUID" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"The task's id."`
 }
 
+const getTaskID = "get-task"
+
 type getTaskInput struct {
 	TaskPath
+	Include     string  `query:"include" enum:"payload" doc:"payload: also show the body of the call. That needs the scope manage, or just read where SHOW_PAYLOADS is on."`
 	WaitSeconds float64 `query:"wait_seconds" minimum:"0" maximum:"60" example:"30" doc:"Answer as soon as the task has ended, or after this long with the task as it is then."`
 }
 
@@ -399,10 +396,11 @@ func newTaskOutput(t *task.Task) *taskOutput { return &taskOutput{ETag: etag(t),
 
 func (a *API) getTaskOperation() huma.Operation {
 	return huma.Operation{
-		OperationID: "get-task", Method: http.MethodGet, Path: "/tasks/{id}", Tags: []string{"tasks"}, Security: needs(scopeRead),
-		Summary:     "See what became of a task",
-		Description: "Returns the task and every attempt, until its retention ends. With wait_seconds the answer comes when the task has ended.",
-		Middlewares: huma.Middlewares{lateAnswer},
+		OperationID: getTaskID, Method: http.MethodGet, Path: "/tasks/{id}", Tags: []string{"tasks"}, Security: needs(scopeRead),
+		Summary: "See what became of a task",
+		Description: "Returns the task and every attempt, until its retention ends. With wait_seconds the answer comes when the task has ended. " +
+			"With include=payload it holds the body of the call, as payload, body or body_base64. 403: the caller may not see that.",
+		Middlewares: huma.Middlewares{lateAnswer, a.countShown},
 		Errors:      append([]int{http.StatusNotFound}, readErrors...),
 	}
 }
@@ -422,11 +420,21 @@ func (a *API) getTask(ctx context.Context, in *getTaskInput) (*taskOutput, error
 		defer leave()
 		ended = over
 	}
-	t, err := a.Store.Get(ctx, id)
-	if err == nil && ended != nil && !t.State.Ended() {
-		await(ctx, ended, &in.WaitSeconds)
-		t, err = a.Store.Get(ctx, id)
+	if ended != nil {
+		t, err := a.Store.Get(ctx, id) // whoever waits holds no body
+		switch {
+		case err != nil:
+			return nil, a.fail(ctx, err)
+		case !t.State.Ended():
+			await(ctx, ended, &in.WaitSeconds)
+		case in.Include == "":
+			return newTaskOutput(t), nil
+		}
 	}
+	if in.Include == includePayload {
+		return a.getTaskWithBody(ctx, id)
+	}
+	t, err := a.Store.Get(ctx, id)
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
@@ -468,6 +476,8 @@ func taskView(t *task.Task) *Task {
 		OnFailure:         callbackView(t.OnFailure),
 		CreatedBy:         present(t.CreatedBy),
 		CancelRequestedAt: Timestamp(t.CancelRequestedAt),
+		PayloadBytes:      t.BodyBytes,
+		ContentType:       present(contentType(t)),
 		Attempts:          make([]Attempt, len(t.Attempts)),
 	}
 	for i, at := range t.Attempts {

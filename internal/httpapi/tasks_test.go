@@ -66,7 +66,7 @@ func TestEnqueueDefaults(t *testing.T) {
 		`"headers":{},"auth":null,"labels":{},"run_at":"2026-11-24T12:00:00.123456Z","created_at":"2026-11-24T12:00:00.123456Z",` +
 		`"expires_at":null,"timeout_seconds":30,"retry":{"max_attempts":10,"max_retry_duration_seconds":0,` +
 		`"min_backoff_seconds":1,"max_backoff_seconds":3600,"max_doublings":16,"retry_client_errors":false},` +
-		`"attempt_count":0,"finished_at":null,"reason":null,"cancel_requested_at":null,"on_success":null,"on_failure":null,"created_by":null,"attempts":[]}`
+		`"attempt_count":0,"finished_at":null,"reason":null,"cancel_requested_at":null,"on_success":null,"on_failure":null,"created_by":null,"payload_bytes":0,"content_type":null,"attempts":[]}`
 	if strings.TrimSpace(a.text) != wantText {
 		t.Errorf("got  %s\nwant %s", a.text, wantText)
 	}
@@ -701,18 +701,18 @@ func TestGetTask(t *testing.T) {
 	base := task.Task{
 		ID: task.ID{1, 2, 3},
 		Spec: task.Spec{
-			URL: target, Method: "PUT", Headers: map[string]string{"X-Access-Token": marker, "X-Plain": "p"}, Body: []byte(marker),
+			URL: target, Method: "PUT", Headers: map[string]string{"X-Access-Token": marker, "X-Plain": "p"}, Body: []byte(marker), ContentType: "text/plain; charset=utf-8",
 			Timeout: 1500 * time.Millisecond, Retry: task.RetryPolicy{MaxAttempts: 2, MaxRetryDuration: time.Minute, MinBackoff: time.Second, MaxBackoff: 2 * time.Second, MaxDoublings: 1},
 			OnFailure: &task.Callback{URL: "https://example.com/ended", Headers: map[string]string{"X-Token": marker}},
 		},
-		State: task.Pending, RunAt: at(0, 1), CreatedAt: at(0, 123456789), CreatedBy: "plays@melodia.app",
+		State: task.Pending, RunAt: at(0, 1), CreatedAt: at(0, 123456789), CreatedBy: "plays@melodia.app", BodyBytes: len(marker),
 	}
 	fixed := map[string]any{
 		"id": "01020300-0000-0000-0000-000000000000", "url": target, "method": "PUT",
 		"headers": map[string]any{"X-Access-Token": "[redacted]", "X-Plain": "p"}, "labels": map[string]any{}, "auth": nil,
 		"run_at": "2026-12-25T00:00:00.000000Z", "created_at": "2026-12-25T00:00:00.123456Z", "timeout_seconds": 1.5,
 		"created_by":          "plays@melodia.app",
-		"cancel_requested_at": nil, "on_success": nil,
+		"cancel_requested_at": nil, "on_success": nil, "payload_bytes": float64(len(marker)), "content_type": "text/plain; charset=utf-8",
 		"on_failure": map[string]any{"url": "https://example.com/ended", "headers": map[string]any{"X-Token": "[redacted]"}},
 		"retry": map[string]any{
 			"max_attempts": 2.0, "max_retry_duration_seconds": 60.0, "min_backoff_seconds": 1.0,

@@ -24,6 +24,8 @@ type Change struct {
 type Content struct {
 	Body        []byte
 	ContentType string
+	// Field is the request's field that it came in, for what is wrong with it.
+	Field string
 }
 
 // RetryChange is what somebody wants to be different about a [RetryPolicy].
@@ -63,7 +65,7 @@ func (t *Task) Change(c Change, now time.Time) (*Task, error) {
 		errs = append(errs, FieldError{Path: path, Message: message, Kind: kind})
 	}
 	if c.Content != nil && changed.carriesNone() && c.Content.Body != nil {
-		add("must not be there: the task's method is GET or HEAD", "conflict", "payload")
+		add("must not be there: the task's method is GET or HEAD", "conflict", c.Content.Field)
 		changed.Body = nil // named once
 	}
 	changed.check(add)
