@@ -108,6 +108,15 @@ func TestEarlySuccessGetsTheWholeBody(t *testing.T) {
 	}
 }
 
+// regardless writes to a connection that may be closed meanwhile: the service reads of an
+// answer no more than it needs.
+type regardless struct{ net.Conn }
+
+func (c regardless) Write(p []byte) (int, error) {
+	_, _ = c.Conn.Write(p)
+	return len(p), nil
+}
+
 // A target that streams its answer from what it reads blocks on writing it when that is not read.
 func TestEchoGetsTheWholeBody(t *testing.T) {
 	t.Parallel()
@@ -115,7 +124,7 @@ func TestEchoGetsTheWholeBody(t *testing.T) {
 	got := make(chan int64, 1)
 	address := newEarlyServer(t, nil, func(e early) {
 		fmt.Fprintf(e.conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", size)
-		n, _ := io.Copy(e.conn, e.body)
+		n, _ := io.Copy(regardless{e.conn}, e.body)
 		got <- n
 	})
 	o := newDeliverer(t).Deliver(t.Context(), newCall("POST", "http://"+address, make([]byte, size)))
@@ -188,10 +197,12 @@ func TestEarlyRefusalCountsAtOnce(t *testing.T) {
 		for _, connection := range []string{"keep-alive", "close"} {
 			t.Run(fmt.Sprintf("%d %s", code, connection), func(t *testing.T) {
 				t.Parallel()
+				over := make(chan struct{})
 				address := newEarlyServer(t, nil, func(e early) {
 					fmt.Fprintf(e.conn, "HTTP/1.1 %d X\r\nConnection: %s\r\nContent-Length: 2\r\n\r\nno", code, connection)
-					hang(e.conn)
+					<-over // it reads no more
 				})
+				t.Cleanup(func() { close(over) })
 				d := newDeliverer(t)
 				o := d.Deliver(t.Context(), newCall("POST", "http://"+address, make([]byte, 8<<20)))
 				if o.Kind != want || o.StatusCode != code || o.TimedOut || o.ResponseExcerpt != "no" {
