@@ -255,26 +255,34 @@ func (d *Deliverer) exchange(ctx context.Context, conn *connection, r *http.Requ
 
 // read returns the start of body, without secrets, and reads on for as long as
 // the connection is worth it; whole says that this was to the end.
-func (d *Deliverer) read(body io.Reader, secrets []string) (text string, whole bool, err error) {
+func (d *Deliverer) read(body io.Reader, secrets *hidden) (text string, whole bool, err error) {
 	buf := d.excerpts.Get().(*[excerptBytes]byte)
 	defer d.excerpts.Put(buf)
-	var n int
-	for n < len(buf) && err == nil {
-		var m int
-		m, err = body.Read(buf[n:])
-		n += m
-	}
-	text = excerpt(buf[:n])
+	n, err := readFull(body, buf[:])
+	b, rest := buf[:n], int64(drainBytes)
 	if secrets != nil {
-		text = redact(text, secrets, !errors.Is(err, io.EOF))
+		var ahead int
+		b, ahead, err = secrets.redactBody(b, body, err)
+		rest -= int64(ahead)
 	}
+	text = excerpt(b)
 	if err == nil {
-		_, err = io.CopyN(io.Discard, body, drainBytes)
+		_, err = io.CopyN(io.Discard, body, rest)
 	}
 	if err == io.EOF {
 		return text, true, nil
 	}
 	return text, false, err
+}
+
+// readFull reads until buf is full or r ends, whose error it returns as it is.
+func readFull(r io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var m int
+		m, err = r.Read(buf[n:])
+		n += m
+	}
+	return n, err
 }
 
 // appendHead appends the head of the request for c: its lines, and the empty one
