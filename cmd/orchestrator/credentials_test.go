@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -69,6 +70,9 @@ func TestCredentials(t *testing.T) {
 		}
 	}
 	rotate("pl4nt3d-1")
+	if err := os.WriteFile(filepath.Join(secrets, "other"), []byte("pl4nt3d-3"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	verifier, err := webhooks.NewWebhook(signing)
 	if err != nil {
 		t.Fatal(err)
@@ -126,9 +130,8 @@ func TestCredentials(t *testing.T) {
 	elsewhere := strings.Replace(target.url, "127.0.0.1", "localhost", 1)
 	for _, tt := range []struct{ body, want string }{
 		{`{"url":"` + elsewhere + `/no","auth":{"type":"oidc"}}`, `OIDC_TARGET_HOSTS does not allow the url's host`},
-		{`{"url":"` + elsewhere + `/no","headers":{"X-Key":"${secret:billing}"}}`, `SECRET_HOSTS does not allow for the url's host`},
+		{`{"url":"` + elsewhere + `/no","headers":{"X-Key":"${secret:billing}"}}`, `needs a url that begins with https://`},
 		{`{"url":"` + target.url + `/no","headers":{"X-Key":"${secret:other}"}}`, `SECRET_HOSTS does not allow for the url's host`},
-		{`{"url":"` + target.url + `/no","headers":{"X-Key":"${secret:unheard-of}"}}`, `a secret that the service does not have`},
 		{`{"url":"` + target.url + `/no","headers":{"Webhook-Id":"mine"}}`, `reserved`},
 	} {
 		if a := p.do(http.MethodPost, "/enqueue", tt.body); a.status != http.StatusUnprocessableEntity || !strings.Contains(a.raw, tt.want) {
@@ -146,8 +149,8 @@ func TestCredentials(t *testing.T) {
 			`{"headers":{"x-key":"${secret:other}"}}`: "SECRET_HOSTS does not allow",
 		},
 		there.ID: {
-			`{"url":"` + target.url + `/no"}`: "not a field", `{"auth":{"type":"oidc"}}`: "not a field", `{"headers":{"X-Key":"${secret:billing}"}}`: "SECRET_HOSTS does not allow",
-			`{"headers":{"X-Key":"${secret:unheard-of}"}}`: "a secret that the service does not have",
+			`{"url":"` + target.url + `/no"}`: "not a field", `{"auth":{"type":"oidc"}}`: "not a field", `{"headers":{"X-Key":"${secret:billing}"}}`: "needs a url that begins with https://",
+			`{"headers":{"X-Key":"${secret:unheard-of}"}}`: "needs a url that begins with https://",
 		},
 	} {
 		for body, want := range changes {
@@ -161,6 +164,32 @@ func TestCredentials(t *testing.T) {
 		p.await(id, ended)
 	}
 	check("/kept", "pl4nt3d-number-2", target.url)
+
+	// Whether a secret exists is not told at any door: one that may not be sent there
+	// is refused as one that there is none of.
+	waiting := p.submit("/schedule", `{"url":"`+target.url+`/never","delay_seconds":3600}`)
+	for _, door := range []struct{ method, path, body string }{
+		{http.MethodPost, "/enqueue", `{"url":"` + target.url + `/no","headers":{"X-Key":"a ${secret:NAME}"}}`},
+		{http.MethodPost, "/schedule", `{"url":"` + target.url + `/no","delay_seconds":1,"headers":{"X-Key":"${secret:NAME}"}}`},
+		{http.MethodPost, "/enqueue", `{"url":"` + target.url + `/no","on_success":{"url":"` + target.url + `/no","headers":{"X-Key":"${secret:NAME}"}}}`},
+		{http.MethodPost, "/enqueue", `{"url":"` + target.url + `/no","on_failure":{"url":"` + target.url + `/no","headers":{"X-Key":"${secret:NAME}"}}}`},
+		{http.MethodPost, "/enqueue", `{"url":"http://plays.melodia.app/no","headers":{"X-Key":"${secret:NAME}"}}`},
+		{http.MethodPost, "/tasks/batch", `{"tasks":[{"url":"` + target.url + `/no","headers":{"X-Key":"${secret:NAME}"}}]}`},
+		{http.MethodPost, "/worker-endpoint", `{"url":"` + target.url + `/no","headers":{"X-Key":"${secret:NAME}"}}`},
+		{http.MethodPatch, "/tasks/" + waiting.ID, `{"headers":{"X-Key":"${secret:NAME}"}}`},
+	} {
+		answers := make(map[string]string)
+		for _, name := range []string{"other", "unheard-of"} {
+			a := p.do(door.method, door.path, strings.Replace(door.body, "NAME", name, 1))
+			if a.status != http.StatusUnprocessableEntity {
+				t.Errorf("%s %s of %s: %d %s, want 422", door.method, door.path, name, a.status, a.raw)
+			}
+			answers[name] = regexp.MustCompile(`"instance":"[^"]*"`).ReplaceAllString(a.raw, "")
+		}
+		if answers["other"] != answers["unheard-of"] || strings.Contains(answers["other"], "unheard-of") {
+			t.Errorf("%s %s: a secret for another host is answered %s, one that there is none of %s", door.method, door.path, answers["other"], answers["unheard-of"])
+		}
+	}
 	if calls := target.got("/no"); len(calls) != 1 || calls[0].header.Get("X-Key") != "" || calls[0].header.Get("Authorization") != "" {
 		t.Errorf("the task for another host was called with %v, want once with neither", calls)
 	}

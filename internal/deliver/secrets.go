@@ -44,9 +44,10 @@ type secretFile struct {
 
 // Errors of [Secrets.Check]. Their texts complete "headers.X …".
 var (
-	errSecretUnknown = errors.New("refers to a secret that the service does not have")
-	errSecretHost    = errors.New("refers to a secret that SECRET_HOSTS does not allow for the url's host")
-	errSecretHTTP    = errors.New("refers to a secret, which needs a url that begins with https://")
+	// errSecretHost does not tell whether the secret exists: that is for callers
+	// whom SECRET_HOSTS lets use it.
+	errSecretHost = errors.New("refers to a secret that does not exist, or that SECRET_HOSTS does not allow for the url's host")
+	errSecretHTTP = errors.New("refers to a secret, which needs a url that begins with https://")
 )
 
 // NewSecrets takes the folder of the files and, for each secret, the hosts that
@@ -81,20 +82,19 @@ func (s *Secrets) Check(name, rawURL string) error {
 		return err
 	}
 	if _, err := s.value(name); err != nil {
-		return errSecretUnknown
+		return errSecretHost
 	}
 	return nil
 }
 
+// check looks at no file. Of the url it asks first, since that has nothing to do
+// with the secret.
 func (s *Secrets) check(name string, u *url.URL) error {
-	hosts := s.hosts[name]
-	switch {
-	case hosts == nil:
-		return errSecretUnknown
-	case !hosts.has(u):
-		return errSecretHost
-	case !confidential(u):
+	if !confidential(u) {
 		return errSecretHTTP
+	}
+	if hosts := s.hosts[name]; hosts == nil || !hosts.has(u) {
+		return errSecretHost
 	}
 	return nil
 }

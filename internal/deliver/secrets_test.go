@@ -87,8 +87,8 @@ func TestSecretsAreFilledIn(t *testing.T) {
 		{"not there", "${secret:absent}", "", "the secret absent is not there"},
 		{"a folder", "${secret:folder}", "", "the secret folder cannot be read"},
 		{"a device", "${secret:device}", "", "the secret device cannot be read"},
-		{"not for any host", "${secret:unlisted}", "", "the task's header X refers to a secret that the service does not have"},
-		{"a path", "${secret:../billing}", "", "the task's header X refers to a secret that the service does not have"},
+		{"not for any host", "${secret:unlisted}", "", "the task's header X refers to a secret that does not exist, or that SECRET_HOSTS does not allow for the url's host"},
+		{"a path", "${secret:../billing}", "", "the task's header X refers to a secret that does not exist, or that SECRET_HOSTS does not allow for the url's host"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -215,9 +215,11 @@ func TestCheckSecrets(t *testing.T) {
 		{"billing", "https://plays.melodia.app.evil.example/", errSecretHost},
 		{"billing", "https://[", errNotURL},
 		{"billing", "http://plays.melodia.app/", errSecretHTTP},
-		{"absent", "https://plays.melodia.app/", errSecretUnknown},
-		{"other", "https://plays.melodia.app/", errSecretUnknown},
-		{"", "https://plays.melodia.app/", errSecretUnknown},
+		{"billing", "http://evil.example/", errSecretHTTP},
+		{"other", "http://plays.melodia.app/", errSecretHTTP},
+		{"absent", "https://plays.melodia.app/", errSecretHost},
+		{"other", "https://plays.melodia.app/", errSecretHost},
+		{"", "https://plays.melodia.app/", errSecretHost},
 	} {
 		if got := s.Check(tt.name, tt.url); got != tt.want {
 			t.Errorf("Check(%q, %q) = %v, want %v", tt.name, tt.url, got, tt.want)

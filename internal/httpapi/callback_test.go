@@ -99,7 +99,7 @@ func TestCallbacksAreHeldToTheSettings(t *testing.T) {
 			if name == "known" && url == target+"/ended" {
 				return nil
 			}
-			return errors.New("refers to a secret that the service does not have")
+			return errors.New("refers to a secret that does not exist")
 		})
 	})
 	for path, more := range submissionsOf {

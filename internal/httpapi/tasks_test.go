@@ -516,7 +516,7 @@ func TestCredentialsAreRefused(t *testing.T) {
 			if name == "known" && url == target {
 				return nil
 			}
-			return errors.New("refers to a secret that the service does not have")
+			return errors.New("refers to a secret that does not exist")
 		})
 	})
 	const headers = `{"X-A":"${secret:known}","X-B":"a ${secret:known} ${secret:` + marker + `}","Authorization":"Bearer ${secret:` + marker + `}"}`
@@ -525,7 +525,7 @@ func TestCredentialsAreRefused(t *testing.T) {
 		post := func(members string) *answer { return s.post(path, `{"url":"`+target+`",`+members+more+`}`) }
 		a := post(`"headers":` + headers)
 		s.refused(a, http.StatusUnprocessableEntity, refusedHeaders...)
-		if want := "refers to a secret that the service does not have"; a.message(`["body","headers","X-B"]`) != want {
+		if want := "refers to a secret that does not exist"; a.message(`["body","headers","X-B"]`) != want {
 			t.Errorf("%s: got %q, want %q", path, a.message(`["body","headers","X-B"]`), want)
 		}
 		a = post(`"auth":{"type":"oidc","audience":"` + marker + `"}`)
