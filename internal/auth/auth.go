@@ -6,7 +6,6 @@ package auth
 import (
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -187,13 +186,13 @@ func emailFromIAM(header http.Header) (string, error) {
 	if !ok || err != nil {
 		return "", errIAM
 	}
-	var claims struct{ Email, Sub string }
-	if err := json.Unmarshal(text, &claims); err != nil {
+	claims, err := parseClaims(text)
+	if err != nil {
 		return "", errIAM
 	}
-	name := claims.Email
-	if name == "" { // a token that was asked for without it
-		name = claims.Sub
+	var name string
+	if !claims.read("email", &name) || name == "" { // a token that was asked for without it
+		claims.read("sub", &name)
 	}
 	if !storable(name) {
 		return "", errIAM

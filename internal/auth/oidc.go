@@ -110,14 +110,19 @@ func (v *tokenVerifier) identify(ctx context.Context, rawToken string) (email st
 	if !slices.Equal(token.Audience, []string{v.config.ClientID}) {
 		return "", nil, errToken
 	}
-	var claims struct {
-		Email    string `json:"email"`
-		Verified bool   `json:"email_verified"`
+	var payload json.RawMessage
+	if err := token.Claims(&payload); err != nil {
+		return "", nil, errToken
 	}
-	if err := token.Claims(&claims); err != nil || !claims.Verified || claims.Email == "" {
+	claims, err := parseClaims(payload)
+	if err != nil {
+		return "", nil, errToken
+	}
+	var verified bool
+	if !claims.read("email", &email) || !claims.read("email_verified", &verified) || !verified || email == "" {
 		return "", nil, errEmail
 	}
-	return claims.Email, v.allow[claims.Email], nil
+	return email, v.allow[email], nil
 }
 
 // keyRequest is the issuer's keys for one token. It keeps the error, which

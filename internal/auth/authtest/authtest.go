@@ -110,8 +110,8 @@ func (i *Issuer) Claims(email, audience string) map[string]any {
 	}
 }
 
-// Token signs claims with RS256 by its key.
-func (i *Issuer) Token(claims map[string]any) string {
+// Token signs claims, which are encoded as JSON, with RS256 by its key.
+func (i *Issuer) Token(claims any) string {
 	i.t.Helper()
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -125,8 +125,8 @@ func (i *Issuer) Token(claims map[string]any) string {
 	})
 }
 
-// Token returns a token with any header, signed in any way.
-func Token(t testing.TB, header, claims map[string]any, sign func(input []byte) []byte) string {
+// Token returns a token with any header and claims, signed in any way.
+func Token(t testing.TB, header, claims any, sign func(input []byte) []byte) string {
 	t.Helper()
 	part := func(v any) string {
 		b, err := json.Marshal(v)

@@ -1,0 +1,78 @@
+package auth
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"strings"
+	"unicode"
+)
+
+// claims are what a token says, by their names.
+type claims map[string]json.RawMessage
+
+var errClaims = errors.New("the token's claims are not one JSON object with a value for each name")
+
+// parseClaims reads the payload of a token. Names are compared byte by byte, as
+// RFC 7519 §10.1.1 says. encoding/json compares them without regard to case, and
+// of two values takes the last, so it could read another claim than the issuer
+// meant; go-oidc reads by it. Where the two could differ the payload is refused:
+// a name that comes twice, in whatever case (§4 demands that they are unique), and a
+// name that is another spelling of one that is looked at.
+func parseClaims(payload []byte) (claims, error) {
+	d := json.NewDecoder(bytes.NewReader(payload))
+	if first, err := d.Token(); err != nil || first != json.Delim('{') {
+		return nil, errClaims
+	}
+	c, names := make(claims), make(map[string]bool)
+	for d.More() {
+		token, err := d.Token()
+		name, _ := token.(string)
+		var value json.RawMessage
+		if err != nil || d.Decode(&value) != nil {
+			return nil, errClaims
+		}
+		folded := fold(name)
+		if names[folded] || lookedAt[folded] != "" && lookedAt[folded] != name {
+			return nil, errClaims
+		}
+		names[folded] = true
+		c[name] = value
+	}
+	if _, err := d.Token(); err != nil || d.InputOffset() != int64(len(bytes.TrimRight(payload, " \t\r\n"))) {
+		return nil, errClaims
+	}
+	return c, nil
+}
+
+// lookedAt are the names of the claims that go-oidc or this package read, by
+// their folded spelling.
+var lookedAt = foldAll("iss", "sub", "aud", "exp", "nbf", "iat", "nonce", "at_hash", "_claim_names", "_claim_sources", "email", "email_verified")
+
+func foldAll(names ...string) map[string]string {
+	folded := make(map[string]string, len(names))
+	for _, name := range names {
+		folded[fold(name)] = name
+	}
+	return folded
+}
+
+// fold returns the same for two names that encoding/json takes for one: all
+// spellings under Unicode's simple folding, which has ſ for s.
+func fold(name string) string {
+	return strings.Map(func(r rune) rune {
+		for {
+			next := unicode.SimpleFold(r)
+			if next <= r { // around: the largest comes before the smallest
+				return next
+			}
+			r = next
+		}
+	}, name)
+}
+
+// read puts the claim of a name into v, and reports whether it is there and fits.
+func (c claims) read(name string, v any) bool {
+	value, ok := c[name]
+	return ok && json.Unmarshal(value, v) == nil
+}
