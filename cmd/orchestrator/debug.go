@@ -2,18 +2,25 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"net/url"
+	"strings"
 	"time"
+
+	"github.com/melodia/orchestrator/internal/httpapi"
+	"github.com/melodia/orchestrator/internal/task"
 )
 
 // serveDebug serves Go's profiles at /debug/pprof/ on a port of the loopback
 // address; none where port is 0. They show what the process has in memory, so
-// nobody reaches them but whoever is on the machine. The returned function
-// stops it.
+// only programs on the machine reach them, and no web page in a browser there
+// (see onlyLoopback). The returned function stops it.
 func serveDebug(ctx context.Context, port int, log *slog.Logger) (stop func(), err error) {
 	if port == 0 {
 		return func() {}, nil
@@ -29,7 +36,7 @@ func serveDebug(ctx context.Context, port int, log *slog.Logger) (stop func(), e
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: onlyLoopback(mux), ReadHeaderTimeout: 10 * time.Second}
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -40,4 +47,25 @@ func serveDebug(ctx context.Context, port int, log *slog.Logger) (stop func(), e
 		_ = server.Close()
 		<-served
 	}, nil
+}
+
+// onlyLoopback refuses requests that name another host than the loopback
+// address. A browser sends such requests for a page whose own name was made to
+// lead there (DNS rebinding), and would show that page the answer.
+func onlyLoopback(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch host := (&url.URL{Host: r.Host}).Hostname(); strings.ToLower(host) {
+		case "127.0.0.1", "localhost", "::1":
+			next.ServeHTTP(w, r)
+			return
+		}
+		p := httpapi.Problem{
+			Type: "about:blank", Title: http.StatusText(http.StatusMisdirectedRequest), Status: http.StatusMisdirectedRequest,
+			Detail:   "Profiles are served only to 127.0.0.1, localhost and [::1]; the request's Host is another name.",
+			Instance: task.NewID(time.Now(), rand.Uint64()).String(), //nolint:gosec // not a secret
+		}
+		w.Header().Set("Content-Type", p.ContentType(""))
+		w.WriteHeader(p.Status)
+		_ = json.NewEncoder(w).Encode(&p) // the caller is gone
+	})
 }
