@@ -406,7 +406,7 @@ func TestBadSettings(t *testing.T) {
 		"a URL of no sort":         {nil, []string{"DATABASE_URL is not valid"}},
 		"a host that is a URL":     {map[string]string{"TARGET_ALLOW_HOSTS": "https://x:1/"}, []string{"TARGET_ALLOW_HOSTS"}},
 		"a host for tokens":        {map[string]string{"OIDC_TARGET_HOSTS": "plays.melodia.app,https://hunter2"}, []string{"OIDC_TARGET_HOSTS: entry 2"}},
-		"a signing secret":         {map[string]string{"SIGNING_SECRETS": "hunter2"}, []string{"SIGNING_SECRETS: secret 1: must be whsec_"}},
+		"a signing secret":         {map[string]string{"SIGNING_SECRETS": "hunter2"}, []string{"SIGNING_SECRETS: entry 1: must be whsec_"}},
 		"no folder":                {map[string]string{"SECRET_HOSTS": "hunter2=.melodia.app"}, []string{"SECRETS_DIR must be a folder, since SECRET_HOSTS is set"}},
 		"a host for secrets":       {map[string]string{"SECRET_HOSTS": "hunter2", "SECRETS_DIR": t.TempDir()}, []string{"SECRET_HOSTS: entry 1"}},
 	} {

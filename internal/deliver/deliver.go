@@ -73,7 +73,7 @@ type Options struct {
 	Identity *Identity
 	// Secrets are what the headers of tasks may refer to; nil is none.
 	Secrets *Secrets
-	// Signer signs every call; nil signs none.
+	// Signer signs calls; nil signs none.
 	Signer *Signer
 	// Version goes into the User-Agent.
 	Version string
@@ -323,11 +323,11 @@ func (d *Deliverer) appendHead(b []byte, u *url.URL, c task.Call, added credenti
 	if added.token != nil {
 		b = appendField(b, "Authorization", "Bearer "+added.token.value)
 	}
-	if d.signer != nil {
+	if keys := d.signer.keysFor(u); keys != nil {
 		timestamp := strconv.FormatInt(c.At.Unix(), 10)
 		b = appendField(b, "Webhook-Id", id)
 		b = appendField(b, "Webhook-Timestamp", timestamp)
-		b = appendField(b, "Webhook-Signature", d.signer.sign(id, timestamp, t.Body))
+		b = appendField(b, "Webhook-Signature", keys.sign(id, timestamp, t.Body))
 	}
 	// RFC 9110 §8.6: where the method gives content a meaning, its absence is said too.
 	if len(t.Body) > 0 || t.Method == http.MethodPost || t.Method == http.MethodPut || t.Method == http.MethodPatch {

@@ -22,14 +22,10 @@ type hostList struct {
 var errBadEntry = errors.New("not a name (plays.melodia.app), a suffix (.melodia.app) or an IP address")
 
 func (l *hostList) add(entry string) error {
-	host := canonicalName(entry)
-	name, isSuffix := strings.CutPrefix(host, ".")
-	addr, err := netip.ParseAddr(entry)
+	host, isSuffix, err := parseHost(entry)
 	switch {
-	case err == nil && addr.Zone() == "":
-		host = addr.Unmap().String()
-	case !isName(name) || endsInNumber(name):
-		return errBadEntry
+	case err != nil:
+		return err
 	case isSuffix:
 		l.suffixes = append(l.suffixes, host)
 		return nil
@@ -39,6 +35,19 @@ func (l *hostList) add(entry string) error {
 	}
 	l.exact[host] = true
 	return nil
+}
+
+// parseHost returns an entry as it is compared. A suffix keeps the dot at its start.
+func parseHost(entry string) (host string, isSuffix bool, err error) {
+	if addr, err := netip.ParseAddr(entry); err == nil && addr.Zone() == "" {
+		return addr.Unmap().String(), false, nil
+	}
+	host = canonicalName(entry)
+	name, isSuffix := strings.CutPrefix(host, ".")
+	if !isName(name) || endsInNumber(name) {
+		return "", false, errBadEntry
+	}
+	return host, isSuffix, nil
 }
 
 func (l *hostList) empty() bool { return l.exact == nil && l.suffixes == nil }
@@ -53,12 +62,22 @@ func (l *hostList) hasName(name string) bool {
 // has reports whether u's host is in the list. What could be read in two ways
 // is in none.
 func (l *hostList) has(u *url.URL) bool {
-	host := u.Hostname()
+	host, isName := hostOf(u)
+	return l.exact[host] || isName && l.hasName(host)
+}
+
+// hostOf returns u's host as entries are compared with it, and whether it is a
+// name. It is empty where it could be read in two ways.
+func hostOf(u *url.URL) (host string, named bool) {
+	host = u.Hostname()
 	if addr, err := netip.ParseAddr(host); err == nil {
-		return l.hasAddr(addr)
+		return plain(addr).String(), false
 	}
-	name := canonicalName(host)
-	return isName(name) && !endsInNumber(name) && l.hasName(name)
+	host = canonicalName(host)
+	if !isName(host) || endsInNumber(host) {
+		return "", false
+	}
+	return host, true
 }
 
 // confidential reports whether what is sent to u is read by its host alone:
