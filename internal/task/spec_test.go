@@ -75,7 +75,7 @@ func TestNew(t *testing.T) {
 		s.At = began.Add(24 * time.Hour)
 	})
 	got, err := s.new()
-	want := &task.Task{ID: task.ID{1}, Spec: s.Spec, State: task.Pending, RunAt: s.At}
+	want := &task.Task{ID: task.ID{1}, Spec: s.Spec, State: task.Pending, RunAt: s.At, BodyBytes: len(s.Body)}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("New: %v; (-want +got)\n%s", err, diff)
 	}
