@@ -34,8 +34,25 @@ type Facts struct {
 // MaxAhead is how far the tasks ahead of another are counted.
 const MaxAhead = 10_000
 
-// Explain says in one sentence why a task has not run, or what became of it.
+// Explain says in one sentence why a task has not run, or what became of it. A
+// task that has a parent gets a second sentence, which names the parent and the
+// first task of the chain.
 func Explain(t *Task, f Facts) string {
+	return explainState(t, f) + explainParent(t)
+}
+
+func explainParent(t *Task) string {
+	switch t.ParentID {
+	case ID{}:
+		return ""
+	case t.RootID:
+		return fmt.Sprintf(" It is a child of the task %s.", t.ParentID)
+	default:
+		return fmt.Sprintf(" It is a child of the task %s, in the chain that the task %s began.", t.ParentID, t.RootID)
+	}
+}
+
+func explainState(t *Task, f Facts) string {
 	switch t.State {
 	case Pending:
 		return explainPending(t, f)
@@ -54,7 +71,11 @@ func explainPending(t *Task, f Facts) string {
 	wait := t.RunAt.Sub(f.Now)
 	next := ""
 	if last := lastAttempt(t); last != nil {
-		next = fmt.Sprintf(" for attempt %d of %d, since attempt %d came to nothing%s", t.AttemptCount+1, t.Retry.MaxAttempts, last.Number, because(last))
+		why := fmt.Sprintf("attempt %d came to nothing", last.Number)
+		if last.Outcome == OutcomeSnoozed {
+			why = "the target snoozed it (" + count(t.SnoozeCount, "time") + fmt.Sprintf(" of %d)", MaxSnoozes)
+		}
+		next = fmt.Sprintf(" for attempt %d of %d, since %s%s", t.AttemptCount+1, t.Retry.MaxAttempts, why, because(last))
 	}
 	switch {
 	case t.expiredBy(f.Now):

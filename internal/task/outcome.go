@@ -13,6 +13,9 @@ const (
 	OutcomeRetryable Kind = "retryable"
 	// OutcomePermanent: trying the same call again cannot help.
 	OutcomePermanent Kind = "permanent"
+	// OutcomeSnoozed: the target asked for the same call later, without counting
+	// this one.
+	OutcomeSnoozed Kind = "snoozed"
 	// OutcomeInterrupted: our own shutdown, or a request to cancel the task, cut
 	// the call short. The target may have seen it.
 	OutcomeInterrupted Kind = "interrupted"
@@ -34,7 +37,12 @@ type Outcome struct {
 	// RetryAfter is the wait that the target asked for, capped at
 	// [MaxRetryAfter]; zero where it did not ask.
 	RetryAfter time.Duration
-	Duration   time.Duration
+	// Never: the target asked that the call never be tried again.
+	Never bool
+	// Snooze is the wait after which the target wants the call again, without
+	// counting this attempt, at most [MaxSnooze]; zero where it did not ask.
+	Snooze   time.Duration
+	Duration time.Duration
 	// TimedOut: the attempt used up its timeout.
 	TimedOut bool
 	// Refused: the settings did not admit the call (Kind is permanent).
@@ -58,6 +66,23 @@ func Classify(statusCode int) Kind {
 		return OutcomeRetryable
 	}
 }
+
+// Heed returns o with the Kind that it has where the target's wishes count: Never
+// makes it permanent, and Snooze snoozed unless the task was snoozed [MaxSnoozes]
+// times before. A target that wants both gets the first. A success stays one.
+func (o Outcome) Heed(snoozes int) Outcome {
+	switch {
+	case o.Kind == OutcomeSucceeded:
+	case o.Never:
+		o.Kind = OutcomePermanent
+	case o.Snooze > 0 && snoozes < MaxSnoozes:
+		o.Kind = OutcomeSnoozed
+	}
+	return o
+}
+
+// Counts reports whether an attempt of this kind counts towards MaxAttempts.
+func (k Kind) Counts() bool { return k != OutcomeInterrupted && k != OutcomeSnoozed }
 
 // Call is one attempt at a task, as it is handed to the deliverer.
 type Call struct {
@@ -114,7 +139,7 @@ func (c *Claim) Admit(now time.Time) (d Decision, ok bool) {
 	case t.AttemptCount >= t.Retry.MaxAttempts:
 		// A lost attempt is counted where nobody could decide; the limit bites here.
 		return Decision{State: Failed, Reason: AttemptsExhausted}, false
-	case t.AttemptCount > 0 && c.retryDurationOver(now):
+	case t.AttemptCount+t.SnoozeCount > 0 && c.retryDurationOver(now):
 		return Decision{State: Failed, Reason: RetryDurationExhausted}, false
 	}
 	return Decision{}, true
@@ -123,12 +148,15 @@ func (c *Claim) Admit(now time.Time) (d Decision, ok bool) {
 // Next decides what follows from the outcome of the attempt made under c, at
 // now, by the clock of c.At. random, in [0, 1), spreads the wait before a retry.
 //
-// A target's Retry-After raises the wait and is not jittered downwards. A task
-// that is to be cancelled is not tried again; what it came to all the same
-// stays.
+// A target's Retry-After raises the wait and is not jittered downwards; its
+// Orchestrator-Snooze is the wait (see [Outcome.Heed]). A task that is to be
+// cancelled is not tried again; what it came to all the same stays.
 func (c *Claim) Next(o Outcome, now time.Time, random float64) Decision {
+	t := c.Task
+	o = o.Heed(t.SnoozeCount)
 	d := Decision{
 		Attempt: &Attempt{
+			Round:           max(t.Round, 1),
 			Number:          c.AttemptNumber(),
 			StartedAt:       now.Add(-o.Duration),
 			Duration:        o.Duration,
@@ -138,9 +166,8 @@ func (c *Claim) Next(o Outcome, now time.Time, random float64) Decision {
 			ResponseExcerpt: o.ResponseExcerpt,
 			RetryAfter:      o.RetryAfter,
 		},
-		Counted: o.Kind != OutcomeInterrupted,
+		Counted: o.Kind.Counts(),
 	}
-	t := c.Task
 	clientError := o.StatusCode >= 400 && o.StatusCode <= 499
 	switch {
 	case o.Kind == OutcomeInterrupted:
@@ -155,16 +182,19 @@ func (c *Claim) Next(o Outcome, now time.Time, random float64) Decision {
 	case o.Refused:
 		d.State, d.Reason = Failed, TargetRefused
 		return d
-	case o.Kind == OutcomePermanent && !(clientError && t.Retry.RetryClientErrors):
+	case o.Kind == OutcomePermanent && (o.Never || !(clientError && t.Retry.RetryClientErrors)):
 		d.State, d.Reason = Failed, ClientError
 		return d
+	case o.Kind == OutcomeSnoozed:
+		d.Wait = min(o.Snooze, MaxSnooze)
 	case d.Attempt.Number >= t.Retry.MaxAttempts:
 		d.State, d.Reason = Failed, AttemptsExhausted
 		return d
+	default:
+		d.Wait = max(jittered(t.Retry.Backoff(d.Attempt.Number), random), min(o.RetryAfter, MaxRetryAfter))
 	}
 
 	d.State = Pending
-	d.Wait = max(jittered(t.Retry.Backoff(d.Attempt.Number), random), min(o.RetryAfter, MaxRetryAfter))
 	next := now.Add(d.Wait)
 	if c.retryDurationOver(next) {
 		d.State, d.Reason, d.Wait = Failed, RetryDurationExhausted, 0

@@ -85,11 +85,17 @@ func TestNext(t *testing.T) {
 		return func(c *task.Claim) { c.Task.Retry.MaxAttempts = n }
 	}
 	status := func(code int) task.Outcome { return task.Outcome{Kind: task.Classify(code), StatusCode: code} }
+	never := func(o task.Outcome) task.Outcome { o.Never = true; return o }
+	snooze := func(o task.Outcome) task.Outcome { o.Snooze = time.Minute; return o }
+	snoozes := func(n int) func(*task.Claim) {
+		return func(c *task.Claim) { c.Task.SnoozeCount = n }
+	}
 	var (
 		succeeded = result{State: task.Succeeded}
 		retry     = result{State: task.Pending, Wait: 8 * time.Second}
 		atOnce    = result{State: task.Pending}
 		cancelled = result{State: task.Cancelled}
+		snoozed   = result{State: task.Pending, Wait: time.Minute}
 		failed    = func(r task.Reason) result { return result{State: task.Failed, Reason: r} }
 	)
 	tests := map[string]struct {
@@ -141,13 +147,37 @@ func TestNext(t *testing.T) {
 		"cancelled, and it was the last":       {task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 503, Cancelled: true}, 4, nil, failed(task.AttemptsExhausted)},
 		"cancelled, and it was refused":        {task.Outcome{Kind: task.OutcomePermanent, StatusCode: 403, Cancelled: true}, 0, nil, failed(task.ClientError)},
 		"500, a policy that allows no attempt": {status(500), 0, maxAttempts(0), failed(task.AttemptsExhausted)},
+
+		"never":                                  {never(status(503)), 0, nil, failed(task.ClientError)},
+		"never, 429":                             {never(status(429)), 0, nil, failed(task.ClientError)},
+		"never, with retry_client_errors":        {never(status(404)), 0, clientErrors, failed(task.ClientError)},
+		"never, at the last attempt":             {never(status(503)), 4, nil, failed(task.ClientError)},
+		"never, and the body timed out":          {never(task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 503, TimedOut: true}), 0, nil, failed(task.ClientError)},
+		"never, and the body was interrupted":    {never(task.Outcome{Kind: task.OutcomeInterrupted, StatusCode: 503}), 0, nil, failed(task.ClientError)},
+		"never wins":                             {snooze(never(status(503))), 0, nil, failed(task.ClientError)},
+		"never beside a success":                 {never(status(200)), 0, nil, succeeded},
+		"snooze":                                 {snooze(status(503)), 0, nil, snoozed},
+		"snooze, 404":                            {snooze(status(404)), 0, nil, snoozed},
+		"snooze, 302":                            {snooze(status(302)), 0, nil, snoozed},
+		"snooze, at the last attempt":            {snooze(status(503)), 4, nil, snoozed},
+		"snooze beside a success":                {snooze(status(200)), 0, nil, succeeded},
+		"snooze, and it is to be cancelled":      {snooze(task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 503, Cancelled: true}), 0, nil, cancelled},
+		"snooze, and the body was interrupted":   {snooze(task.Outcome{Kind: task.OutcomeInterrupted, StatusCode: 503}), 0, nil, snoozed},
+		"snooze raises no backoff":               {task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 503, Snooze: time.Second, RetryAfter: time.Hour}, 0, nil, result{State: task.Pending, Wait: time.Second}},
+		"snooze of ages":                         {task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 503, Snooze: math.MaxInt64}, 0, nil, result{State: task.Pending, Wait: 24 * time.Hour}},
+		"the 100th snooze":                       {snooze(status(503)), 0, snoozes(99), snoozed},
+		"the 101st snooze counts as 503":         {snooze(status(503)), 0, snoozes(100), retry},
+		"the 101st snooze counts as 404":         {snooze(status(404)), 0, snoozes(100), failed(task.ClientError)},
+		"the 101st snooze at the last attempt":   {snooze(status(503)), 4, snoozes(100), failed(task.AttemptsExhausted)},
+		"the 101st snooze, with client errors":   {snooze(status(404)), 0, func(c *task.Claim) { snoozes(100)(c); clientErrors(c) }, retry},
+		"the 101st snooze, and it was cut short": {snooze(task.Outcome{Kind: task.OutcomeInterrupted, StatusCode: 503}), 0, snoozes(100), atOnce},
 	}
 	for name, tt := range tests {
 		d := claimOf(tt.count, tt.change).Next(tt.outcome, began.Add(time.Second), middle)
 		if got := resultOf(d); got != tt.want {
 			t.Errorf("%s: got %+v, want %+v", name, got, tt.want)
 		}
-		if got, want := d.Counted, tt.outcome.Kind != task.OutcomeInterrupted; got != want {
+		if got, want := d.Counted, d.Attempt.Outcome != task.OutcomeInterrupted && d.Attempt.Outcome != task.OutcomeSnoozed; got != want {
 			t.Errorf("%s: Counted = %t, want %t", name, got, want)
 		}
 	}
@@ -161,7 +191,7 @@ func TestNextRecordsTheAttempt(t *testing.T) {
 		RetryAfter: time.Minute, Duration: 3 * time.Second, TimedOut: true,
 	}, began.Add(4*time.Second), middle)
 	want := task.Attempt{
-		Number: 3, StartedAt: began.Add(time.Second), Duration: 3 * time.Second, Outcome: task.OutcomeRetryable,
+		Round: 1, Number: 3, StartedAt: began.Add(time.Second), Duration: 3 * time.Second, Outcome: task.OutcomeRetryable,
 		StatusCode: 503, Error: "answered 503", ResponseExcerpt: "away", RetryAfter: time.Minute,
 	}
 	if d.Attempt == nil || *d.Attempt != want {
@@ -264,6 +294,17 @@ func TestNextLimits(t *testing.T) {
 		if got := resultOf(c.Next(o, began.Add(2*time.Second), middle)); got != tt.want {
 			t.Errorf("%s: got %+v, want %+v", name, got, tt.want)
 		}
+		// A snooze of the same length meets the same limits, but for that of attempts.
+		wantSnoozed := tt.want
+		if tt.want == attempts {
+			wantSnoozed = map[string]result{
+				"both stop rules": exhausted, "max_attempts before the duration": retry, "expires, but no attempt is left": expired,
+			}[name]
+		}
+		o = task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 503, Snooze: max(8*time.Second, tt.retryAfter)}
+		if got := resultOf(c.Next(o, began.Add(2*time.Second), middle)); got != wantSnoozed {
+			t.Errorf("%s, snoozed: got %+v, want %+v", name, got, wantSnoozed)
+		}
 		for _, kind := range []task.Kind{task.OutcomeSucceeded, task.OutcomeInterrupted} {
 			if got := c.Next(task.Outcome{Kind: kind}, began.Add(2*time.Second), middle); got.State == task.Failed {
 				t.Errorf("%s: after %s got %+v, want it not failed", name, kind, resultOf(got))
@@ -312,6 +353,17 @@ func TestAdmit(t *testing.T) {
 	}
 }
 
+// The time for retries goes on while a task is snoozed, though no attempt counted.
+func TestAdmitAfterASnooze(t *testing.T) {
+	t.Parallel()
+	for limit, want := range map[time.Duration]task.Reason{10 * time.Second: "", 10*time.Second - 1: task.RetryDurationExhausted} {
+		c := claimOf(0, func(c *task.Claim) { c.Task.SnoozeCount, c.Task.Retry.MaxRetryDuration = 1, limit })
+		if d, ok := c.Admit(began.Add(10 * time.Second)); d.Reason != want || ok != (want == "") {
+			t.Errorf("max_retry_duration %v: got %+v, %t", limit, d, ok)
+		}
+	}
+}
+
 // A request to cancel that outlived an attempt is honoured before all else.
 func TestAdmitHonoursARequestToCancel(t *testing.T) {
 	t.Parallel()
@@ -334,6 +386,9 @@ func TestAttemptNumber(t *testing.T) {
 
 var (
 	kinds   = []task.Kind{task.OutcomeSucceeded, task.OutcomeRetryable, task.OutcomePermanent, task.OutcomeInterrupted, task.OutcomeLost}
+	snoozes = rapid.OneOf(rapid.Just(time.Duration(0)), rapid.Custom(func(t *rapid.T) time.Duration {
+		return time.Duration(rapid.Int64Range(1, int64(2*task.MaxSnooze)).Draw(t, "snooze"))
+	}))
 	randoms = rapid.Custom(func(t *rapid.T) float64 { return unit(rapid.Uint64().Draw(t, "bits")) })
 )
 
@@ -359,8 +414,25 @@ func checkNext(t interface {
 	if d.State != task.Pending && d.Wait != 0 {
 		t.Errorf("got %+v: only a pending task waits", resultOf(d))
 	}
-	if d.Counted != (o.Kind != task.OutcomeInterrupted) {
-		t.Errorf("Counted = %t after %s", d.Counted, o.Kind)
+	if kind := d.Attempt.Outcome; d.Counted != (kind != task.OutcomeInterrupted && kind != task.OutcomeSnoozed) {
+		t.Errorf("Counted = %t after %s", d.Counted, kind)
+	}
+	switch kind := d.Attempt.Outcome; {
+	case o.Kind == task.OutcomeSucceeded:
+		if kind != o.Kind {
+			t.Errorf("a success became %s", kind)
+		}
+	case o.Never:
+		if kind != task.OutcomePermanent || d.State != task.Failed {
+			t.Errorf("got %+v as %s, though the target said never", resultOf(d), kind)
+		}
+	case o.Snooze > 0 && c.Task.SnoozeCount < task.MaxSnoozes:
+		if kind != task.OutcomeSnoozed || d.State == task.Pending && d.Wait != min(o.Snooze, task.MaxSnooze) {
+			t.Errorf("got %+v as %s, though the target snoozed it for %v", resultOf(d), kind, o.Snooze)
+		}
+		return // it waits as the target said, whatever the policy
+	case kind != o.Kind:
+		t.Errorf("%s became %s, though the target asked for nothing", o.Kind, kind)
 	}
 	if d.Attempt == nil || d.Attempt.Number != c.Task.AttemptCount+1 {
 		t.Errorf("Attempt = %+v, want number %d", d.Attempt, c.Task.AttemptCount+1)
@@ -406,7 +478,10 @@ func TestNextHoldsItsBounds(t *testing.T) {
 			RetryAfter: time.Duration(absurdNumbers.Draw(t, "retry_after")),
 			Refused:    rapid.Bool().Draw(t, "refused"),
 			Cancelled:  rapid.Bool().Draw(t, "cancelled"),
+			Never:      rapid.Bool().Draw(t, "never"),
+			Snooze:     snoozes.Draw(t, "snoozes"),
 		}
+		c.Task.SnoozeCount = rapid.IntRange(0, 2*task.MaxSnoozes).Draw(t, "snoozed")
 		checkNext(t, c, o, began.Add(time.Duration(absurdNumbers.Draw(t, "passed"))), randoms.Draw(t, "random"))
 	})
 }
@@ -461,9 +536,10 @@ func TestEveryLifeEnds(t *testing.T) {
 		}
 
 		now, interruptions := began, 0
+		sleepy := rapid.Bool().Draw(t, "sleepy") // a target that snoozes whatever it can
 		for claims := 1; !life.State.Ended(); claims++ {
-			if claims > life.Retry.MaxAttempts+interruptions+1 {
-				t.Fatalf("still alive after %d attempts and %d interruptions", life.AttemptCount, interruptions)
+			if claims > life.Retry.MaxAttempts+interruptions+task.MaxSnoozes+1 {
+				t.Fatalf("still alive after %d attempts, %d interruptions and %d snoozes", life.AttemptCount, interruptions, life.SnoozeCount)
 			}
 			become(task.Running)
 			c := &task.Claim{Task: life, Number: int64(claims), At: now, FirstAt: began}
@@ -494,14 +570,29 @@ func TestEveryLifeEnds(t *testing.T) {
 				become(task.Pending)
 				life.AttemptCount++
 			default:
-				d := c.Next(task.Outcome{
+				o := task.Outcome{
 					Kind:       kind,
 					StatusCode: rapid.SampledFrom([]int{0, 302, 404, 503}).Draw(t, "status"),
 					RetryAfter: pass(2 * task.MaxRetryAfter),
-				}, now, randoms.Draw(t, "random"))
+					Snooze:     snoozes.Draw(t, "snoozes"),
+					Never:      rapid.IntRange(0, 99).Draw(t, "never") == 0,
+				}
+				if sleepy {
+					o.Snooze = max(o.Snooze, 1)
+				}
+				d := c.Next(o, now, randoms.Draw(t, "random"))
 				become(d.State)
 				if d.Counted {
 					life.AttemptCount++
+				}
+				if d.Attempt.Outcome == task.OutcomeSnoozed {
+					life.SnoozeCount++
+					if d.Counted {
+						t.Fatalf("a snooze counted as an attempt")
+					}
+				}
+				if life.SnoozeCount > task.MaxSnoozes {
+					t.Fatalf("snoozed %d times", life.SnoozeCount)
 				}
 				now = now.Add(d.Wait)
 			}

@@ -32,6 +32,10 @@ const (
 	MaxDoublingsLimit     = 30
 	// MaxRetryAfter caps what a target's Retry-After may ask for.
 	MaxRetryAfter = 24 * time.Hour
+	// MaxSnooze caps what a target's Orchestrator-Snooze may ask for, and MaxSnoozes
+	// how often it counts in one round of a task.
+	MaxSnooze  = 24 * time.Hour
+	MaxSnoozes = 100
 	// Jitter is the part of a wait by which it varies in either direction.
 	Jitter = 0.2
 )

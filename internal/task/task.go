@@ -17,7 +17,7 @@ import "time"
 //
 //	pending → running → succeeded | failed | cancelled
 //	   ↑         │                      │
-//	   ├─────────┘ retry, interrupted, lost
+//	   ├─────────┘ retry, snoozed, interrupted, lost
 //	   └────────────────────────────────┘ redriven
 //
 // A pending task can become cancelled too.
@@ -68,7 +68,8 @@ const (
 	// max_retry_duration after the first attempt.
 	RetryDurationExhausted Reason = "retry_duration_exhausted"
 	// ClientError: the target's answer (3xx, or 4xx other than 408, 425 and
-	// 429) says that the same call would fail again.
+	// 429, or any with Orchestrator-Retry: never) says that the same call would
+	// fail again.
 	ClientError Reason = "client_error"
 	// Expired: expires_at passed, or would pass before the next attempt.
 	Expired Reason = "expired"
@@ -110,8 +111,19 @@ type Task struct {
 	// Fingerprint tells a repeat of that request from another one. It is not kept
 	// with the task.
 	Fingerprint []byte
-	// AttemptCount is the number of ended attempts that count towards
-	// MaxAttempts: all but the interrupted ones.
+	// Hops is how many calls led to the request that handed the task in: 0 where
+	// that was no task's call. Its own calls are one hop further. At most [MaxHops].
+	Hops int
+	// ParentID is the task whose call led to this one, or whose end this one tells.
+	// RootID is the first task of that chain: the parent's root, or the parent where
+	// it has none or is not known. Both are zero without a parent.
+	ParentID, RootID ID
+	// Round is 1 more than the number of redrives. Zero is 1.
+	Round int
+	// SnoozeCount is how many attempts of this round were snoozed.
+	SnoozeCount int
+	// AttemptCount is the number of ended attempts of this round that count towards
+	// MaxAttempts: all but those that were interrupted or snoozed.
 	AttemptCount int
 	// Attempts is the story, oldest first.
 	Attempts []Attempt
@@ -128,8 +140,10 @@ type Batch struct {
 
 // Attempt is the record of one ended attempt.
 type Attempt struct {
-	// Number is 1 for the first attempt. An interrupted attempt does not
-	// count, so the next one has the same number.
+	// Round is 1 for the attempts before the first redrive, and 1 more after each.
+	Round int
+	// Number is 1 for the first attempt of a round. An attempt that was interrupted
+	// or snoozed does not count, so the next one has the same number.
 	Number int
 	// StartedAt is when the call began, by the database's clock. A lost one has the
 	// moment of its claim.
