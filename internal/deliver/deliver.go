@@ -128,6 +128,7 @@ func (d *Deliverer) Close() { d.connections.closeAll() }
 func (d *Deliverer) Deliver(ctx context.Context, c task.Call) task.Outcome {
 	start := time.Now()
 	o, conn := d.attempt(ctx, c, start)
+	tellWishes(&o)
 	end := time.Now()
 	o.Duration = end.Sub(start)
 	if conn != nil {
@@ -215,6 +216,7 @@ func (d *Deliverer) exchange(ctx context.Context, conn *connection, r *http.Requ
 		StatusCode: resp.StatusCode,
 		Error:      statusError(resp),
 	}
+	readWishes(&o, resp)
 	switch {
 	case resp.StatusCode < 100 || resp.StatusCode > 999:
 		o.StatusCode = 0
@@ -313,6 +315,7 @@ func (d *Deliverer) appendHead(b []byte, u *url.URL, c task.Call, added credenti
 	b = appendField(b, "Orchestrator-Task-Id", id)
 	b = appendNumber(b, "Orchestrator-Attempt", c.Attempt)
 	b = appendNumber(b, "Orchestrator-Max-Attempts", t.Retry.MaxAttempts)
+	b = appendNumber(b, "Orchestrator-Hops", t.Hops+1)
 	if !t.RunAt.IsZero() {
 		b = append(b, "Orchestrator-Run-At: "...)
 		b = append(task.AppendTime(b, t.RunAt), "\r\n"...)

@@ -218,6 +218,7 @@ func TestRequestIsSentAsAsked(t *testing.T) {
 		"Orchestrator-Task-Id":      {"0193f000-0000-0000-0000-00000000002a"},
 		"Orchestrator-Attempt":      {"3"},
 		"Orchestrator-Max-Attempts": {"7"},
+		"Orchestrator-Hops":         {"1"},
 		"Orchestrator-Run-At":       {"2026-12-24T21:00:00.000001Z"},
 	}
 	with := func(pairs ...string) http.Header {

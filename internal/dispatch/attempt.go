@@ -166,7 +166,9 @@ func (d *Dispatcher) attempt(ctx context.Context, j *job, call task.Call) (task.
 			outcome.Error = "the task was cancelled before the call ended"
 		}
 	}
-	return outcome, c.Next(outcome, now(), rand.Float64()) //nolint:gosec // not a secret
+	decision := c.Next(outcome, now(), rand.Float64()) //nolint:gosec // not a secret
+	outcome.Kind = decision.Attempt.Outcome            // with the target's wishes
+	return outcome, decision
 }
 
 // settle has what follows from an attempt written down and logged, and then calls
@@ -275,6 +277,8 @@ func describe(c *task.Claim, o task.Outcome, decision task.Decision) (slog.Level
 		return slog.LevelInfo, "task cancelled"
 	case o.Kind == task.OutcomeInterrupted:
 		return slog.LevelInfo, "attempt interrupted"
+	case decision.State == task.Pending && o.Kind == task.OutcomeSnoozed:
+		return slog.LevelInfo, "task snoozed"
 	case decision.State == task.Pending:
 		return slog.LevelInfo, "attempt failed, will retry"
 	case c.AttemptNumber() == 1 && o.Error == "":

@@ -504,3 +504,96 @@ func TestIdleGoroutinesEnd(t *testing.T) {
 		}
 	})
 }
+
+// What a target asks for holds at either door, and is logged as what it came to.
+func TestWishesOfATarget(t *testing.T) {
+	t.Parallel()
+	busy := task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 503, Error: "the target answered 503"}
+	snoozing, never := busy, busy
+	snoozing.Snooze, never.Never = 10*time.Second, true
+	for name, test := range map[string]struct {
+		answers []task.Outcome
+		kinds   []task.Kind
+		numbers []int
+		state   task.State
+		logged  []string
+	}{
+		"snoozed": {
+			answers: []task.Outcome{snoozing, broken, snoozing, succeeded},
+			kinds:   []task.Kind{task.OutcomeSnoozed, task.OutcomeRetryable, task.OutcomeSnoozed, task.OutcomeSucceeded},
+			numbers: []int{1, 1, 2, 2}, state: task.Succeeded,
+			logged: []string{"INFO task snoozed", "INFO task snoozed", "INFO attempt failed, will retry", "INFO task succeeded"},
+		},
+		"never again": {
+			answers: []task.Outcome{never}, kinds: []task.Kind{task.OutcomePermanent}, numbers: []int{1}, state: task.Failed, logged: []string{"WARN task failed"},
+		},
+	} {
+		for _, byRequest := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/by request %t", name, byRequest), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					m := newMemory()
+					var calls int
+					r := start(t, options(), m, func(ctx context.Context, c task.Call) task.Outcome {
+						answer := test.answers[calls]
+						calls++
+						return takes(time.Second, answer)(ctx, c)
+					})
+					synctest.Wait()
+					wait := time.Duration(0)
+					if byRequest {
+						wait = time.Hour
+					}
+					id := m.store(1, wait, func(t *task.Task) { t.Retry.MaxAttempts = 2 })
+					if byRequest {
+						if o, _, err := r.RunNow(t.Context(), id); err != nil || o.Kind != test.kinds[0] {
+							t.Errorf("RunNow returned %s, %v, want %s", o.Kind, err, test.kinds[0])
+						}
+					} else {
+						r.notify(0)
+					}
+					time.Sleep(2 * time.Minute)
+
+					got := m.row(id)
+					var kinds []task.Kind
+					for _, a := range got.Attempts {
+						kinds = append(kinds, a.Outcome)
+					}
+					var numbers []int
+					for _, c := range r.delivered() {
+						numbers = append(numbers, c.Attempt)
+					}
+					if got.State != test.state || !slices.Equal(kinds, test.kinds) || !slices.Equal(numbers, test.numbers) {
+						t.Errorf("the task is %s after %v of the numbers %v, want %s, %v, %v", got.State, kinds, numbers, test.state, test.kinds, test.numbers)
+					}
+					var logged []string
+					for _, message := range []string{"task snoozed", "attempt failed, will retry", "task succeeded", "task failed"} {
+						for _, line := range r.log.lines(t, message) {
+							logged = append(logged, fmt.Sprint(line["level"], " ", message))
+							if message == "task snoozed" && (line["wait_seconds"] != 10.0 || line["task_id"] != id.String()) {
+								t.Errorf("a line without its task or wait: %v", line)
+							}
+						}
+					}
+					if diff := cmp.Diff(test.logged, logged); diff != "" {
+						t.Errorf("lines (-want +got):\n%s", diff)
+					}
+				})
+			})
+		}
+	}
+}
+
+// A call for a task that is not stored has no story in which a snooze could count.
+func TestRunOnceHeedsTheTarget(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, options(), newMemory(), func(ctx context.Context, c task.Call) task.Outcome {
+			return task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 503, Snooze: time.Minute}
+		})
+		synctest.Wait()
+		if o, err := r.RunOnce(t.Context(), &task.Task{}); err != nil || o.Kind != task.OutcomeSnoozed || o.Snooze != time.Minute {
+			t.Errorf("RunOnce = %+v, %v, want it snoozed for a minute", o, err)
+		}
+	})
+}

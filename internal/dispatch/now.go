@@ -104,7 +104,7 @@ func (d *Dispatcher) RunOnce(ctx context.Context, t *task.Task) (task.Outcome, e
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(d.root.calls, cancel)()
-	return d.deliver(ctx, task.Call{Task: t, Attempt: 1, At: t.RunAt, ViaWorkerEndpoint: true}), nil
+	return d.deliver(ctx, task.Call{Task: t, Attempt: 1, At: t.RunAt, ViaWorkerEndpoint: true}).Heed(0), nil
 }
 
 // enter admits one more RunNow or RunOnce, which has to leave. d.mu is held.
