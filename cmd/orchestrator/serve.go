@@ -65,7 +65,7 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	server := httpapi.New(httpapi.Options{
 		Store: store, Dispatcher: dispatcher, Policy: calls.Policy, Identity: calls.Identity, Secrets: calls.Secrets,
 		Callers: callers, Rate: c.RateLimit, Burst: c.RateBurst, HideDocs: c.Docs == "off", ShowPayloads: c.ShowPayloads == "on",
-		Defaults: c.Defaults(), Lease: c.LeaseDuration, NewID: store.NewID, Version: version, ExampleURL: exampleURL, Log: log,
+		Defaults: c.Defaults(), Lease: c.LeaseDuration, MaxHops: c.MaxHops, NewID: store.NewID, Version: version, ExampleURL: exampleURL, Log: log,
 	}).Server()
 
 	dispatching, stopDispatching := context.WithCancel(ctx)

@@ -45,6 +45,7 @@ type Config struct {
 	RetryMaxAttempts int           `envconfig:"RETRY_MAX_ATTEMPTS" default:"10"`
 	RetryMinBackoff  time.Duration `envconfig:"RETRY_MIN_BACKOFF" default:"1s"`
 	RetryMaxBackoff  time.Duration `envconfig:"RETRY_MAX_BACKOFF" default:"1h"`
+	MaxHops          int           `envconfig:"MAX_HOPS" default:"10"`
 
 	TargetAllowHosts    []string       `envconfig:"TARGET_ALLOW_HOSTS"`
 	TargetAllowNetworks []netip.Prefix `envconfig:"TARGET_ALLOW_NETWORKS"`
@@ -138,6 +139,7 @@ func (c *Config) check(unread map[string]bool) (errs []error) {
 	within("RETRY_MAX_ATTEMPTS", c.RetryMaxAttempts >= 1 && c.RetryMaxAttempts <= task.MaxAttemptsLimit, "between 1 and 100")
 	within("RETRY_MIN_BACKOFF", c.RetryMinBackoff >= task.MinBackoffLimit && c.RetryMinBackoff <= task.MaxBackoffLimit, "between 10ms and 24h")
 	within("RETRY_MAX_BACKOFF", c.RetryMaxBackoff >= c.RetryMinBackoff && c.RetryMaxBackoff <= task.MaxBackoffLimit, "between RETRY_MIN_BACKOFF and 24h")
+	within("MAX_HOPS", c.MaxHops >= 0 && c.MaxHops <= 1000, "between 0 and 1000; 0 sets no limit")
 	within("TARGET_ALLOW_NETWORKS", !slices.Contains(c.TargetAllowNetworks, netip.Prefix{}), networksRule) // an empty entry is read as one
 	within("SECRETS_DIR", len(c.SecretHosts) == 0 || isDir(c.SecretsDir), "a folder, since SECRET_HOSTS is set")
 	within("RETENTION", c.Retention >= time.Hour, "at least 1h")

@@ -45,7 +45,7 @@ func defaults() *Config {
 		Port: 8080, DatabaseMaxConns: 10, MigrateOnStart: true,
 		OIDCIssuer: "https://accounts.google.com", RateBurst: 20, Docs: "on", ShowPayloads: "off",
 		Dispatch: true, DispatchConcurrency: 200, PollInterval: time.Second, LeaseDuration: 15 * time.Second, ShutdownGrace: 8 * time.Second,
-		TaskTimeout: 30 * time.Second, RetryMaxAttempts: 10, RetryMinBackoff: time.Second, RetryMaxBackoff: time.Hour,
+		TaskTimeout: 30 * time.Second, RetryMaxAttempts: 10, RetryMinBackoff: time.Second, RetryMaxBackoff: time.Hour, MaxHops: 10,
 		Retention: 720 * time.Hour, IdempotencyWindow: 24 * time.Hour, LogLevel: slog.LevelInfo, LogFormat: "json",
 	}
 }
@@ -73,7 +73,7 @@ func TestEverySetting(t *testing.T) {
 		"AUTH": "api_key,oidc", "API_KEYS": "a:read:00,b:read+submit:01", "OIDC_ISSUER": "https://id.example", "OIDC_AUDIENCE": "https://o.example",
 		"OIDC_ALLOW": "a@x.example:read,b@x.example:submit", "K_SERVICE": "orchestrator", "RATE_LIMIT": "0.5", "RATE_BURST": "7", "DOCS": "off", "SHOW_PAYLOADS": "on",
 		"DISPATCH": "0", "DISPATCH_CONCURRENCY": "1", "POLL_INTERVAL": "10ms", "LEASE_DURATION": "1m30s", "SHUTDOWN_GRACE": "0",
-		"TASK_TIMEOUT": "100ms", "RETRY_MAX_ATTEMPTS": "100", "RETRY_MIN_BACKOFF": "10ms", "RETRY_MAX_BACKOFF": "24h",
+		"TASK_TIMEOUT": "100ms", "RETRY_MAX_ATTEMPTS": "100", "RETRY_MIN_BACKOFF": "10ms", "RETRY_MAX_BACKOFF": "24h", "MAX_HOPS": "3",
 		"TARGET_ALLOW_HOSTS": "a.example,.b.example", "TARGET_ALLOW_NETWORKS": "10.0.0.0/8,fd00::/8", "TARGET_REQUIRE_HTTPS": "true",
 		"OIDC_TARGET_HOSTS": "a.example,.b.example", "SIGNING_SECRETS": "whsec_a,whsec_b", "SECRETS_DIR": ".", "SECRET_HOSTS": "a=a.example,b=.b.example",
 		"RETENTION": "1h", "IDEMPOTENCY_WINDOW": "10m", "LOG_LEVEL": "DEBUG", "LOG_FORMAT": "text", "DEBUG_PORT": "6060",
@@ -87,7 +87,7 @@ func TestEverySetting(t *testing.T) {
 		Auth: []string{"api_key", "oidc"}, APIKeys: []string{"a:read:00", "b:read+submit:01"}, OIDCIssuer: "https://id.example", OIDCAudience: "https://o.example",
 		OIDCAllow: []string{"a@x.example:read", "b@x.example:submit"}, CloudRunService: "orchestrator", RateLimit: 0.5, RateBurst: 7, Docs: "off", ShowPayloads: "on",
 		Dispatch: false, DispatchConcurrency: 1, PollInterval: 10 * time.Millisecond, LeaseDuration: 90 * time.Second, ShutdownGrace: 0,
-		TaskTimeout: 100 * time.Millisecond, RetryMaxAttempts: 100, RetryMinBackoff: 10 * time.Millisecond, RetryMaxBackoff: 24 * time.Hour,
+		TaskTimeout: 100 * time.Millisecond, RetryMaxAttempts: 100, RetryMinBackoff: 10 * time.Millisecond, RetryMaxBackoff: 24 * time.Hour, MaxHops: 3,
 		TargetAllowHosts:    []string{"a.example", ".b.example"},
 		TargetAllowNetworks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}, TargetRequireHTTPS: true,
 		OIDCTargetHosts: []string{"a.example", ".b.example"}, SigningSecrets: []string{"whsec_a", "whsec_b"},

@@ -47,7 +47,8 @@ type store interface {
 	// What people do to tasks; each returns the task as it is then.
 	Cancel(ctx context.Context, id task.ID) (*task.Task, error)
 	RunNow(ctx context.Context, id task.ID) (*task.Task, error)
-	Redrive(ctx context.Context, id task.ID) (*task.Task, error)
+	// Redrive makes a task pending again, at least hops into its chain.
+	Redrive(ctx context.Context, id task.ID, hops int) (*task.Task, error)
 	// Change writes a task that was changed since it was read, or returns
 	// [task.ErrChanged] where others were faster. A nil content stays as it is.
 	Change(ctx context.Context, t *task.Task, content *task.Content) (*task.Task, error)
@@ -57,7 +58,7 @@ type store interface {
 	// the numbers of their claims.
 	CancelMany(ctx context.Context, ids []task.ID) (count int, running map[task.ID]int64, err error)
 	// RedriveMany makes the first task due after wait, each further one apart later.
-	RedriveMany(ctx context.Context, ids []task.ID, wait, apart time.Duration) (count int, err error)
+	RedriveMany(ctx context.Context, ids []task.ID, wait, apart time.Duration, hops int) (count int, err error)
 	// Now returns the moment by the store's clock.
 	Now(ctx context.Context) (time.Time, error)
 	// Health returns for how long the longest waiting task has been due.
@@ -126,6 +127,9 @@ type Options struct {
 	Defaults task.Spec
 	// Lease is how long an instance may be silent before others take its tasks.
 	Lease time.Duration
+	// MaxHops is how many calls may have led to a request that stores, redrives or
+	// carries out tasks; 0: any number.
+	MaxHops int
 	// NewID makes the ids of tasks and problems.
 	NewID func() task.ID
 	// Version is shown in /health and in the OpenAPI document.
@@ -220,7 +224,7 @@ func (a *API) routes(api huma.API) {
 	huma.Register(api, cancelOperation(), a.cancel)
 	huma.Register(api, runOperation(), a.run)
 	huma.Register(api, a.changeOperation(), a.change)
-	huma.Register(api, redriveOperation(), a.redrive)
+	huma.Register(api, a.redriveOperation(), a.redrive)
 	huma.Register(api, a.cancelManyOperation(), a.cancelMany)
 	huma.Register(api, a.redriveManyOperation(), a.redriveMany)
 	// An external engine (Cloud Tasks, Cloud Scheduler, Pub/Sub push) or an
@@ -316,10 +320,10 @@ var meanings = map[string]string{
 	"422": "The request breaks rules; errors says which.",
 	"429": "More is under way than the service can take on, or this caller sends more requests than it may. Nothing was stored or carried out. Try again after Retry-After.",
 	"500": "Something went wrong inside the service. The log has the cause under the problem's instance.",
-	"502": "The target refused, failed, or answered anything but 2xx; or the task could not start any more.",
+	"502": "The target refused, failed, or answered anything but 2xx; or the task could not start any more. Where the target asked for the call later (outcome snoozed), Retry-After says after how many seconds.",
 	"503": "The database, or the issuer of ID tokens, is out of reach, or the service is shutting down. Try again after Retry-After.",
 	"504": "The target did not answer within the timeout.",
-	"508": "The call came from /worker-endpoint itself.",
+	"508": "More calls led to this request than MAX_HOPS allows, or it is a call that /worker-endpoint made itself. Orchestrator-Retry: never tells a task that made it to give up.",
 }
 
 // completeDocument puts right what huma cannot say.

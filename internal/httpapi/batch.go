@@ -78,6 +78,7 @@ func (a *API) batchOperation() huma.Operation {
 		Description: "Stores up to 1000 tasks together, each due at its run_at, after its delay_seconds, or at once. Either all are stored, or none: 422 names what is wrong with which of them. " +
 			"202 is answered after the commit, never before. The body is at most 1 MiB, as everywhere. It counts as one request towards RATE_LIMIT, and an Idempotency-Key is for the whole of it.",
 		DefaultStatus: http.StatusAccepted, Errors: onceErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
+		Middlewares: huma.Middlewares{a.chained}, Parameters: linkParameters(),
 		RequestBody: jsonBody(a.schemaOf(BatchRequest{}), map[string]*huma.Example{
 			"mixed": example("One now, two later", `{"tasks":[{"url":"`+a.ExampleURL+`","payload":{"song_id":42}},`+
 				`{"url":"`+a.ExampleURL+`","delay_seconds":60,"payload":{"song_id":43}},`+
@@ -92,6 +93,7 @@ func (a *API) submitBatch(ctx context.Context, in *onceInput) (*batchOutput, err
 	if err == nil {
 		for _, t := range tasks {
 			t.CreatedBy = caller(ctx)
+			t.Hops, t.ParentID = linkOf(ctx).hops, linkOf(ctx).parent
 		}
 		b := &task.Batch{Tasks: tasks}
 		b.IdempotencyKey, b.Fingerprint = in.name(ctx, "/tasks/batch")

@@ -101,7 +101,7 @@ func TestWordsAreTheDomains(t *testing.T) {
 	enum := func(schema, property string) []any {
 		return allOf(member(d.root, "components", "schemas", schema, "properties", property)["enum"])
 	}
-	kinds := []any{"succeeded", "retryable", "permanent", "interrupted", "lost"}
+	kinds := []any{"succeeded", "retryable", "permanent", "snoozed", "interrupted", "lost"}
 	for _, tt := range []struct {
 		schema, property string
 		want             []any
@@ -114,13 +114,13 @@ func TestWordsAreTheDomains(t *testing.T) {
 		{"Ended", "reason", []any{string(task.AttemptsExhausted), string(task.RetryDurationExhausted), string(task.ClientError), string(task.Expired), string(task.TargetRefused), nil}},
 		{"Task", "reason", []any{string(task.AttemptsExhausted), string(task.RetryDurationExhausted), string(task.ClientError), string(task.Expired), string(task.TargetRefused), nil}},
 		{"Attempt", "outcome", kinds},
-		{"WorkResult", "outcome", kinds[:4]}, // only reaping finds a call lost
+		{"WorkResult", "outcome", kinds[:5]}, // only reaping finds a call lost
 	} {
 		if diff := cmp.Diff(tt.want, enum(tt.schema, tt.property)); diff != "" {
 			t.Errorf("%s.%s (-want +got):\n%s", tt.schema, tt.property, diff)
 		}
 	}
-	for _, kind := range []task.Kind{task.OutcomeSucceeded, task.OutcomeRetryable, task.OutcomePermanent, task.OutcomeInterrupted, task.OutcomeLost} {
+	for _, kind := range []task.Kind{task.OutcomeSucceeded, task.OutcomeRetryable, task.OutcomePermanent, task.OutcomeSnoozed, task.OutcomeInterrupted, task.OutcomeLost} {
 		if !slices.Contains(kinds, any(string(kind))) {
 			t.Errorf("the kind %q is not in the document", kind)
 		}

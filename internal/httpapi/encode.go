@@ -64,6 +64,8 @@ func appendTask(b []byte, t *Task) []byte {
 	b = appendOptional(append(b, `,"created_by":`...), t.CreatedBy, appendText)
 	b = appendInt(append(b, `,"payload_bytes":`...), t.PayloadBytes)
 	b = appendOptional(append(b, `,"content_type":`...), t.ContentType, appendText)
+	b = appendOptional(append(b, `,"parent_id":`...), t.ParentID, appendText)
+	b = appendOptional(append(b, `,"root_id":`...), t.RootID, appendText)
 	b = append(b, `,"attempts":[`...)
 	for i, a := range t.Attempts {
 		if i > 0 {
@@ -85,7 +87,8 @@ func appendTask(b []byte, t *Task) []byte {
 }
 
 func appendAttempt(b []byte, a *Attempt) []byte {
-	b = appendInt(append(b, `{"number":`...), a.Number)
+	b = appendInt(append(b, `{"round":`...), a.Round)
+	b = appendInt(append(b, `,"number":`...), a.Number)
 	b = appendTimestamp(append(b, `,"started_at":`...), a.StartedAt)
 	b = appendFloat(append(b, `,"duration_seconds":`...), a.DurationSeconds)
 	b = appendText(append(b, `,"outcome":`...), string(a.Outcome))

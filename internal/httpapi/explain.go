@@ -26,7 +26,7 @@ type Facts struct {
 	ExpiresAt             Timestamp    `json:"expires_at" nullable:"true" example:"2026-12-31T23:59:59.000000Z" doc:"No attempt starts after it. Null: never."`
 	AttemptCount          int          `json:"attempt_count" example:"2" doc:"Ended attempts that count."`
 	MaxAttempts           int          `json:"max_attempts" example:"10" doc:"How many there are at most."`
-	LastOutcome           *task.Kind   `json:"last_outcome" enum:"succeeded,retryable,permanent,interrupted,lost" example:"retryable" doc:"What the last attempt came to. Null before any."`
+	LastOutcome           *task.Kind   `json:"last_outcome" enum:"succeeded,retryable,permanent,snoozed,interrupted,lost" example:"retryable" doc:"What the last attempt came to. Null before any."`
 	LastStatusCode        *int         `json:"last_status_code" example:"503" doc:"The target's last answer. Null when none came."`
 	LastError             *string      `json:"last_error" example:"the target answered 503 Service Unavailable" doc:"What went wrong last. Null when nothing did. After a success: what did not change it, such as a body that broke off."`
 	RunningForSeconds     *float64     `json:"running_for_seconds" example:"3.2" doc:"How long the attempt under way has taken. Null unless the task is running."`
@@ -39,6 +39,9 @@ type Facts struct {
 	Slots                 *int         `json:"slots" example:"600" doc:"How many tasks they carry out at a time. Null when one of them does not say, or there is none."`
 	RunningTasks          int          `json:"running_tasks" example:"17" doc:"How many tasks are running."`
 	InstanceSilentSeconds *float64     `json:"instance_silent_seconds" example:"0.4" doc:"How long ago any of them was last seen. Null when there is none."`
+	ParentID              *string      `json:"parent_id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2a" doc:"The task whose call led to this one, or whose end it tells. Null: none."`
+	RootID                *string      `json:"root_id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a29" doc:"The first task of that chain. Null without a parent."`
+	Hops                  int          `json:"hops" example:"1" doc:"How many calls led to the request that handed it in."`
 	FinishedAt            Timestamp    `json:"finished_at" nullable:"true" example:"2026-11-24T12:00:01.000000Z" doc:"When it ended. Null until then."`
 }
 
@@ -86,6 +89,9 @@ func factsView(t *task.Task, f task.Facts) Facts {
 		Slots:                 present(f.Slots),
 		RunningTasks:          f.Running,
 		InstanceSilentSeconds: since(f.InstanceSeenAt, f.Now),
+		ParentID:              idView(t.ParentID),
+		RootID:                idView(t.RootID),
+		Hops:                  t.Hops,
 		FinishedAt:            Timestamp(t.FinishedAt),
 	}
 	if t.State == task.Pending {

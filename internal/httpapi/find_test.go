@@ -224,6 +224,7 @@ func TestExplain(t *testing.T) {
 		"expires_at": nil, "attempt_count": 0.0, "max_attempts": 10.0, "last_outcome": nil, "last_status_code": nil, "last_error": nil,
 		"running_for_seconds": nil, "holder": nil, "holder_silent_seconds": nil, "lease_seconds": 15.0, "cancel_requested_at": nil,
 		"tasks_ahead": nil, "instances": 0.0, "slots": nil, "running_tasks": 0.0, "instance_silent_seconds": nil, "finished_at": nil,
+		"parent_id": nil, "root_id": nil, "hops": 0.0,
 	}
 	check := func(summary string, changes map[string]any) {
 		t.Helper()
@@ -235,6 +236,10 @@ func TestExplain(t *testing.T) {
 		}
 	}
 	check("It is due in 37 s.", nil)
+	tk.ParentID, tk.RootID, tk.Hops = task.ID{2}, task.ID{1}, 4
+	check("It is due in 37 s. It is a child of the task 02000000-0000-0000-0000-000000000000, in the chain that the task 01000000-0000-0000-0000-000000000000 began.",
+		map[string]any{"parent_id": "02000000-0000-0000-0000-000000000000", "root_id": "01000000-0000-0000-0000-000000000000", "hops": 4.0})
+	tk.ParentID, tk.RootID, tk.Hops = task.ID{}, task.ID{}, 0
 	tk.RunAt, tk.AttemptCount = storedAt.Add(-time.Second), 1
 	tk.Attempts = []task.Attempt{{Number: 1, Outcome: task.OutcomeRetryable, StatusCode: 503, Error: "the target answered 503"}}
 	facts.Instances, facts.Slots, facts.Running, facts.InstanceSeenAt = 2, 400, 400, storedAt.Add(-time.Second)

@@ -53,6 +53,8 @@ type fakeStore struct {
 	match       func(f *task.Filter, limit int) ([]task.ID, error)
 	cancelMany  func(ids []task.ID) (int, map[task.ID]int64, error)
 	redriveMany func(ids []task.ID, wait, apart time.Duration) (int, error)
+	// redrive is told with how many hops tasks are redriven.
+	redrive func(hops int)
 
 	mu      sync.Mutex
 	tasks   []*task.Task
@@ -145,7 +147,10 @@ func (s *fakeStore) RunNow(_ context.Context, id task.ID) (*task.Task, error) {
 	return s.doAct("RunNow", id)
 }
 
-func (s *fakeStore) Redrive(_ context.Context, id task.ID) (*task.Task, error) {
+func (s *fakeStore) Redrive(_ context.Context, id task.ID, hops int) (*task.Task, error) {
+	if s.redrive != nil {
+		s.redrive(hops)
+	}
 	return s.doAct("Redrive", id)
 }
 
@@ -178,8 +183,11 @@ func (s *fakeStore) CancelMany(_ context.Context, ids []task.ID) (int, map[task.
 	return s.cancelMany(ids)
 }
 
-func (s *fakeStore) RedriveMany(_ context.Context, ids []task.ID, wait, apart time.Duration) (int, error) {
+func (s *fakeStore) RedriveMany(_ context.Context, ids []task.ID, wait, apart time.Duration, hops int) (int, error) {
 	s.called()
+	if s.redrive != nil {
+		s.redrive(hops)
+	}
 	return s.redriveMany(ids, wait, apart)
 }
 

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"net/http"
 
@@ -44,19 +45,29 @@ func (*onceInput) Resolve(ctx huma.Context) []error {
 
 // name returns the key under which the request is stored, and what tells a
 // repeat of it from another request to path; nothing where the caller gave it
-// no name. A key that was sent holds no space, so callers cannot have the same.
+// no name. A key that was sent holds no space, so callers cannot have the same, and
+// none has one that ends in a space.
+//
+// A task's own call is repeated where its answer was lost or came too late, and a
+// target tells a repeat by Orchestrator-Task-Id: so does this one. The bytes are
+// part of that name, since a proxy may make more of one call.
 func (in *onceInput) name(ctx context.Context, path string) (key string, fingerprint []byte) {
-	if in.IdempotencyKey == "" {
+	l := linkOf(ctx)
+	if in.IdempotencyKey == "" && !l.isCall {
 		return "", nil
 	}
 	h := sha256.New()
 	h.Write([]byte(path + "\n"))
 	h.Write(in.RawBody)
-	return caller(ctx) + " " + in.IdempotencyKey, h.Sum(nil)
+	fingerprint = h.Sum(nil)
+	if in.IdempotencyKey == "" {
+		return caller(ctx) + " call of " + l.parent.String() + " " + hex.EncodeToString(fingerprint) + " ", fingerprint
+	}
+	return caller(ctx) + " " + in.IdempotencyKey, fingerprint
 }
 
 // onceErrors are the statuses that a submission can be answered with, besides 422 and 500.
-var onceErrors = append([]int{http.StatusConflict}, submitErrors...)
+var onceErrors = append([]int{http.StatusConflict, http.StatusLoopDetected}, submitErrors...)
 
 // ofRepeat is for an error of reading what the first request under a key stored.
 func ofRepeat(err error) error {

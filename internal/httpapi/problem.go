@@ -71,6 +71,13 @@ func (p *Problem) retryLater() *Problem {
 	return p
 }
 
+// neverAgain tells a task whose call this answers that it would be answered so
+// again.
+func (p *Problem) neverAgain() *Problem {
+	p.header = http.Header{"Orchestrator-Retry": {"never"}}
+	return p
+}
+
 // maxFieldProblems keeps the answer to a body full of mistakes smaller than the body.
 const maxFieldProblems = 50
 

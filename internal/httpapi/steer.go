@@ -70,18 +70,21 @@ func (a *API) run(ctx context.Context, in *TaskPath) (*taskOutput, error) {
 	return newTaskOutput(t), nil
 }
 
-func redriveOperation() huma.Operation {
+func (a *API) redriveOperation() huma.Operation {
 	return huma.Operation{
 		OperationID: "redrive-task", Method: http.MethodPost, Path: "/tasks/{id}/redrive", Tags: []string{"steering"}, Security: needs(scopeManage),
 		Summary: "Redrive a task",
 		Description: "A failed or cancelled task becomes pending again, due now, with a fresh budget of attempts. Its story stays, and the new attempts are numbered from 1. " +
 			"An expires_at that has passed is dropped. 409: it has not ended, or it has succeeded.",
-		Errors: steerErrors,
+		Middlewares: huma.Middlewares{a.chained}, Parameters: linkParameters()[:1],
+		Errors: append([]int{http.StatusLoopDetected}, steerErrors...),
 	}
 }
 
 func (a *API) redrive(ctx context.Context, in *TaskPath) (*taskOutput, error) {
-	t, err := a.act(ctx, in, "task redriven", a.Store.Redrive)
+	t, err := a.act(ctx, in, "task redriven", func(ctx context.Context, id task.ID) (*task.Task, error) {
+		return a.Store.Redrive(ctx, id, linkOf(ctx).hops)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -341,11 +344,15 @@ func (a *API) cancelMany(ctx context.Context, in *submitInput) (*bulkOutput, err
 }
 
 func (a *API) redriveManyOperation() huma.Operation {
-	return a.bulkOperation("redrive-tasks", "/tasks/redrive", "Redrive many tasks",
+	operation := a.bulkOperation("redrive-tasks", "/tasks/redrive", "Redrive many tasks",
 		"Redrives the failed and cancelled tasks that match, as /tasks/{id}/redrive does, the oldest first.", BulkRedriveRequest{}, map[string]*huma.Example{
 			"ask": example("Which tasks would be redriven?", `{"filter":{"state":["failed"],"finished_after":"2026-11-24T12:00:00Z"}}`),
 			"do":  example("Redrive them over ten minutes", `{"filter":{"state":["failed"],"reason":["attempts_exhausted"]},"dry_run":false,"spread_seconds":600}`),
 		})
+	operation.Middlewares = slices.Insert(operation.Middlewares, 0, a.chained)
+	operation.Parameters = linkParameters()[:1]
+	operation.Errors = append([]int{http.StatusLoopDetected}, operation.Errors...)
+	return operation
 }
 
 func (a *API) redriveMany(ctx context.Context, in *submitInput) (*bulkOutput, error) {
@@ -358,7 +365,7 @@ func (a *API) redriveMany(ctx context.Context, in *submitInput) (*bulkOutput, er
 	setDuration(&spread, &request.SpreadSeconds)
 	return a.bulk(ctx, f, &request.BulkRequest, "tasks redriven", func(ids []task.ID, done, all int) (int, error) {
 		apart := spread / time.Duration(all)
-		count, err := a.Store.RedriveMany(ctx, ids, time.Duration(done)*apart, apart)
+		count, err := a.Store.RedriveMany(ctx, ids, time.Duration(done)*apart, apart, linkOf(ctx).hops)
 		a.Dispatcher.Wake()
 		return count, err
 	})

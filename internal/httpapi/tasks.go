@@ -73,9 +73,9 @@ type Task struct {
 	ExpiresAt      Timestamp         `json:"expires_at" nullable:"true" example:"2026-12-31T23:59:59.000000Z" doc:"No attempt starts after it. Null: never."`
 	TimeoutSeconds float64           `json:"timeout_seconds" example:"10" doc:"Bounds a whole attempt."`
 	Retry          Retry             `json:"retry" doc:"The retry policy in force."`
-	AttemptCount   int               `json:"attempt_count" example:"0" doc:"Ended attempts that count towards max_attempts: all but the interrupted ones."`
+	AttemptCount   int               `json:"attempt_count" example:"0" doc:"Ended attempts that count towards max_attempts: all since the last redrive but those that were interrupted or snoozed."`
 	FinishedAt     Timestamp         `json:"finished_at" nullable:"true" example:"2026-12-25T00:00:01.000000Z" doc:"When it ended. Null until then."`
-	Reason         *task.Reason      `json:"reason" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" example:"attempts_exhausted" doc:"Why it failed. Null unless it did. client_error is a 4xx that is not retried, or a redirect. target_refused: the service's settings do not admit the target, or not that it is sent the task's ID token or secrets."`
+	Reason         *task.Reason      `json:"reason" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" example:"attempts_exhausted" doc:"Why it failed. Null unless it did. client_error is a 4xx that is not retried, a redirect, or any answer with Orchestrator-Retry: never. target_refused: the service's settings do not admit the target, or not that it is sent the task's ID token or secrets."`
 	// Not for tasks that have ended: then it has been heard, or came too late.
 	CancelRequestedAt Timestamp `json:"cancel_requested_at" nullable:"true" example:"2026-12-25T00:00:00.500000Z" doc:"Since when it is being cancelled while its call is still under way. Null otherwise."`
 	OnSuccess         *Callback `json:"on_success" doc:"Whom its success is told. Null: nobody."`
@@ -83,6 +83,8 @@ type Task struct {
 	CreatedBy         *string   `json:"created_by" example:"plays@melodia.app" doc:"Who handed it in: the name of an API key, or an email. Null where callers are not known."`
 	PayloadBytes      int       `json:"payload_bytes" example:"14" doc:"The size of the call's body, as payload, body or body_base64 gave it. 0: it is empty, or there is none."`
 	ContentType       *string   `json:"content_type" example:"application/json" doc:"The Content-Type of the call's body. Null: it has no body."`
+	ParentID          *string   `json:"parent_id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2a" doc:"The task whose call led to this one: it was handed in with that task's Orchestrator-Task-Id. Of a callback: the task that ended. Null: none."`
+	RootID            *string   `json:"root_id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a29" doc:"The first task of the chain that parent_id belongs to. Null without a parent."`
 	Attempts          []Attempt `json:"attempts" nullable:"false" doc:"What was tried, oldest first: the last 200, of a task that was redriven again and again."`
 	// One of these at most, behind all that is short.
 	Payload    json.RawMessage `json:"payload,omitzero" example:"{\"song_id\":42}" doc:"With include=payload: the body of the call, where it came as payload; the same bytes."`
@@ -108,10 +110,11 @@ type Retry struct {
 
 // Attempt is one ended attempt.
 type Attempt struct {
-	Number            int       `json:"number" example:"1" doc:"1 for the first. An interrupted attempt does not count: the next one has the same number."`
+	Round             int       `json:"round" example:"1" doc:"1 until the first redrive, and 1 more after each."`
+	Number            int       `json:"number" example:"1" doc:"1 for the first of a round. An attempt that was interrupted or snoozed does not count: the next one has the same number."`
 	StartedAt         Timestamp `json:"started_at" example:"2026-12-25T00:00:00.001200Z" doc:"When it began."`
 	DurationSeconds   float64   `json:"duration_seconds" example:"0.084" doc:"How long it took."`
-	Outcome           task.Kind `json:"outcome" enum:"succeeded,retryable,permanent,interrupted,lost" example:"retryable" doc:"What it came to. interrupted: this service was shut down meanwhile. lost: the instance that made it vanished."`
+	Outcome           task.Kind `json:"outcome" enum:"succeeded,retryable,permanent,snoozed,interrupted,lost" example:"retryable" doc:"What it came to. snoozed: the target asked with Orchestrator-Snooze to be called later. interrupted: this service was shut down meanwhile. lost: the instance that made it vanished."`
 	StatusCode        *int      `json:"status_code" example:"503" doc:"The target's answer. Null when none came."`
 	Error             *string   `json:"error" example:"the target answered 503 Service Unavailable" doc:"What went wrong. After a success it is null, or tells what did not change it: the answer's body broke off, or the request was sent twice."`
 	ResponseExcerpt   *string   `json:"response_excerpt" example:"try again later" doc:"The first 4 KiB of the response's body. Null when it was empty."`
@@ -144,7 +147,7 @@ func (a *API) enqueueOperation() huma.Operation {
 		Summary:       "Carry out a call now",
 		Description:   "Stores a task that is due at once. 202 is answered after the commit, never before; the call follows within milliseconds, and may be under way already (state running).",
 		DefaultStatus: http.StatusAccepted, Errors: onceErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
-		Callbacks: a.documentCallbacks("enqueue-task"), Middlewares: huma.Middlewares{directly[TaskRequest](a)},
+		Callbacks: a.documentCallbacks("enqueue-task"), Middlewares: huma.Middlewares{directly[TaskRequest](a)}, Parameters: linkParameters(),
 		RequestBody: jsonBody(a.schemaOf(TaskRequest{}), map[string]*huma.Example{
 			"call": example("Register a play", `{"url":"`+a.ExampleURL+`","payload":{"song_id":42,"user_id":7},"labels":{"kind":"play"}}`),
 			"retries": example("With a retry policy of its own",
@@ -165,7 +168,7 @@ func (a *API) scheduleOperation() huma.Operation {
 		Summary:       "Carry out a call later",
 		Description:   "Stores a task that is due at a given moment: exactly one of run_at and delay_seconds. 202 is answered after the commit, never before.",
 		DefaultStatus: http.StatusAccepted, Errors: onceErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
-		Callbacks: a.documentCallbacks("schedule-task"), Middlewares: huma.Middlewares{directly[ScheduleRequest](a)},
+		Callbacks: a.documentCallbacks("schedule-task"), Middlewares: huma.Middlewares{directly[ScheduleRequest](a)}, Parameters: linkParameters(),
 		RequestBody: jsonBody(a.schemaOf(ScheduleRequest{}), map[string]*huma.Example{
 			"delay": example("In five seconds", `{"url":"`+a.ExampleURL+`","delay_seconds":5,"payload":{"user_id":7,"text":"Your mix is ready"}}`),
 			"local": example("At 21:00 in Buenos Aires", `{"url":"`+a.ExampleURL+`","run_at":"2030-12-24T21:00:00","time_zone":"America/Argentina/Buenos_Aires","payload":{"user_id":7}}`),
@@ -185,6 +188,7 @@ func (a *API) submit(ctx context.Context, in *onceInput, path string, t *task.Ta
 	status, replayed := http.StatusAccepted, ""
 	if err == nil {
 		t.CreatedBy = caller(ctx)
+		t.Hops, t.ParentID = linkOf(ctx).hops, linkOf(ctx).parent
 		t.IdempotencyKey, t.Fingerprint = in.name(ctx, path)
 		err = a.Dispatcher.Submit(ctx, t)
 	}
@@ -202,7 +206,7 @@ func (a *API) submit(ctx context.Context, in *onceInput, path string, t *task.Ta
 }
 
 // directly is before an operation that calls submit. It does the same for what has
-// no Idempotency-Key, and leaves the rest to the operation. That says what may come
+// no Idempotency-Key and comes from no task, and leaves the rest to the operation. That says what may come
 // and what is answered, but huma carries it out by reflection, without which
 // accepting became 3 to 4 % faster.
 func directly[R any, P interface {
@@ -212,8 +216,8 @@ func directly[R any, P interface {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		r, w := humachi.Unwrap(ctx)
 		body, ok := r.Body.(*requestBody)
-		if !ok || r.Header[keyHeader] != nil {
-			next(ctx)
+		if !ok || r.Header[keyHeader] != nil || r.Header[hopsHeader] != nil || r.Header[parentHeader] != nil {
+			a.chained(ctx, next)
 			return
 		}
 		t, err := read[R, P](a, &submitInput{ContentType: r.Header.Get("Content-Type"), RawBody: body.rest})
@@ -478,10 +482,13 @@ func taskView(t *task.Task) *Task {
 		CancelRequestedAt: Timestamp(t.CancelRequestedAt),
 		PayloadBytes:      t.BodyBytes,
 		ContentType:       present(contentType(t)),
+		ParentID:          idView(t.ParentID),
+		RootID:            idView(t.RootID),
 		Attempts:          make([]Attempt, len(t.Attempts)),
 	}
 	for i, at := range t.Attempts {
 		v.Attempts[i] = Attempt{
+			Round:             at.Round,
 			Number:            at.Number,
 			StartedAt:         Timestamp(at.StartedAt),
 			DurationSeconds:   at.Duration.Seconds(),
@@ -493,6 +500,15 @@ func taskView(t *task.Task) *Task {
 		}
 	}
 	return v
+}
+
+// idView is nil for no task.
+func idView(id task.ID) *string {
+	if id == (task.ID{}) {
+		return nil
+	}
+	text := id.String()
+	return &text
 }
 
 func authView(audience string) *Auth {

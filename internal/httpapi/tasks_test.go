@@ -66,7 +66,7 @@ func TestEnqueueDefaults(t *testing.T) {
 		`"headers":{},"auth":null,"labels":{},"run_at":"2026-11-24T12:00:00.123456Z","created_at":"2026-11-24T12:00:00.123456Z",` +
 		`"expires_at":null,"timeout_seconds":30,"retry":{"max_attempts":10,"max_retry_duration_seconds":0,` +
 		`"min_backoff_seconds":1,"max_backoff_seconds":3600,"max_doublings":16,"retry_client_errors":false},` +
-		`"attempt_count":0,"finished_at":null,"reason":null,"cancel_requested_at":null,"on_success":null,"on_failure":null,"created_by":null,"payload_bytes":0,"content_type":null,"attempts":[]}`
+		`"attempt_count":0,"finished_at":null,"reason":null,"cancel_requested_at":null,"on_success":null,"on_failure":null,"created_by":null,"payload_bytes":0,"content_type":null,"parent_id":null,"root_id":null,"attempts":[]}`
 	if strings.TrimSpace(a.text) != wantText {
 		t.Errorf("got  %s\nwant %s", a.text, wantText)
 	}
@@ -706,12 +706,15 @@ func TestGetTask(t *testing.T) {
 			OnFailure: &task.Callback{URL: "https://example.com/ended", Headers: map[string]string{"X-Token": marker}},
 		},
 		State: task.Pending, RunAt: at(0, 1), CreatedAt: at(0, 123456789), CreatedBy: "plays@melodia.app", BodyBytes: len(marker),
+		ParentID: task.ID{2}, RootID: task.ID{3},
 	}
 	fixed := map[string]any{
 		"id": "01020300-0000-0000-0000-000000000000", "url": target, "method": "PUT",
 		"headers": map[string]any{"X-Access-Token": "[redacted]", "X-Plain": "p"}, "labels": map[string]any{}, "auth": nil,
 		"run_at": "2026-12-25T00:00:00.000000Z", "created_at": "2026-12-25T00:00:00.123456Z", "timeout_seconds": 1.5,
 		"created_by":          "plays@melodia.app",
+		"parent_id":           "02000000-0000-0000-0000-000000000000",
+		"root_id":             "03000000-0000-0000-0000-000000000000",
 		"cancel_requested_at": nil, "on_success": nil, "payload_bytes": float64(len(marker)), "content_type": "text/plain; charset=utf-8",
 		"on_failure": map[string]any{"url": "https://example.com/ended", "headers": map[string]any{"X-Token": "[redacted]"}},
 		"retry": map[string]any{
@@ -721,7 +724,7 @@ func TestGetTask(t *testing.T) {
 	}
 	attempt := func(number float64, outcome string, status, err, excerpt, retryAfter any) map[string]any {
 		return map[string]any{
-			"number": number, "started_at": "2026-12-25T00:00:01.000002Z", "duration_seconds": 0.25, "outcome": outcome,
+			"round": 1.0, "number": number, "started_at": "2026-12-25T00:00:01.000002Z", "duration_seconds": 0.25, "outcome": outcome,
 			"status_code": status, "error": err, "response_excerpt": excerpt, "retry_after_seconds": retryAfter,
 		}
 	}
@@ -739,8 +742,8 @@ func TestGetTask(t *testing.T) {
 		{"retrying", func(t *task.Task) {
 			t.AttemptCount = 1
 			t.Attempts = []task.Attempt{
-				{Number: 1, StartedAt: at(1, 2999), Duration: 250 * time.Millisecond, Outcome: task.OutcomeInterrupted, Error: "cut short"},
-				{Number: 1, StartedAt: at(1, 2000), Duration: 250 * time.Millisecond, Outcome: task.OutcomeRetryable, StatusCode: 503, Error: "answered 503", ResponseExcerpt: "later", RetryAfter: 30 * time.Second},
+				{Round: 1, Number: 1, StartedAt: at(1, 2999), Duration: 250 * time.Millisecond, Outcome: task.OutcomeInterrupted, Error: "cut short"},
+				{Round: 1, Number: 1, StartedAt: at(1, 2000), Duration: 250 * time.Millisecond, Outcome: task.OutcomeRetryable, StatusCode: 503, Error: "answered 503", ResponseExcerpt: "later", RetryAfter: 30 * time.Second},
 			}
 		}, map[string]any{
 			"state": "pending", "attempt_count": 1.0, "expires_at": nil, "finished_at": nil, "reason": nil, "attempts": []any{
@@ -750,8 +753,8 @@ func TestGetTask(t *testing.T) {
 		{"succeeded", func(t *task.Task) {
 			t.State, t.FinishedAt, t.AttemptCount = task.Succeeded, at(2, 0), 2
 			t.Attempts = []task.Attempt{
-				{Number: 1, StartedAt: at(1, 2000), Duration: 250 * time.Millisecond, Outcome: task.OutcomeLost},
-				{Number: 2, StartedAt: at(1, 2000), Duration: 250 * time.Millisecond, Outcome: task.OutcomeSucceeded, StatusCode: 204},
+				{Round: 1, Number: 1, StartedAt: at(1, 2000), Duration: 250 * time.Millisecond, Outcome: task.OutcomeLost},
+				{Round: 1, Number: 2, StartedAt: at(1, 2000), Duration: 250 * time.Millisecond, Outcome: task.OutcomeSucceeded, StatusCode: 204},
 			}
 		}, map[string]any{
 			"state": "succeeded", "attempt_count": 2.0, "expires_at": nil, "finished_at": "2026-12-25T00:00:02.000000Z", "reason": nil, "attempts": []any{
@@ -760,7 +763,7 @@ func TestGetTask(t *testing.T) {
 		}},
 		{"failed", func(t *task.Task) {
 			t.State, t.Reason, t.FinishedAt, t.AttemptCount = task.Failed, task.ClientError, at(2, 0), 1
-			t.Attempts = []task.Attempt{{Number: 1, StartedAt: at(1, 2000), Duration: 250 * time.Millisecond, Outcome: task.OutcomePermanent, StatusCode: 404, Error: "answered 404"}}
+			t.Attempts = []task.Attempt{{Round: 1, Number: 1, StartedAt: at(1, 2000), Duration: 250 * time.Millisecond, Outcome: task.OutcomePermanent, StatusCode: 404, Error: "answered 404"}}
 		}, map[string]any{
 			"state": "failed", "attempt_count": 1.0, "expires_at": nil, "finished_at": "2026-12-25T00:00:02.000000Z", "reason": "client_error",
 			"attempts": []any{attempt(1, "permanent", 404.0, "answered 404", nil, nil)},
@@ -769,7 +772,7 @@ func TestGetTask(t *testing.T) {
 			"state": "cancelled", "attempt_count": 0.0, "attempts": []any{}, "expires_at": nil, "finished_at": "2026-12-25T00:00:02.000000Z", "reason": nil,
 		}},
 		{"text that is not UTF-8", func(t *task.Task) {
-			t.Attempts = []task.Attempt{{Number: 1, StartedAt: at(1, 2000), Duration: 250 * time.Millisecond, Outcome: task.OutcomePermanent, Error: "a\xffb", ResponseExcerpt: "\xed\xa0\x80"}}
+			t.Attempts = []task.Attempt{{Round: 1, Number: 1, StartedAt: at(1, 2000), Duration: 250 * time.Millisecond, Outcome: task.OutcomePermanent, Error: "a\xffb", ResponseExcerpt: "\xed\xa0\x80"}}
 		}, map[string]any{
 			"state": "pending", "attempt_count": 0.0, "expires_at": nil, "finished_at": nil, "reason": nil,
 			"attempts": []any{attempt(1, "permanent", nil, "a�b", "���", nil)},

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"math"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -35,10 +37,11 @@ type PubSubMessage struct {
 
 // WorkResult is what came of a call.
 type WorkResult struct {
-	Outcome         task.Kind `json:"outcome" enum:"succeeded,retryable,permanent,interrupted" example:"succeeded" doc:"What the call came to."`
+	Outcome         task.Kind `json:"outcome" enum:"succeeded,retryable,permanent,snoozed,interrupted" example:"succeeded" doc:"What the call came to."`
 	StatusCode      *int      `json:"status_code" example:"204" doc:"The target's answer. Null when none came."`
 	DurationSeconds float64   `json:"duration_seconds" example:"0.084" doc:"How long the call took."`
 	ResponseExcerpt *string   `json:"response_excerpt" example:"done" doc:"The first 4 KiB of the response's body. Null when it was empty."`
+	SnoozeSeconds   *float64  `json:"snooze_seconds" example:"30" doc:"After how long the target wants the call, where outcome is snoozed. A stored task waits for so long; of a task in the request Retry-After tells the engine. Null otherwise."`
 }
 
 // The content type is not looked at: Cloud Scheduler sends application/octet-stream.
@@ -67,7 +70,7 @@ func (a *API) workerOperation() huma.Operation {
 		Description: "For an external engine (Cloud Tasks, Cloud Scheduler, Pub/Sub push) or an operator. " +
 			"The body is a task request, which is carried out at once, with one attempt, and not stored; or the id of a stored task, " +
 			"which is carried out now, whatever its run_at; or what Pub/Sub pushes, with a task request in the data of its message. The content type is not looked at. 200 means that the target answered 2xx; every other answer makes an engine try again.",
-		Middlewares: huma.Middlewares{lateAnswer},
+		Middlewares: huma.Middlewares{a.chained, lateAnswer}, Parameters: linkParameters()[:1],
 		RequestBody: body, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
 		Errors: []int{
 			http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusRequestTimeout, http.StatusConflict,
@@ -79,7 +82,7 @@ func (a *API) workerOperation() huma.Operation {
 
 func (a *API) work(ctx context.Context, in *workInput) (*workOutput, error) {
 	if in.Via != "" {
-		return nil, a.fail(ctx, newProblem(http.StatusLoopDetected, "This call was made by /worker-endpoint itself; carrying it out would never end."))
+		return nil, a.fail(ctx, newProblem(http.StatusLoopDetected, "This call was made by /worker-endpoint itself; carrying it out would never end.").neverAgain())
 	}
 	w, err := a.readWork(in.RawBody)
 	if err != nil {
@@ -166,6 +169,7 @@ func (a *API) callOnce(ctx context.Context, r *TaskRequest) (task.Outcome, error
 		return task.Outcome{}, errs
 	}
 	t.Retry.MaxAttempts = 1
+	t.Hops = linkOf(ctx).hops
 	t.RunAt = time.Now() // for the target's information; what has expired is the store's to say
 	if !t.ExpiresAt.IsZero() {
 		if t.RunAt, err = a.Store.Now(ctx); err != nil {
@@ -192,6 +196,9 @@ func (a *API) answerWork(ctx context.Context, o task.Outcome, decision task.Deci
 		DurationSeconds: o.Duration.Seconds(),
 		ResponseExcerpt: present(o.ResponseExcerpt),
 	}
+	if o.Kind == task.OutcomeSnoozed {
+		result.SnoozeSeconds = present(o.Snooze.Seconds())
+	}
 	var p *Problem
 	switch {
 	case o.Kind == task.OutcomeSucceeded:
@@ -202,10 +209,13 @@ func (a *API) answerWork(ctx context.Context, o task.Outcome, decision task.Deci
 		return nil, a.fail(ctx, task.ErrUnavailable)
 	case o.Kind == "": // the task could not start any more
 		return nil, a.fail(ctx, newProblem(http.StatusBadGateway, "The task was not carried out and has failed: "+string(decision.Reason)+"."))
-	case o.TimedOut:
+	case o.TimedOut && o.Kind == task.OutcomeRetryable:
 		p = newProblem(http.StatusGatewayTimeout, "The call timed out: "+o.Error+".")
 	default:
 		p = newProblem(http.StatusBadGateway, "The call failed: "+o.Error+".")
+	}
+	if s := result.SnoozeSeconds; s != nil {
+		p.header = http.Header{"Retry-After": {strconv.Itoa(int(math.Ceil(*s)))}}
 	}
 	p.Result = &result
 	return nil, a.fail(ctx, p)

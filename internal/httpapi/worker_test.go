@@ -25,23 +25,29 @@ var workOutcomes = []struct {
 	detail  string
 }{
 	{"succeeded", task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 204, Duration: 84 * time.Millisecond}, http.StatusOK,
-		map[string]any{"outcome": "succeeded", "status_code": 204.0, "duration_seconds": 0.084, "response_excerpt": nil}, ""},
+		map[string]any{"outcome": "succeeded", "status_code": 204.0, "duration_seconds": 0.084, "response_excerpt": nil, "snooze_seconds": nil}, ""},
 	{"succeeded with a body", task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200, ResponseExcerpt: "done"}, http.StatusOK,
-		map[string]any{"outcome": "succeeded", "status_code": 200.0, "duration_seconds": 0.0, "response_excerpt": "done"}, ""},
+		map[string]any{"outcome": "succeeded", "status_code": 200.0, "duration_seconds": 0.0, "response_excerpt": "done", "snooze_seconds": nil}, ""},
 	{"failed", task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 503, Error: "the target answered 503", ResponseExcerpt: "later", Duration: time.Second, RetryAfter: time.Minute}, http.StatusBadGateway,
-		map[string]any{"outcome": "retryable", "status_code": 503.0, "duration_seconds": 1.0, "response_excerpt": "later"}, "The call failed: the target answered 503."},
+		map[string]any{"outcome": "retryable", "status_code": 503.0, "duration_seconds": 1.0, "response_excerpt": "later", "snooze_seconds": nil}, "The call failed: the target answered 503."},
 	{"not found", task.Outcome{Kind: task.OutcomePermanent, StatusCode: 404, Error: "the target answered 404"}, http.StatusBadGateway,
-		map[string]any{"outcome": "permanent", "status_code": 404.0, "duration_seconds": 0.0, "response_excerpt": nil}, "The call failed: the target answered 404."},
+		map[string]any{"outcome": "permanent", "status_code": 404.0, "duration_seconds": 0.0, "response_excerpt": nil, "snooze_seconds": nil}, "The call failed: the target answered 404."},
 	{"redirect", task.Outcome{Kind: task.OutcomePermanent, StatusCode: 302, Error: "the target answered 302 and points to \xff"}, http.StatusBadGateway,
-		map[string]any{"outcome": "permanent", "status_code": 302.0, "duration_seconds": 0.0, "response_excerpt": nil}, "The call failed: the target answered 302 and points to �."},
+		map[string]any{"outcome": "permanent", "status_code": 302.0, "duration_seconds": 0.0, "response_excerpt": nil, "snooze_seconds": nil}, "The call failed: the target answered 302 and points to �."},
 	{"refused", task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: "the target policy refuses it"}, http.StatusBadGateway,
-		map[string]any{"outcome": "permanent", "status_code": nil, "duration_seconds": 0.0, "response_excerpt": nil}, "The call failed: the target policy refuses it."},
+		map[string]any{"outcome": "permanent", "status_code": nil, "duration_seconds": 0.0, "response_excerpt": nil, "snooze_seconds": nil}, "The call failed: the target policy refuses it."},
 	{"no connection", task.Outcome{Kind: task.OutcomeRetryable, Error: "connection refused"}, http.StatusBadGateway,
-		map[string]any{"outcome": "retryable", "status_code": nil, "duration_seconds": 0.0, "response_excerpt": nil}, "The call failed: connection refused."},
+		map[string]any{"outcome": "retryable", "status_code": nil, "duration_seconds": 0.0, "response_excerpt": nil, "snooze_seconds": nil}, "The call failed: connection refused."},
 	{"timeout", task.Outcome{Kind: task.OutcomeRetryable, TimedOut: true, Error: "no answer within 5 s", Duration: 5 * time.Second}, http.StatusGatewayTimeout,
-		map[string]any{"outcome": "retryable", "status_code": nil, "duration_seconds": 5.0, "response_excerpt": nil}, "The call timed out: no answer within 5 s."},
+		map[string]any{"outcome": "retryable", "status_code": nil, "duration_seconds": 5.0, "response_excerpt": nil, "snooze_seconds": nil}, "The call timed out: no answer within 5 s."},
 	{"timeout in the body", task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 200, TimedOut: true, Error: "the body was not complete within 5 s", ResponseExcerpt: "hal"}, http.StatusGatewayTimeout,
-		map[string]any{"outcome": "retryable", "status_code": 200.0, "duration_seconds": 0.0, "response_excerpt": "hal"}, "The call timed out: the body was not complete within 5 s."},
+		map[string]any{"outcome": "retryable", "status_code": 200.0, "duration_seconds": 0.0, "response_excerpt": "hal", "snooze_seconds": nil}, "The call timed out: the body was not complete within 5 s."},
+	{"snoozed", task.Outcome{Kind: task.OutcomeSnoozed, StatusCode: 503, Snooze: 1500 * time.Millisecond, Error: "the target answered 503"}, http.StatusBadGateway,
+		map[string]any{"outcome": "snoozed", "status_code": 503.0, "duration_seconds": 0.0, "response_excerpt": nil, "snooze_seconds": 1.5}, "The call failed: the target answered 503."},
+	{"snoozed, and the body timed out", task.Outcome{Kind: task.OutcomeSnoozed, StatusCode: 503, Snooze: time.Minute, TimedOut: true, Error: "no complete answer"}, http.StatusBadGateway,
+		map[string]any{"outcome": "snoozed", "status_code": 503.0, "duration_seconds": 0.0, "response_excerpt": nil, "snooze_seconds": 60.0}, "The call failed: no complete answer."},
+	{"a snooze that is not heeded", task.Outcome{Kind: task.OutcomePermanent, StatusCode: 503, Snooze: time.Minute, Never: true, Error: "the target answered 503"}, http.StatusBadGateway,
+		map[string]any{"outcome": "permanent", "status_code": 503.0, "duration_seconds": 0.0, "response_excerpt": nil, "snooze_seconds": nil}, "The call failed: the target answered 503."},
 	{"interrupted", task.Outcome{Kind: task.OutcomeInterrupted, Error: "cut short"}, http.StatusServiceUnavailable, nil, unavailableDetail},
 }
 
@@ -70,6 +76,10 @@ func TestWorkOutcomes(t *testing.T) {
 					}
 				default:
 					result = a.at("result")
+					want := map[string]string{"snoozed": "2", "snoozed, and the body timed out": "60"}[tt.name]
+					if got := a.header.Get("Retry-After"); got != want {
+						t.Errorf("%s: got Retry-After %q, want %q", form, got, want)
+					}
 				}
 				var want any
 				if tt.result != nil {
@@ -206,6 +216,9 @@ func TestWorkLoop(t *testing.T) {
 	for _, body := range []string{with("payload", "1"), `{"task_id":"` + storedID + `"}`, `{}`, marker} {
 		a := s.post("/worker-endpoint", body, "Orchestrator-Via", "worker-endpoint")
 		s.refused(a, http.StatusLoopDetected)
+		if got := a.header.Get("Orchestrator-Retry"); got != "never" {
+			t.Errorf("got Orchestrator-Retry %q, want never", got)
+		}
 		if want := "This call was made by /worker-endpoint itself; carrying it out would never end."; a.detail() != want {
 			t.Errorf("got %q, want %q", a.detail(), want)
 		}

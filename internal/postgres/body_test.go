@@ -170,13 +170,13 @@ func TestBodiesStayInTheDatabase(t *testing.T) {
 		}},
 		{"Cancel of a running task", func() (*task.Task, error) { return s.Cancel(t.Context(), running.ID) }},
 		{"Cancel", func() (*task.Task, error) { return s.Cancel(t.Context(), cancelled.ID) }},
-		{"Redrive", func() (*task.Task, error) { return s.Redrive(t.Context(), cancelled.ID) }},
+		{"Redrive", func() (*task.Task, error) { return s.Redrive(t.Context(), cancelled.ID, 0) }},
 		{"CancelMany", func() (*task.Task, error) {
 			_, _, err := s.CancelMany(t.Context(), []task.ID{cancelled.ID})
 			return none(err)
 		}},
 		{"RedriveMany", func() (*task.Task, error) {
-			_, err := s.RedriveMany(t.Context(), []task.ID{cancelled.ID}, 0, 0)
+			_, err := s.RedriveMany(t.Context(), []task.ID{cancelled.ID}, 0, 0, 0)
 			return none(err)
 		}},
 	}

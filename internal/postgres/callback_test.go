@@ -95,6 +95,7 @@ func TestCallback(t *testing.T) {
 			got := callbacks[0]
 			want := &task.Task{
 				ID: got.ID, State: task.Pending, RunAt: parent.FinishedAt, CreatedAt: parent.FinishedAt, CreatedBy: "plays", BodyBytes: len(got.Body),
+				ParentID: tk.ID, RootID: tk.ID, Hops: 1,
 				Spec: task.Spec{
 					URL: tt.url, Method: "POST", Headers: tt.headers, Body: got.Body, ContentType: "application/json",
 					Timeout: callbackRules.Timeout, Retry: callbackRules.Retry, Labels: map[string]string{"callback_of": tk.ID.String()},
@@ -234,7 +235,7 @@ func TestWhichEndsAreTold(t *testing.T) {
 		}, state: task.Cancelled},
 		"it fails, is redriven and succeeds": {end: func(t *testing.T, s *postgres.Store, _ *pgxpool.Pool, worker task.ID, tk *task.Task) {
 			failAtOnce(t, s, tk, worker)
-			if _, err := s.Redrive(t.Context(), tk.ID); err != nil {
+			if _, err := s.Redrive(t.Context(), tk.ID, 0); err != nil {
 				t.Fatal(err)
 			}
 			c, err := s.ClaimOne(t.Context(), worker, tk.ID)

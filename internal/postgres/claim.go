@@ -43,7 +43,8 @@ const claimSet = `state = 'running', claim = t.claim + 1, worker_id = $1,
 const claimColumns = `t.claim, t.claimed_at, t.first_claimed_at, t.attempt_count, t.id, t.run_at, t.created_at, t.expires_at,
     t.timeout_seconds, t.max_retry_duration_seconds, t.min_backoff_seconds, t.max_backoff_seconds,
     t.max_attempts, t.max_doublings, t.retry_client_errors,
-    t.method, t.url, t.content_type, t.headers, t.body, t.oidc_audience, t.cancel_requested_at`
+    t.method, t.url, t.content_type, t.headers, t.body, t.oidc_audience, t.cancel_requested_at,
+    t.hops, t.round, t.snooze_count`
 
 // Claim takes up to limit due tasks, the longest due first, for worker. A
 // worker that is not registered gets none. The tasks come without what
@@ -120,11 +121,14 @@ func scanClaim(row pgx.CollectableRow) (*task.Claim, error) {
 		headers         []byte
 		audience        *string
 		cancelRequested *time.Time
+
+		hops, round, snoozes *int
 	)
 	err := row.Scan(&c.Number, &c.At, &c.FirstAt, &t.AttemptCount, (*[16]byte)(&t.ID), &t.RunAt, &t.CreatedAt, &spec.expiresAt,
 		&spec.timeout, &spec.maxRetryDuration, &spec.minBackoff, &spec.maxBackoff,
 		&t.Retry.MaxAttempts, &t.Retry.MaxDoublings, &t.Retry.RetryClientErrors,
-		&t.Method, &t.URL, &t.ContentType, &headers, &t.Body, &audience, &cancelRequested)
+		&t.Method, &t.URL, &t.ContentType, &headers, &t.Body, &audience, &cancelRequested,
+		&hops, &round, &snoozes)
 	if err != nil {
 		return nil, err
 	}
@@ -132,6 +136,7 @@ func scanClaim(row pgx.CollectableRow) (*task.Claim, error) {
 	t.BodyBytes = len(t.Body)
 	t.OIDCAudience = zeroNull(audience)
 	t.CancelRequestedAt = zeroNull(cancelRequested)
+	t.Hops, t.Round, t.SnoozeCount = zeroNull(hops), zeroNull(round), zeroNull(snoozes)
 	t.Headers, err = decodeMap(headers)
 	return c, err
 }

@@ -81,8 +81,8 @@ var (
 )
 
 // listColumns are those of a task in a list, for scanTask: of its attempts the last.
-var listColumns = `id, claim, run_at, created_at, finished_at, cancel_requested_at, state, reason, attempt_count,
-    CASE WHEN jsonb_array_length(attempts) > 1 THEN jsonb_build_array(attempts -> -1) ELSE attempts END, ` +
+var listColumns = `id, claim, run_at, created_at, finished_at, cancel_requested_at, state, reason, snooze_count, attempt_count,
+    CASE WHEN jsonb_array_length(attempts) > 1 THEN jsonb_build_array(attempts -> -1 || jsonb_build_object('round', ` + lastRound + `)) ELSE attempts END, ` +
 	strings.Replace(shownColumns, "octet_length(body) AS ", "", 1) // both branches made it
 
 // findSQL is the statement of Find.

@@ -76,7 +76,8 @@ WITH result AS MATERIALIZED (
 ), again AS (
     UPDATE tasks t SET state = 'pending', run_at = now() + make_interval(secs => r.wait_seconds),
         worker_id = NULL, claimed_at = NULL,
-        attempts = ` + keptAttempts + ` || r.attempts::jsonb, attempt_count = t.attempt_count + r.counted
+        attempts = ` + keptAttempts + ` || r.attempts::jsonb, attempt_count = t.attempt_count + r.counted,
+        snooze_count = CASE WHEN r.snoozed THEN COALESCE(t.snooze_count, 0) + 1 ELSE t.snooze_count END
     FROM result r WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending' AND r.state = 'pending'
         AND t.cancel_requested_at IS NULL
     RETURNING t.id, t.claim
@@ -87,7 +88,8 @@ WITH result AS MATERIALIZED (
 SELECT id, claim FROM again UNION ALL SELECT id, claim FROM ended`
 
 	resultColumns = `unnest($1::uuid[]) AS id, unnest($2::bigint[]) AS claim, unnest($3::text[]) AS state, unnest($4::text[]) AS reason,
-        unnest($5::float8[]) AS wait_seconds, unnest($6::text[]) AS attempts, unnest($7::int[]) AS counted`
+        unnest($5::float8[]) AS wait_seconds, unnest($6::text[]) AS attempts, unnest($7::int[]) AS counted,
+        unnest($8::bool[]) AS snoozed`
 
 	deleteEnded = `DELETE FROM tasks t USING result r
     WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending' AND r.state NOT IN ('pending', 'cancelled')`
@@ -105,19 +107,21 @@ SELECT id, claim FROM again UNION ALL SELECT id, claim FROM ended`
 )
 
 // Its first parameters are those of finishSQL. It ends the tasks that have a
-// callback for that end, and stores the callbacks: what $8 names, with the
+// callback for that end, and stores the callbacks: what $9 names, with the
 // timeout and retries that follow.
 const finishCallingBackSQL = `-- name: finish tasks and call back
 WITH result AS MATERIALIZED (
-    SELECT ` + resultColumns + `, unnest($8::uuid[]) AS callback_id ORDER BY id
+    SELECT ` + resultColumns + `, unnest($9::uuid[]) AS callback_id ORDER BY id
 ), ended AS (
     ` + deleteEnded + ` AND ` + callbackOf + ` IS NOT NULL
     ` + returningEnded + `
 ), ` + historyOfEnded + `, called_back AS (
     INSERT INTO tasks (id, run_at, created_at, timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
-        max_attempts, max_doublings, retry_client_errors, method, url, content_type, headers, labels, body, created_by)
-    SELECT r.callback_id, now(), now(), $9, $10, $11, $12, $13, $14, $15, 'POST', c.callback ->> 'url', 'application/json',
-        COALESCE(c.callback -> 'headers', '{}'), jsonb_build_object('callback_of', t.id), convert_to(row_to_json(told)::text, 'UTF8'), t.created_by
+        max_attempts, max_doublings, retry_client_errors, method, url, content_type, headers, labels, body, created_by,
+        parent_id, root_id, hops)
+    SELECT r.callback_id, now(), now(), $10, $11, $12, $13, $14, $15, $16, 'POST', c.callback ->> 'url', 'application/json',
+        COALESCE(c.callback -> 'headers', '{}'), jsonb_build_object('callback_of', t.id), convert_to(row_to_json(told)::text, 'UTF8'), t.created_by,
+        t.id, COALESCE(t.root_id, t.id), LEAST(COALESCE(t.hops, 0) + 1, ` + mostHops + `)
     FROM ended t JOIN result r ON r.id = t.id AND r.claim = t.claim,
         LATERAL (SELECT ` + callbackOf + ` AS callback, t.attempts -> -1 AS attempt) c,
         LATERAL (SELECT t.id, t.state, NULLIF(t.reason, '') AS reason, t.attempt_count,
@@ -146,6 +150,9 @@ SELECT id, claim FROM gone`
 // that is redriven again and again the last 200 are kept, so that it can be read and
 // written in a moment.
 const keptAttempts = `CASE WHEN jsonb_array_length(t.attempts) < 200 THEN t.attempts ELSE t.attempts - 0 END`
+
+// mostHops is [task.MaxHops].
+const mostHops = `32767`
 
 // finish is the flush of Finish. Most results are for its first statement; what
 // that does not match may be for another one.
@@ -222,6 +229,7 @@ func (s *Store) write(ctx context.Context, sql string, results []Result, more ..
 		waits    = make([]float64, n)
 		attempts = make([]string, n)
 		counted  = make([]int32, n)
+		snoozed  []*bool
 	)
 	for i, r := range results {
 		ids[i] = r.ID
@@ -233,8 +241,11 @@ func (s *Store) write(ctx context.Context, sql string, results []Result, more ..
 		if r.Decision.Counted {
 			counted[i] = 1
 		}
+		if a := r.Decision.Attempt; a != nil && a.Outcome == task.OutcomeSnoozed {
+			setNullable(&snoozed, i, n, null(true))
+		}
 	}
-	rows, err := s.pool.Query(ctx, sql, append([]any{ids, claims, states, reasons, waits, attempts, counted}, more...)...)
+	rows, err := s.pool.Query(ctx, sql, append([]any{ids, claims, states, reasons, waits, attempts, counted, snoozed}, more...)...)
 	if err != nil {
 		return nil, classify(err)
 	}
@@ -257,6 +268,7 @@ func (s *Store) write(ctx context.Context, sql string, results []Result, more ..
 
 // attemptRow is an element of the attempts column, as encodeAttempt writes it.
 type attemptRow struct {
+	Round             int       `json:"round"`
 	Number            int       `json:"number"`
 	StartedAt         time.Time `json:"started_at"`
 	DurationSeconds   float64   `json:"duration_seconds"`
@@ -268,7 +280,8 @@ type attemptRow struct {
 }
 
 // encodeAttempt returns the array to append to the attempts column. It is asked
-// for each attempt, so it leaves only texts to package json.
+// for each attempt, so it leaves only texts to package json. The first round is not
+// named, as it was not when there was no other.
 func encodeAttempt(a *task.Attempt) string {
 	if a == nil {
 		return "[]"
@@ -280,6 +293,9 @@ func encodeAttempt(a *task.Attempt) string {
 	b = appendSeconds(append(b, `","duration_seconds":`...), a.Duration)
 	b = append(append(b, `,"outcome":"`...), a.Outcome...)
 	b = append(b, '"')
+	if a.Round > 1 {
+		b = strconv.AppendInt(append(b, `,"round":`...), int64(a.Round), 10)
+	}
 	if a.StatusCode != 0 {
 		b = strconv.AppendInt(append(b, `,"status_code":`...), int64(a.StatusCode), 10)
 	}
@@ -319,6 +335,7 @@ func decodeAttempts(b []byte) ([]task.Attempt, error) {
 	attempts := make([]task.Attempt, len(rows))
 	for i, r := range rows {
 		attempts[i] = task.Attempt{
+			Round:           r.Round,
 			Number:          r.Number,
 			StartedAt:       r.StartedAt,
 			Duration:        duration(r.DurationSeconds),
@@ -329,5 +346,6 @@ func decodeAttempts(b []byte) ([]task.Attempt, error) {
 			RetryAfter:      duration(r.RetryAfterSeconds),
 		}
 	}
+	task.NumberRounds(attempts)
 	return attempts, nil
 }

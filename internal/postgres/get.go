@@ -22,9 +22,9 @@ SELECT ` + endedColumns + ` FROM task_history WHERE id = ANY ($1)`
 // liveColumns and endedColumns are a task but for its body, for scanTask.
 const (
 	liveColumns = `id, claim, run_at, created_at, NULL::timestamptz AS finished_at, cancel_requested_at, state, '' AS reason,
-    attempt_count, attempts, ` + shownColumns
+    snooze_count, attempt_count, attempts, ` + shownColumns
 	endedColumns = `id, claim, run_at, created_at, finished_at, NULL::timestamptz AS cancel_requested_at, state, reason,
-    attempt_count, attempts, ` + shownColumns
+    NULL::smallint AS snooze_count, attempt_count, attempts, ` + shownColumns
 )
 
 // shownColumns are specColumns with the body's size in place of the body, which
@@ -32,7 +32,7 @@ const (
 // fetching what it keeps apart from the row.
 const shownColumns = `expires_at, timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
     max_attempts, max_doublings, retry_client_errors, method, url, content_type, headers, labels, octet_length(body) AS body_bytes,
-    callbacks, oidc_audience, created_by, idempotency_key`
+    callbacks, oidc_audience, created_by, idempotency_key, parent_id, root_id, hops, round`
 
 // Get returns a task with its whole story and without its body, or
 // [task.ErrNotFound]. As with Insert, [task.ErrOverloaded] comes at once when too
@@ -156,11 +156,13 @@ func scanTask(row pgx.CollectableRow, more ...any) (*task.Task, error) {
 		headers, labels, attempts, callbacks []byte
 		audience, creator, key               *string
 		bodyBytes                            *int
+		parent, root                         *[16]byte
+		hops, round, snoozes                 *int
 	)
 	columns := []any{(*[16]byte)(&t.ID), &t.LastClaim, &t.RunAt, &t.CreatedAt, &finishedAt, &cancelRequested, &t.State, &t.Reason,
-		&t.AttemptCount, &attempts, &spec.expiresAt, &spec.timeout, &spec.maxRetryDuration, &spec.minBackoff, &spec.maxBackoff,
+		&snoozes, &t.AttemptCount, &attempts, &spec.expiresAt, &spec.timeout, &spec.maxRetryDuration, &spec.minBackoff, &spec.maxBackoff,
 		&t.Retry.MaxAttempts, &t.Retry.MaxDoublings, &t.Retry.RetryClientErrors, &t.Method, &t.URL, &t.ContentType,
-		&headers, &labels, &bodyBytes, &callbacks, &audience, &creator, &key}
+		&headers, &labels, &bodyBytes, &callbacks, &audience, &creator, &key, &parent, &root, &hops, &round}
 	if err := row.Scan(append(columns, more...)...); err != nil {
 		return nil, err
 	}
@@ -168,6 +170,7 @@ func scanTask(row pgx.CollectableRow, more ...any) (*task.Task, error) {
 	t.FinishedAt, t.CancelRequestedAt = zeroNull(finishedAt), zeroNull(cancelRequested)
 	t.BodyBytes = zeroNull(bodyBytes)
 	t.OIDCAudience, t.CreatedBy, t.IdempotencyKey = zeroNull(audience), zeroNull(creator), zeroNull(key)
+	t.ParentID, t.RootID, t.Hops, t.Round, t.SnoozeCount = zeroNull(parent), zeroNull(root), zeroNull(hops), zeroNull(round), zeroNull(snoozes)
 	var errHeaders, errLabels, errAttempts, errCallbacks error
 	t.Headers, errHeaders = decodeMap(headers)
 	t.Labels, errLabels = decodeMap(labels)

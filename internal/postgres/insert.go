@@ -21,11 +21,12 @@ type newTask struct {
 	worker task.ID
 }
 
-// inserted is what the database adds to a task: the moments by its clock, and
-// the number of the claim, 0 where nobody has it.
+// inserted is what the database adds to a task: the moments by its clock, the
+// number of the claim, 0 where nobody has it, and the root of its chain.
 type inserted struct {
 	runAt, createdAt time.Time
 	claim            int64
+	root             task.ID
 	// err is why this one was not stored, because of its idempotency key.
 	err error
 }
@@ -71,12 +72,23 @@ func (s *Store) insertOne(ctx context.Context, t newTask) (inserted, error) {
 	if err != nil {
 		return inserted{}, fmt.Errorf("insert task %s: %w", t.ID, classify(err))
 	}
-	t.RunAt, t.CreatedAt, t.LastClaim = in.runAt, in.createdAt, in.claim
+	t.RunAt, t.CreatedAt, t.LastClaim, t.RootID = in.runAt, in.createdAt, in.claim, in.root
 	return in, nil
 }
 
-const insertSQL = `-- name: insert tasks
-` + insertTasks + insertReturning
+// insertion is a statement that inserts tasks. Where any of them has a parent it
+// takes another form, which looks the roots of parents up: that locks all partitions
+// of the history, for which others need not wait.
+type insertion struct{ plain, children string }
+
+func newInsertion(before, after string) insertion {
+	return insertion{
+		plain:    before + insertTasks + `NULL::uuid` + insertTasksFrom + after + insertReturning,
+		children: before + insertTasks + rootOfParent + insertTasksFrom + after + insertReturning + `, root_id`,
+	}
+}
+
+var insertSQL = newInsertion("-- name: insert tasks\n", "")
 
 // The arrays are taken apart in the select list, side by side. In FROM each would
 // be written to a store of its own first: for 30 tasks that takes 125 µs, this 28.
@@ -86,7 +98,16 @@ SELECT t.id, t.worker_id, CASE WHEN t.worker_id IS NULL THEN 'pending' ELSE 'run
     GREATEST(COALESCE(run_at, now() + make_interval(secs => delay_seconds)), now()), now(),
     expires_at, timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
     max_attempts, max_doublings, retry_client_errors, method, url, content_type,
-    COALESCE(headers::jsonb, '{}'), COALESCE(labels::jsonb, '{}'), body, callbacks::jsonb, oidc_audience, created_by, idempotency_key
+    COALESCE(headers::jsonb, '{}'), COALESCE(labels::jsonb, '{}'), body, callbacks::jsonb, oidc_audience, created_by, idempotency_key,
+    parent_id, `
+
+// rootOfParent is looked up in the history only where the task is none of the others.
+const rootOfParent = `CASE WHEN parent_id IS NOT NULL THEN COALESCE(
+        (SELECT COALESCE(p.root_id, p.id) FROM tasks p WHERE p.id = t.parent_id),
+        (SELECT COALESCE(p.root_id, p.id) FROM task_history p WHERE p.id = t.parent_id LIMIT 1),
+        parent_id) END`
+
+const insertTasksFrom = `, hops, NULL::int
 FROM (SELECT *, CASE WHEN claimed THEN (SELECT id FROM workers WHERE id = $23) END AS worker_id FROM (
     SELECT unnest($1::uuid[]) AS id, unnest($2::bool[]) AS claimed, unnest($3::timestamptz[]) AS run_at,
     unnest($4::float8[]) AS delay_seconds, unnest($5::timestamptz[]) AS expires_at,
@@ -96,7 +117,8 @@ FROM (SELECT *, CASE WHEN claimed THEN (SELECT id FROM workers WHERE id = $23) E
     unnest($12::bool[]) AS retry_client_errors, unnest($13::text[]) AS method, unnest($14::text[]) AS url,
     unnest($15::text[]) AS content_type, unnest($16::text[]) AS headers, unnest($17::text[]) AS labels,
     unnest($18::bytea[]) AS body, unnest($19::text[]) AS callbacks, unnest($20::text[]) AS oidc_audience,
-    unnest($21::text[]) AS created_by, unnest($22::text[]) AS idempotency_key) submitted) t`
+    unnest($21::text[]) AS created_by, unnest($22::text[]) AS idempotency_key,
+    unnest($24::uuid[]) AS parent_id, unnest($25::smallint[]) AS hops) submitted) t`
 
 const insertReturning = `
 RETURNING id, run_at, created_at, claim`
@@ -147,7 +169,7 @@ func (s *Store) InsertBatch(ctx context.Context, b *task.Batch) error {
 		return fmt.Errorf("insert a batch of %d tasks: %w", len(b.Tasks), classify(err))
 	}
 	for i, t := range b.Tasks {
-		t.RunAt, t.CreatedAt = in[i].runAt, in[i].createdAt
+		t.RunAt, t.CreatedAt, t.RootID = in[i].runAt, in[i].createdAt, in[i].root
 	}
 	return nil
 }
@@ -175,7 +197,7 @@ func (s *Store) insertBatch(ctx context.Context, batches []*task.Batch) (_ [][]i
 
 // insertRows runs one of the statements that insert tasks; more are its further
 // arguments. What it did not insert has no createdAt.
-func (s *Store) insertRows(ctx context.Context, sql string, tasks []newTask, more ...any) ([]inserted, error) {
+func (s *Store) insertRows(ctx context.Context, statement insertion, tasks []newTask, more ...any) ([]inserted, error) {
 	n := len(tasks)
 	var (
 		ids          = make([][16]byte, n)
@@ -196,6 +218,8 @@ func (s *Store) insertRows(ctx context.Context, sql string, tasks []newTask, mor
 		runAts, expiresAts                                    []*time.Time
 		delays                                                []*float64
 		headers, labels, callbacks, audiences, creators, keys []*string
+		parents                                               []*[16]byte
+		hops                                                  []*int16
 		claimed                                               []*bool
 		worker                                                task.ID
 	)
@@ -221,17 +245,25 @@ func (s *Store) insertRows(ctx context.Context, sql string, tasks []newTask, mor
 		setNullable(&audiences, i, n, null(t.OIDCAudience))
 		setNullable(&creators, i, n, null(t.CreatedBy))
 		setNullable(&keys, i, n, null(t.IdempotencyKey))
+		setNullable(&parents, i, n, null([16]byte(t.ParentID)))
+		setNullable(&hops, i, n, null(int16(t.Hops))) //nolint:gosec // at most task.MaxHops
 		// There are two workers when one has just lost its lease, and claims nothing.
 		if t.worker != (task.ID{}) && (worker == task.ID{} || worker == t.worker) {
 			worker = t.worker
 			setNullable(&claimed, i, n, null(true))
 		}
 	}
+	var in inserted
+	var root *[16]byte
+	sql, columns := statement.plain, []any{nil, &in.runAt, &in.createdAt, &in.claim}
+	if parents != nil {
+		sql, columns = statement.children, append(columns, &root)
+	}
 	before := localTime()
 	rows, err := s.pool.Query(ctx, sql, append([]any{
 		ids, claimed, runAts, delays, expiresAts, timeouts, maxDurations,
 		minBackoffs, maxBackoffs, maxAttempts, maxDoublings, clientErrors,
-		methods, urls, contentTypes, headers, labels, bodies, callbacks, audiences, creators, keys, [16]byte(worker),
+		methods, urls, contentTypes, headers, labels, bodies, callbacks, audiences, creators, keys, [16]byte(worker), parents, hops,
 	}, more...)...)
 	if err != nil {
 		return nil, classify(err)
@@ -243,8 +275,9 @@ func (s *Store) insertRows(ctx context.Context, sql string, tasks []newTask, mor
 	}
 	out := make([]inserted, n)
 	var id [16]byte
-	var in inserted
-	_, err = pgx.ForEachRow(rows, []any{&id, &in.runAt, &in.createdAt, &in.claim}, func() error {
+	columns[0] = &id
+	_, err = pgx.ForEachRow(rows, columns, func() error {
+		in.root = zeroNull(root)
 		out[index[id]] = in
 		return nil
 	})

@@ -18,29 +18,29 @@ const insertTries = 3
 // do not wait for each other, each takes its keys in their order; of equal keys
 // in one statement the first counts. A key that has expired is taken over. The
 // row of one that has not is locked and stays as it is.
-const insertOnceSQL = `-- name: insert tasks once
+var insertOnceSQL = newInsertion(`-- name: insert tasks once
 WITH taken AS (
     INSERT INTO idempotency_keys (key, fingerprint, task_ids, expires_at)
-    SELECT DISTINCT ON (key) key, fingerprint, ARRAY[id], now() + make_interval(secs => $25)
-    FROM unnest($1::uuid[], $22::text[], $24::bytea[]) WITH ORDINALITY AS k (id, key, fingerprint, place)
+    SELECT DISTINCT ON (key) key, fingerprint, ARRAY[id], now() + make_interval(secs => $27)
+    FROM unnest($1::uuid[], $22::text[], $26::bytea[]) WITH ORDINALITY AS k (id, key, fingerprint, place)
     WHERE key IS NOT NULL
     ORDER BY key, place
-    ` + takeExpired + `
+    `+takeExpired+`
     RETURNING task_ids[1] AS id
 )
-` + insertTasks + `
-WHERE t.idempotency_key IS NULL OR t.id IN (SELECT id FROM taken)` + insertReturning
+`, `
+WHERE t.idempotency_key IS NULL OR t.id IN (SELECT id FROM taken)`)
 
 // As insertOnceSQL, with one key for all tasks.
-const insertBatchOnceSQL = `-- name: insert batch once
+var insertBatchOnceSQL = newInsertion(`-- name: insert batch once
 WITH taken AS (
     INSERT INTO idempotency_keys (key, fingerprint, task_ids, expires_at)
-    VALUES ($24, $25, $1::uuid[], now() + make_interval(secs => $26))
-    ` + takeExpired + `
+    VALUES ($26, $27, $1::uuid[], now() + make_interval(secs => $28))
+    `+takeExpired+`
     RETURNING key
 )
-` + insertTasks + `
-WHERE EXISTS (SELECT FROM taken)` + insertReturning
+`, `
+WHERE EXISTS (SELECT FROM taken)`)
 
 const takeExpired = `ON CONFLICT (key) DO UPDATE
         SET fingerprint = excluded.fingerprint, task_ids = excluded.task_ids, expires_at = excluded.expires_at

@@ -299,7 +299,7 @@ func TestCancelledTasksFreeTheirKeys(t *testing.T) {
 	insert(t, s, once("pending", "2"), once("running", "2"))
 
 	// The old task comes back, and goes again: the key is not its own any more.
-	if _, err := s.Redrive(t.Context(), pending.ID); err != nil {
+	if _, err := s.Redrive(t.Context(), pending.ID, 0); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Cancel(t.Context(), pending.ID); err != nil {

@@ -77,7 +77,7 @@ func TestPlans(t *testing.T) {
 			do("ALTER TABLE tasks SET (autovacuum_enabled = off)")
 			results := "(array_fill(" + somebody + ", '{200}'), array_fill(1::bigint, '{200}'), " +
 				"array_fill('succeeded'::text, '{200}'), array_fill(''::text, '{200}'), array_fill(0::float8, '{200}'), " +
-				"array_fill('[]'::text, '{200}'), array_fill(1, '{200}'))"
+				"array_fill('[]'::text, '{200}'), array_fill(1, '{200}'), NULL)"
 			statements := []struct{ name, sql, arguments, index string }{
 				{"claim", postgres.ClaimDueSQL, "(" + somebody + ", 100, now() - interval '1 hour')", "tasks_due"},
 				{"due", postgres.NextDueSQL, "(now() - interval '1 hour')", "tasks_due"},

@@ -102,18 +102,29 @@ func (s *Store) RunNow(ctx context.Context, id task.ID) (*task.Task, error) {
 }
 
 // Of a failed or cancelled task its story stays; its attempts, and the time
-// for retries, begin anew.
+// for retries, begin anew. Who redrives it from within a chain of calls makes it a
+// link of that chain: a task that redrives another must not begin anew.
 const redrive = `WITH locked AS MATERIALIZED (
     SELECT id FROM task_history WHERE id = ANY ($1) AND state IN ('failed', 'cancelled') ORDER BY id FOR UPDATE
 ), gone AS (
     DELETE FROM task_history WHERE id = ANY (ARRAY(SELECT id FROM locked))
-    RETURNING id, claim, created_at, attempts, CASE WHEN expires_at > now() THEN expires_at END AS expires_at, ` + specColumnsButExpiry + `
+    RETURNING id, claim, created_at, attempts, CASE WHEN expires_at > now() THEN expires_at END AS expires_at, ` + keptColumns + `,
+        GREATEST(hops, NULLIF($4::int, 0)) AS hops, GREATEST(round, ` + lastRound + `) + 1 AS round
 ), again AS (
     INSERT INTO tasks (id, claim, run_at, created_at, attempts, ` + specColumns + `)
     SELECT id, claim + 1, now() + make_interval(secs => $2::float8 + $3::float8 * (array_position($1, id) - 1)), created_at, attempts, ` + specColumns + `
     FROM gone
     RETURNING ` + liveColumns + `
 )`
+
+// lastRound is the round of the last one of some attempts: those that were made
+// before rounds were kept have none, and [task.NumberRounds] says which it was.
+const lastRound = `COALESCE((attempts -> -1 ->> 'round')::int, 1 + (
+    SELECT count(*)::int FROM (
+        SELECT (a ->> 'number')::int AS number, lag((a ->> 'number')::int
+            + CASE WHEN a ->> 'outcome' IN ('interrupted', 'snoozed') THEN 0 ELSE 1 END) OVER (ORDER BY place) AS next
+        FROM jsonb_array_elements(attempts) WITH ORDINALITY AS attempt (a, place)) numbers
+    WHERE number < next))`
 
 const redriveSQL = `-- name: redrive task
 ` + redrive + `
@@ -124,18 +135,19 @@ const redriveManySQL = `-- name: redrive tasks
 SELECT id FROM again`
 
 // Redrive makes a failed or cancelled task pending again, due at once and with
-// no attempt counted; an expires_at that has passed is dropped. It returns the
-// task, or [task.ErrNotFound] or [task.ErrNotRedrivable].
-func (s *Store) Redrive(ctx context.Context, id task.ID) (*task.Task, error) {
-	return s.steer(ctx, "redrive", id, (*task.Task).Redrivable, redriveSQL, [][16]byte{id}, 0.0, 0.0)
+// no attempt counted; an expires_at that has passed is dropped. Its Hops become
+// hops where they are fewer. It returns the task, or [task.ErrNotFound] or
+// [task.ErrNotRedrivable].
+func (s *Store) Redrive(ctx context.Context, id task.ID, hops int) (*task.Task, error) {
+	return s.steer(ctx, "redrive", id, (*task.Task).Redrivable, redriveSQL, [][16]byte{id}, 0.0, 0.0, hops)
 }
 
 // RedriveMany is Redrive of some hundred tasks in one statement; those that
 // cannot be redriven are left out. The first is due after wait, each further
 // one apart later. It returns their number.
-func (s *Store) RedriveMany(ctx context.Context, ids []task.ID, wait, apart time.Duration) (count int, err error) {
+func (s *Store) RedriveMany(ctx context.Context, ids []task.ID, wait, apart time.Duration, hops int) (count int, err error) {
 	var id task.ID
-	count, err = s.steerMany(ctx, []any{(*[16]byte)(&id)}, func() {}, redriveManySQL, uuids(ids), seconds(wait), seconds(apart))
+	count, err = s.steerMany(ctx, []any{(*[16]byte)(&id)}, func() {}, redriveManySQL, uuids(ids), seconds(wait), seconds(apart), hops)
 	if err != nil {
 		return 0, fmt.Errorf("redrive %d tasks: %w", len(ids), err)
 	}

@@ -346,7 +346,7 @@ func TestRedrive(t *testing.T) {
 			tt.end(t, s, tk, worker)
 			exec(t, pool, "UPDATE task_history SET expires_at = now() + make_interval(secs => NULLIF($1::float8, 0))", tt.expires.Seconds())
 			before := get(t, s, tk.ID)
-			got, err := s.Redrive(t.Context(), tk.ID)
+			got, err := s.Redrive(t.Context(), tk.ID, 0)
 			if !errors.Is(err, tt.err) {
 				t.Fatalf("Redrive: %v, want %v", err, tt.err)
 			}
@@ -359,6 +359,7 @@ func TestRedrive(t *testing.T) {
 			want := *before
 			want.State, want.Reason, want.FinishedAt, want.AttemptCount = task.Pending, "", time.Time{}, 0
 			want.LastClaim++
+			want.Round = 2
 			want.RunAt = got.RunAt
 			if tt.expires < 0 {
 				want.ExpiresAt = time.Time{}
@@ -386,7 +387,7 @@ func TestRedrive(t *testing.T) {
 		})
 	}
 	s, _ := newStore(t)
-	if _, err := s.Redrive(t.Context(), newID()); !errors.Is(err, task.ErrNotFound) {
+	if _, err := s.Redrive(t.Context(), newID(), 0); !errors.Is(err, task.ErrNotFound) {
 		t.Errorf("Redrive of an unknown task: %v, want ErrNotFound", err)
 	}
 }
@@ -410,7 +411,7 @@ func TestRedriveManySpreads(t *testing.T) {
 	}
 	pending := newTask()
 	insert(t, s, pending)
-	n, err := s.RedriveMany(t.Context(), append(ids, pending.ID, newID()), time.Minute, time.Second)
+	n, err := s.RedriveMany(t.Context(), append(ids, pending.ID, newID()), time.Minute, time.Second, 0)
 	if n != 5 || err != nil {
 		t.Fatalf("RedriveMany = %d, %v, want 5", n, err)
 	}
@@ -678,7 +679,7 @@ func TestRedriveAgainstFinish(t *testing.T) {
 			var finishErr, redriveErr error
 			return tk.ID, []func(){
 					func() { matched, _, finishErr = write(s, c, result) },
-					func() { redriven, redriveErr = s.Redrive(t.Context(), tk.ID) },
+					func() { redriven, redriveErr = s.Redrive(t.Context(), tk.ID, 0) },
 				}, func() {
 					if finishErr != nil || matched == stale {
 						t.Errorf("Finish = %v, %v; stale: %v", matched, finishErr, stale)

@@ -233,11 +233,13 @@ func open(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
 }
 
 // specColumns are what a caller asked for, in tasks as in task_history.
-const specColumns = `expires_at, ` + specColumnsButExpiry
+// Beside it stands the place in a chain of tasks that it was given with.
+const specColumns = `expires_at, ` + keptColumns + `, hops, round`
 
-const specColumnsButExpiry = `timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
+// keptColumns are those of them that a redrive leaves as they are.
+const keptColumns = `timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
     max_attempts, max_doublings, retry_client_errors, method, url, content_type, headers, labels, body,
-    callbacks, oidc_audience, created_by, idempotency_key`
+    callbacks, oidc_audience, created_by, idempotency_key, parent_id, root_id`
 
 // isRowError reports whether err may be the fault of one row of a statement:
 // data exceptions (class 22), broken constraints (23) and exceeded limits (54).

@@ -222,8 +222,12 @@ func TestTaskSurvivesTheRoundTrip(t *testing.T) {
 		tk.OIDCAudience = "https://plays.melodia.app"
 		tk.CreatedBy = "plays@melodia.app"
 		tk.IdempotencyKey, tk.Fingerprint = "play-42", []byte{}
+		tk.ParentID, tk.Hops = newID(), task.MaxHops
 	})
 	insert(t, s, want)
+	if want.RootID != want.ParentID {
+		t.Errorf("after Insert RootID = %s, want the parent %s, which nobody knows", want.RootID, want.ParentID)
+	}
 	if want.CreatedAt.IsZero() || !want.RunAt.Equal(want.CreatedAt) {
 		t.Errorf("after Insert RunAt = %v, CreatedAt = %v, want the same moment", want.RunAt, want.CreatedAt)
 	}
@@ -233,7 +237,7 @@ func TestTaskSurvivesTheRoundTrip(t *testing.T) {
 	}
 	got := claimOne(t, s, worker).Task
 	want.State = task.Running
-	if diff := cmp.Diff(want, got, same, cmpopts.IgnoreFields(task.Task{}, "Spec.Labels", "Spec.OnSuccess", "Spec.OnFailure", "CreatedBy", "IdempotencyKey", "Fingerprint")); diff != "" {
+	if diff := cmp.Diff(want, got, same, cmpopts.IgnoreFields(task.Task{}, "Spec.Labels", "Spec.OnSuccess", "Spec.OnFailure", "CreatedBy", "IdempotencyKey", "Fingerprint", "ParentID", "RootID")); diff != "" {
 		t.Errorf("Claim (-want +got):\n%s", diff)
 	}
 }
@@ -547,7 +551,7 @@ func TestFinishEndsATask(t *testing.T) {
 			want.State, want.Reason, want.AttemptCount, want.LastClaim = tt.state, tt.reason, 1, 1
 			want.FinishedAt = got.FinishedAt
 			want.Attempts = []task.Attempt{{
-				Number: 1, StartedAt: c.At, Duration: tt.outcome.Duration, Outcome: tt.outcome.Kind,
+				Round: 1, Number: 1, StartedAt: c.At, Duration: tt.outcome.Duration, Outcome: tt.outcome.Kind,
 				StatusCode: tt.outcome.StatusCode, Error: tt.outcome.Error, ResponseExcerpt: tt.outcome.ResponseExcerpt,
 			}}
 			if diff := cmp.Diff(&want, got, cmpopts.EquateEmpty(), cmpopts.EquateApproxTime(0)); diff != "" {

@@ -119,7 +119,8 @@ UPDATE tasks t SET state = 'pending', run_at = now(), worker_id = NULL, claimed_
         'started_at', to_char(t.claimed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
         'duration_seconds', EXTRACT(EPOCH FROM now() - t.claimed_at)::float8,
         'outcome', 'lost',
-        'error', 'the instance that made this attempt stopped answering'))
+        'error', 'the instance that made this attempt stopped answering')
+        || CASE WHEN t.round > 1 THEN jsonb_build_object('round', t.round) ELSE '{}' END)
 WHERE t.id = ANY (ARRAY(SELECT id FROM lost))`
 
 // Reap takes running tasks from whoever cannot finish them: every worker that
