@@ -1,4 +1,5 @@
 -- +goose Up
+SET LOCAL lock_timeout = '1s';
 ALTER TABLE tasks
     -- Somebody wants the running task stopped and not tried again.
     ADD COLUMN cancel_requested_at timestamptz,

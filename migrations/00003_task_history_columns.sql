@@ -1,4 +1,5 @@
 -- +goose Up
+SET LOCAL lock_timeout = '1s';
 ALTER TABLE task_history
     ADD COLUMN callbacks       jsonb,
     ADD COLUMN oidc_audience   text,

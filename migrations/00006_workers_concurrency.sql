@@ -1,4 +1,5 @@
 -- +goose Up
+SET LOCAL lock_timeout = '1s';
 
 -- How many tasks it carries out at a time; 0: it takes none by itself. NULL: an
 -- instance of an older version, which did not say.

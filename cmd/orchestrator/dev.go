@@ -68,7 +68,7 @@ func devCommand(ctx context.Context, stdout, stderr io.Writer) error {
 
 	targetURL := "http://" + target.Addr().String() + "/plays"
 	fmt.Fprint(lines, firstCalls("http://"+listener.Addr().String(), targetURL))
-	return serve(ctx, c, listener, log, targetURL)
+	return serve(ctx, c, listener, log, targetURL, nil)
 }
 
 // devListen takes the port, on loopback only: whoever reaches this instance can

@@ -53,7 +53,7 @@ const rigPoll = 100 * time.Millisecond
 // newDatabaseRig migrates a database and puts a service with its clients before it.
 func newDatabaseRig(t *testing.T, database string, lease time.Duration) *databaseRig {
 	t.Helper()
-	if _, err := postgres.Migrate(t.Context(), database); err != nil {
+	if _, err := postgres.Migrate(t.Context(), database, postgres.MigrationObserver{}); err != nil {
 		t.Fatal(err)
 	}
 	r := &databaseRig{t: t, database: database, proxy: newProxy(t, database), journal: newJournal(t)}

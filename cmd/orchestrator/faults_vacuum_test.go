@@ -44,7 +44,7 @@ func TestLongTransaction(t *testing.T) {
 		sample    = 4 * perSecond
 	)
 	database := startCluster(t, openDir(t)).url()
-	if _, err := postgres.Migrate(t.Context(), database); err != nil {
+	if _, err := postgres.Migrate(t.Context(), database, postgres.MigrationObserver{}); err != nil {
 		t.Fatal(err)
 	}
 	j := newJournal(t)

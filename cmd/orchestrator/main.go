@@ -118,7 +118,7 @@ func serveCommand(ctx context.Context, stdout, _ io.Writer) error {
 	}
 	log, lines := logging.New(stdout, c.LogFormat, c.LogLevel)
 	defer lines.Flush()
-	return serve(ctx, c, listener, log, exampleURL)
+	return serve(ctx, c, listener, log, exampleURL, nil)
 }
 
 // keyCommand prints a new API key, which nothing shows again, and what the
@@ -132,12 +132,14 @@ func keyCommand(name, scopes string, stdout io.Writer) error {
 	return err
 }
 
-func migrateCommand(ctx context.Context, stdout, _ io.Writer) error {
+func migrateCommand(ctx context.Context, stdout, stderr io.Writer) error {
 	c, err := load()
 	if err != nil {
 		return err
 	}
-	applied, err := postgres.Migrate(ctx, c.DatabaseURL)
+	log, lines := logging.New(stderr, "text", c.LogLevel)
+	defer lines.Flush()
+	applied, err := postgres.Migrate(ctx, c.DatabaseURL, observeMigrations(log, func(string) {}))
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"strconv"
@@ -33,17 +34,15 @@ const (
 )
 
 // serve runs the service until ctx ends, then stops it in order. exampleURL is
-// the target in the examples of its OpenAPI document.
-func serve(ctx context.Context, c *config.Config, listener net.Listener, log *slog.Logger, exampleURL string) error {
+// the target in the examples of its OpenAPI document. ready, which may be nil, is
+// called when the service has its database.
+func serve(ctx context.Context, c *config.Config, listener net.Listener, log *slog.Logger, exampleURL string, ready func()) error {
 	calls, err := deliverOptions(c)
 	if err != nil {
 		_ = listener.Close()
 		return err
 	}
-	callers, err := auth.New(auth.Options{
-		Ways: c.Auth, APIKeys: c.APIKeys, OIDCIssuer: c.OIDCIssuer, OIDCAudience: c.OIDCAudience, OIDCAllow: c.OIDCAllow,
-		OnCloudRun: c.CloudRunService != "", Scopes: httpapi.Scopes(),
-	})
+	callers, err := newCallers(c)
 	if err != nil {
 		_ = listener.Close()
 		return err
@@ -55,19 +54,46 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 		return err
 	}
 	defer stopDebug()
-	store, err := openStore(ctx, c, log)
-	if err != nil {
-		_ = listener.Close()
-		return err
+
+	// It answers before it has its database: migrations may wait for hours, and a
+	// probe that gets no answer would end the process in their midst.
+	api := httpapi.New(httpapi.Options{
+		Policy: calls.Policy, Identity: calls.Identity, Secrets: calls.Secrets,
+		Callers: callers, Rate: c.RateLimit, Burst: c.RateBurst, HideDocs: c.Docs == "off", ShowPayloads: c.ShowPayloads == "on",
+		Defaults: c.Defaults(), Lease: c.LeaseDuration, MaxHops: c.MaxHops, NewID: newLocalID, Version: version, ExampleURL: exampleURL, Log: log,
+	})
+	server := api.Server()
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	defer func() { _ = server.Close() }()
+
+	opening, stopOpening := context.WithCancel(ctx)
+	defer stopOpening()
+	opened := make(chan openedStore, 1)
+	go func() {
+		store, err := openStore(opening, c, log, api.Starting)
+		opened <- openedStore{store, err}
+	}()
+	var o openedStore
+	select {
+	case o = <-opened:
+	case err := <-served:
+		stopOpening()
+		if o = <-opened; o.store != nil {
+			o.store.Close()
+		}
+		return fmt.Errorf("serve HTTP: %w", err)
 	}
+	if o.err != nil {
+		if ctx.Err() != nil { // as it was told to
+			log.Info("stopped before the database was ready")
+			return nil
+		}
+		return o.err
+	}
+	store := o.store
 	deliverer := deliver.New(calls)
 	dispatcher := dispatch.New(dispatchOptions(c, store, log), store, deliverer)
-	server := httpapi.New(httpapi.Options{
-		Store: store, Dispatcher: dispatcher, Policy: calls.Policy, Identity: calls.Identity, Secrets: calls.Secrets,
-		Callers: callers, Rate: c.RateLimit, Burst: c.RateBurst, HideDocs: c.Docs == "off", ShowPayloads: c.ShowPayloads == "on",
-		Defaults: c.Defaults(), Lease: c.LeaseDuration, MaxHops: c.MaxHops, NewID: store.NewID, Version: version, ExampleURL: exampleURL, Log: log,
-	}).Server()
-
 	dispatching, stopDispatching := context.WithCancel(ctx)
 	defer stopDispatching()
 	dispatched := make(chan struct{})
@@ -75,9 +101,11 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 		defer close(dispatched)
 		dispatcher.Run(dispatching)
 	}()
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
+	api.Ready(store, dispatcher, store.NewID)
 	log.Info("serving", "address", listener.Addr().String(), "version", version)
+	if ready != nil {
+		ready()
+	}
 
 	var failure error
 	select {
@@ -96,6 +124,23 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	deliverer.Close()
 	log.Info("stopped")
 	return failure
+}
+
+// openedStore is how opening the store ended.
+type openedStore struct {
+	store *postgres.Store
+	err   error
+}
+
+// newLocalID makes ids of problems while there is no store whose clock counts.
+func newLocalID() task.ID { return task.NewID(time.Now(), rand.Uint64()) }
+
+// newCallers reads what the settings say about callers.
+func newCallers(c *config.Config) (*auth.Authenticator, error) {
+	return auth.New(auth.Options{
+		Ways: c.Auth, APIKeys: c.APIKeys, OIDCIssuer: c.OIDCIssuer, OIDCAudience: c.OIDCAudience, OIDCAllow: c.OIDCAllow,
+		OnCloudRun: c.CloudRunService != "", Scopes: httpapi.Scopes(),
+	})
 }
 
 // within runs f and waits for it, but not for longer than limit.
@@ -153,16 +198,19 @@ func dispatchOptions(c *config.Config, store *postgres.Store, log *slog.Logger) 
 }
 
 // openStore migrates the database if it is to, and connects. It waits for a
-// database that is just starting.
-func openStore(ctx context.Context, c *config.Config, log *slog.Logger) (*postgres.Store, error) {
+// database that is just starting, and says for what: to starting, at once, and to the log.
+func openStore(ctx context.Context, c *config.Config, log *slog.Logger, starting func(reason string)) (*postgres.Store, error) {
 	patience := time.NewTimer(databaseWait) // a migration may take longer
 	defer patience.Stop()
 	for {
-		store, err := tryOpen(ctx, c, log)
+		store, err := tryOpen(ctx, c, log, starting)
 		if !errors.Is(err, task.ErrUnavailable) {
 			return store, err
 		}
-		log.Warn("the database is not there yet, trying again", "error", err)
+		starting("the database is not ready: the log says why")
+		if ctx.Err() == nil {
+			log.Warn("the database is not there yet, trying again", "error", err)
+		}
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("stopped while waiting for the database: %w", err)
@@ -173,9 +221,9 @@ func openStore(ctx context.Context, c *config.Config, log *slog.Logger) (*postgr
 	}
 }
 
-func tryOpen(ctx context.Context, c *config.Config, log *slog.Logger) (*postgres.Store, error) {
+func tryOpen(ctx context.Context, c *config.Config, log *slog.Logger, starting func(reason string)) (*postgres.Store, error) {
 	if c.MigrateOnStart {
-		applied, err := postgres.Migrate(ctx, c.DatabaseURL)
+		applied, err := postgres.Migrate(ctx, c.DatabaseURL, observeMigrations(log, starting))
 		if err != nil {
 			return nil, err
 		}
@@ -186,6 +234,30 @@ func tryOpen(ctx context.Context, c *config.Config, log *slog.Logger) (*postgres
 	return postgres.Open(ctx, postgres.Options{
 		URL: c.DatabaseURL, MaxConns: c.DatabaseMaxConns, Callbacks: c.Defaults(), IdempotencyWindow: c.IdempotencyWindow,
 	})
+}
+
+// waitingInterval is how often the log says what migrations wait for.
+const waitingInterval = 10 * time.Second
+
+// observeMigrations has the log say what migrations wait for: at once, when that
+// changes, and every 10 s.
+func observeMigrations(log *slog.Logger, starting func(reason string)) postgres.MigrationObserver {
+	var last string
+	var logged time.Time
+	return postgres.MigrationObserver{
+		Waiting: func(reason string) {
+			if reason == "" {
+				return
+			}
+			starting(reason)
+			if reason == last && time.Since(logged) < waitingInterval {
+				return
+			}
+			last, logged = reason, time.Now()
+			log.Warn("migrating the database", "reason", reason)
+		},
+		Rebuilt: func(index string) { log.Info("made an invalid index anew", "index", index) },
+	}
 }
 
 // listen takes the port before anything else is set up: that it is taken

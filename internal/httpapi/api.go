@@ -109,6 +109,7 @@ type secretPolicy interface {
 // Options are what the API works with. To write the OpenAPI document alone,
 // Version, Defaults and ExampleURL are enough.
 type Options struct {
+	// Store and Dispatcher may be nil until [API.Ready].
 	Store      store
 	Dispatcher dispatcher
 	Policy     targetPolicy
@@ -146,6 +147,10 @@ type API struct {
 	registry huma.Registry
 	document *huma.OpenAPI
 
+	// notReady says why there is no store yet; nil when there is one.
+	notReady atomic.Pointer[string]
+	newID    atomic.Pointer[func() task.ID]
+
 	rates      *rates
 	bodies     atomic.Int64 // bytes of request bodies in memory
 	callBodies atomic.Int64 // of those whose calls are under way
@@ -160,6 +165,11 @@ type API struct {
 func New(o Options) *API {
 	useProblems()
 	a := &API{Options: o, router: chi.NewMux(), rates: newRates(o.Rate, o.Burst)}
+	a.newID.Store(&o.NewID)
+	a.NewID = a.makeID
+	if o.Store == nil {
+		a.Starting(startingReason)
+	}
 	config := huma.Config{
 		OpenAPI:      describe(o.Version),
 		Transformers: []huma.Transformer{a.addInstance},
@@ -169,7 +179,7 @@ func New(o Options) *API {
 	a.router.MethodNotAllowed(a.methodNotAllowed)
 	a.router.Use(a.recoverPanics, setHeaders, a.refuseOtherSites, middleware.GetHead)
 	api := jsonAPI{humachi.New(a.router, config)}
-	api.UseMiddleware(a.admit, a.readBody) // in this order: what strangers send is not kept
+	api.UseMiddleware(a.admit, a.waitUntilReady, a.readBody) // in this order: what strangers send is not kept
 	a.document = api.OpenAPI()
 	a.routes(api)
 	a.documentDefaults()

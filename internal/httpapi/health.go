@@ -15,6 +15,7 @@ const healthTimeout = time.Second
 type Health struct {
 	Status  string       `json:"status" enum:"ok,unavailable" example:"ok" doc:"ok exactly when the answer's status is 200."`
 	Version string       `json:"version" example:"1.0.0" doc:"The version of this instance."`
+	Reason  string       `json:"reason,omitzero" example:"migrations wait for a lock held by session 4711 (application_name \"pg_dump\", state idle in transaction, since 2026-12-25T00:00:00Z)" doc:"While it starts: what it waits for."`
 	Checks  HealthChecks `json:"checks" doc:"What was looked at."`
 }
 
@@ -46,7 +47,7 @@ func healthOperation() huma.Operation {
 	return huma.Operation{
 		OperationID: "get-health", Method: http.MethodGet, Path: "/health", Tags: []string{"health"}, Security: openToAll,
 		Summary:     "Can it do its work?",
-		Description: "Readiness, for startup probes and monitoring: 200, or 503 when the database cannot be reached within 1 s or takes no tasks, while shutting down, or when the dispatcher has stopped.",
+		Description: "Readiness, for startup probes and monitoring: 200, or 503 when the database cannot be reached within 1 s or takes no tasks, while migrations are being applied or wait, while shutting down, or when the dispatcher has stopped.",
 		Errors:      []int{http.StatusInternalServerError},
 		Responses: map[string]*huma.Response{
 			"503": {
@@ -60,6 +61,9 @@ func healthOperation() huma.Operation {
 func (a *API) health(ctx context.Context, _ *struct{}) (*healthOutput, error) {
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
+	if reason := a.notReady.Load(); reason != nil {
+		return a.starting(*reason), nil
+	}
 	out := &healthOutput{Status: http.StatusOK, Body: Health{Status: "ok", Version: a.Version}}
 	checks := &out.Body.Checks
 	checks.Dispatcher.Status, checks.Dispatcher.Running = a.Dispatcher.Health()

@@ -23,10 +23,19 @@ const (
 // drops those that ended longer than retention ago, and forgets the idempotency
 // keys that do not count any more. Any instance may call it at any time; what
 // another one is at, it leaves alone.
+//
+// Where the role does not own the history, it makes and drops no partitions: tasks
+// end in the default one, and rows are deleted instead.
 func (s *Store) KeepHistory(ctx context.Context, retention time.Duration, ahead int) error {
-	today, existing, err := s.partitions(ctx)
+	today, existing, owner, err := s.partitions(ctx)
 	if err != nil {
 		return fmt.Errorf("list history partitions: %w", err)
+	}
+	if !owner {
+		return errors.Join(
+			s.trim(ctx, "history", trimHistorySQL, seconds(retention)),
+			s.trim(ctx, "idempotency keys", trimKeysSQL),
+		)
 	}
 	return errors.Join(
 		s.createAhead(ctx, today, ahead, existing),
@@ -67,14 +76,17 @@ func (s *Store) dropOld(ctx context.Context, oldest time.Time, existing []string
 const partitionsSQL = `-- name: list history partitions
 SELECT date_trunc('day', now() AT TIME ZONE 'UTC'),
     array(SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-        WHERE i.inhparent = 'task_history'::regclass ORDER BY c.relname)`
+        WHERE i.inhparent = 'task_history'::regclass ORDER BY c.relname),
+    (SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = 'task_history'::regclass)
+        AND has_schema_privilege((SELECT relnamespace FROM pg_class WHERE oid = 'task_history'::regclass), 'CREATE')`
 
-// partitions returns the current day (UTC) and the names of all partitions.
-func (s *Store) partitions(ctx context.Context) (today time.Time, names []string, err error) {
+// partitions returns the current day (UTC), the names of all partitions, and whether
+// the role may make and drop some.
+func (s *Store) partitions(ctx context.Context) (today time.Time, names []string, owner bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	err = s.pool.QueryRow(ctx, partitionsSQL).Scan(&today, &names)
-	return today, names, classify(err)
+	err = s.pool.QueryRow(ctx, partitionsSQL).Scan(&today, &names, &owner)
+	return today, names, owner, classify(err)
 }
 
 // createPartition returns the statements that make the partition of one day.
@@ -123,6 +135,10 @@ END $$`, historyLockKey, strings.Join(statements, "; ")))
 const trimDefaultSQL = `-- name: trim default history partition
 DELETE FROM task_history_default WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM task_history_default WHERE finished_at < now() - make_interval(secs => $1) LIMIT 10000))`
+
+const trimHistorySQL = `-- name: trim history
+DELETE FROM task_history WHERE (id, finished_at) IN (
+    SELECT id, finished_at FROM task_history WHERE finished_at < now() - make_interval(secs => $1) LIMIT 10000)`
 
 // trim deletes what is too old, in the steps that sql takes.
 func (s *Store) trim(ctx context.Context, what, sql string, args ...any) error {

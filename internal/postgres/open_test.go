@@ -25,7 +25,7 @@ func TestInstancesThatMigrateTogether(t *testing.T) {
 	)
 	for range 5 {
 		instances.Go(func() {
-			applied, err := postgres.Migrate(t.Context(), url)
+			applied, err := postgres.Migrate(t.Context(), url, postgres.MigrationObserver{})
 			if err != nil {
 				t.Errorf("Migrate: %v", err)
 			}
@@ -39,7 +39,7 @@ func TestInstancesThatMigrateTogether(t *testing.T) {
 	if err != nil || total != len(files) {
 		t.Errorf("%d migrations were applied in all, want each once: %d (%v)", total, len(files), err)
 	}
-	if applied, err := postgres.Migrate(t.Context(), url); applied != 0 || err != nil {
+	if applied, err := postgres.Migrate(t.Context(), url, postgres.MigrationObserver{}); applied != 0 || err != nil {
 		t.Errorf("Migrate again = %d, %v, want 0", applied, err)
 	}
 }
@@ -56,7 +56,7 @@ func TestUnreachableDatabase(t *testing.T) {
 	}
 	url := "postgres://someone:hunter2@" + address + "/db?sslmode=disable"
 	_, errOpen := postgres.Open(t.Context(), postgres.Options{URL: url})
-	_, errMigrate := postgres.Migrate(t.Context(), url)
+	_, errMigrate := postgres.Migrate(t.Context(), url, postgres.MigrationObserver{})
 	for name, err := range map[string]error{"Open": errOpen, "Migrate": errMigrate} {
 		if !errors.Is(err, task.ErrUnavailable) {
 			t.Errorf("%s: %v, want ErrUnavailable", name, err)

@@ -19,7 +19,6 @@ import (
 	"io"
 	"math"
 	"net"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -62,10 +61,10 @@ const (
 // by a few seconds. They return errors that wrap [task.ErrUnavailable] when the
 // database cannot be reached, does not answer in time or takes no writes.
 type Store struct {
-	pool *pgxpool.Pool
+	pool *pool
 	// leases has one connection, for heartbeats: whatever waits for the database, or
 	// for a lock in it, keeps no lease from being renewed.
-	leases *pgxpool.Pool
+	leases *pool
 	// beatFailed is whether the last heartbeat did.
 	beatFailed atomic.Bool
 	inserts    *batch.Batcher[newTask, inserted]
@@ -106,6 +105,9 @@ type Options struct {
 }
 
 // Open makes a Store and asks the database for a sign of life. Close it.
+//
+// It returns a [*LacksError] where the role lacks rights that the service needs, and
+// an error that wraps [task.ErrUnavailable] where migrations have not been applied yet.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	config, err := parse(o)
 	if err != nil {
@@ -115,9 +117,11 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	alone := pool.Config()
-	alone.MaxConns = 1
-	leases, err := pgxpool.NewWithConfig(ctx, alone)
+	if err := checkReady(ctx, pool); err != nil {
+		pool.Close()
+		return nil, err
+	}
+	leases, err := pool.alone(ctx)
 	if err != nil {
 		pool.Close()
 		return nil, fmt.Errorf("set up the connection for heartbeats: %w", err)
@@ -154,14 +158,18 @@ func (s *Store) Close() {
 	s.pool.Close()
 }
 
+// MigrationObserver hears how migrations get on.
+type MigrationObserver = migrations.Observer
+
 // Migrate brings the database up to this version's schema and returns how many
-// migrations it applied. It may take long and is bounded by ctx alone.
-func Migrate(ctx context.Context, databaseURL string) (applied int, err error) {
+// migrations it applied. It may take long and is bounded by ctx alone. Where nothing is
+// to be done it only reads, so that a role without the rights to migrate may call it.
+func Migrate(ctx context.Context, databaseURL string, observer MigrationObserver) (applied int, err error) {
 	config, err := parse(Options{URL: databaseURL})
 	if err != nil {
 		return 0, err
 	}
-	applied, err = migrations.Up(ctx, config.ConnConfig)
+	applied, err = migrations.Up(ctx, config.ConnConfig, observer)
 	return applied, classify(err)
 }
 
@@ -185,51 +193,6 @@ func parse(o Options) (*pgxpool.Config, error) {
 		config.ConnConfig.RuntimeParams["application_name"] = "orchestrator"
 	}
 	return config, nil
-}
-
-// sessionSettings are the server's own deadlines, in case ours cannot reach it;
-// and no statement reads a whole table: a plan that was made while tasks was
-// empty, when that looked cheap, would be kept for the whole backlog. The cost
-// that forbids it would set off the compiler for statements that have no index
-// to go by (reap), which costs 100 ms and more each time. No value makes
-// another plan better, so none is planned twice.
-var sessionSettings = map[string]string{
-	"statement_timeout":                   "30s",
-	"idle_in_transaction_session_timeout": "30s",
-	"enable_seqscan":                      "off",
-	"jit":                                 "off",
-	"plan_cache_mode":                     "force_generic_plan",
-}
-
-// connect opens the pool and checks that the database answers. A pooler that
-// does not know a startup parameter says so at once; then the settings are left
-// out, and statements are not prepared, since it may give the next one to
-// another connection. (They are planned anew each time, so no plan gets old.)
-func connect(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
-	direct := config.Copy()
-	for name, value := range sessionSettings {
-		direct.ConnConfig.RuntimeParams[name] = value
-	}
-	pool, err := open(ctx, direct)
-	if err != nil && strings.Contains(err.Error(), "unsupported startup parameter") {
-		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
-		pool, err = open(ctx, config)
-	}
-	return pool, err
-}
-
-func open(ctx context.Context, config *pgxpool.Config) (*pgxpool.Pool, error) {
-	pool, err := pgxpool.NewWithConfig(ctx, config)
-	if err != nil {
-		return nil, fmt.Errorf("set up the connection pool: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	if err := pool.Ping(ctx); err != nil {
-		pool.Close()
-		return nil, fmt.Errorf("connect to the database: %w", classify(err))
-	}
-	return pool, nil
 }
 
 // specColumns are what a caller asked for, in tasks as in task_history.

@@ -8,7 +8,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -72,7 +71,7 @@ func (s *Store) Cancelled(ctx context.Context, worker task.ID) (claims map[task.
 // renewIfReadOnly has a pool make new connections after a write that was refused:
 // those to a server that was demoted, or made while the database took no writes,
 // stay read-only, and new ones may not be. It is for what is done now and then.
-func renewIfReadOnly(pool *pgxpool.Pool, err error) {
+func renewIfReadOnly(pool *pool, err error) {
 	var pgErr *pgconn.PgError
 	if errors.As(err, &pgErr) && pgErr.Code == "25006" {
 		pool.Reset()

@@ -102,7 +102,7 @@ func start() error {
 	if err != nil {
 		return fmt.Errorf("read TEST_DATABASE_URL: %w", err)
 	}
-	if _, err = migrations.Up(ctx, config); err != nil {
+	if _, err = migrations.Up(ctx, config, migrations.Observer{}); err != nil {
 		return err
 	}
 	// A template must have no connections, and a pooler keeps them.
