@@ -2,15 +2,22 @@ package main
 
 import (
 	"context"
+	"errors"
+	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
+	"time"
 
+	"github.com/melodia/orchestrator/internal/auth"
 	"github.com/melodia/orchestrator/internal/config"
 	"github.com/melodia/orchestrator/internal/devdb"
+	"github.com/melodia/orchestrator/internal/httpapi"
 	"github.com/melodia/orchestrator/internal/logging"
 )
 
@@ -19,27 +26,43 @@ const echoPort = 8081
 
 // devCommand runs the whole service with nothing set up: a private PostgreSQL
 // that keeps its data, loopback targets allowed, and an echo target to call.
-func devCommand(ctx context.Context, stdout, stderr io.Writer) error {
+func devCommand(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	began := time.Now()
+	flags := flag.NewFlagSet("dev", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	port := flags.Int("port", -1, "")
+	fresh := flags.Bool("fresh", false, "")
+	if err := flags.Parse(args); err != nil || flags.NArg() > 0 {
+		return errUsage
+	}
 	c, err := config.Load()
 	if err != nil {
 		return err
 	}
-	if c.Auth == nil {
-		c.Auth = []string{"none"} // it listens on loopback only
+	fixed := os.Getenv("PORT") != ""
+	if *port != -1 {
+		if *port < 0 || *port > 65535 {
+			return errors.New("--port must be between 0 and 65535; 0 takes any free port")
+		}
+		c.Port, fixed = *port, true
 	}
-	if os.Getenv("LOG_FORMAT") == "" {
-		c.LogFormat = "text"
+	if *fresh && c.DatabaseURL != "" {
+		return errors.New("--fresh empties dev's own PostgreSQL, and DATABASE_URL is set: remove one of them")
 	}
-	log, lines := logging.New(stdout, c.LogFormat, c.LogLevel)
+	authorization, err := devAuth(c)
+	if err != nil {
+		return err
+	}
+	log, lines := devLog(c, stdout)
 	defer lines.Flush()
-	listener, err := devListen(ctx, c.Port, stderr)
+	listener, err := devListen(ctx, c.Port, fixed, stderr)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = listener.Close() }()
-
+	data := "in the database at DATABASE_URL, instead of a private one"
 	if c.DatabaseURL == "" {
-		server, err := devdb.Start(ctx, devdb.Options{Log: log})
+		server, err := devdb.Start(ctx, devdb.Options{Log: log, Fresh: *fresh})
 		if err != nil {
 			return fmt.Errorf("start a private PostgreSQL: %w", err)
 		}
@@ -49,12 +72,10 @@ func devCommand(ctx context.Context, stdout, stderr io.Writer) error {
 			}
 		}()
 		c.DatabaseURL = server.URL("postgres")
-	} else {
-		log.Warn("using the database at DATABASE_URL instead of a private one")
+		data = server.Folder() + " (kept; --fresh begins with an empty one)"
 	}
 	c.TargetAllowNetworks = append(c.TargetAllowNetworks,
 		netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
-
 	// The same port each time where it can be: tasks of the last run may wait for it.
 	target, err := listenLoopback(ctx, echoPort)
 	if err != nil {
@@ -65,18 +86,61 @@ func devCommand(ctx context.Context, stdout, stderr io.Writer) error {
 	}
 	echoing := serveEcho(target, log)
 	defer echoing()
+	targetURL := "http://" + target.Addr().String()
+	return serve(ctx, c, listener, log, trial{exampleURL: targetURL + "/plays", logTargets: true, ready: func() {
+		fmt.Fprint(lines, strings.NewReplacer(
+			"TOOK", time.Since(began).Round(time.Millisecond).String(), "SERVICE", "http://"+listener.Addr().String(),
+			"TARGET", targetURL, "DATA", data, "KEY", authorization.export, "AUTH", authorization.argument,
+		).Replace(readyText))
+	}})
+}
 
-	targetURL := "http://" + target.Addr().String() + "/plays"
-	fmt.Fprint(lines, firstCalls("http://"+listener.Addr().String(), targetURL))
-	return serve(ctx, c, listener, log, targetURL, nil)
+// devLog makes dev's log: short lines on a terminal, else text, unless LOG_FORMAT says
+// what is wanted.
+func devLog(c *config.Config, stdout io.Writer) (*slog.Logger, *logging.Lines) {
+	if os.Getenv("LOG_FORMAT") == "" {
+		c.LogFormat = "text"
+	}
+	log, lines := logging.New(stdout, c.LogFormat, c.LogLevel)
+	if os.Getenv("LOG_FORMAT") == "" && isTerminal(stdout) {
+		log = slog.New(&console{w: lines, color: wantsColor(os.Getenv), level: c.LogLevel})
+	}
+	return log, lines
+}
+
+// authorization is what the commands to paste need where AUTH is set: a line that sets
+// ORCHESTRATOR_KEY, and an argument for curl.
+type authorization struct{ export, argument string }
+
+// devAuth says how callers prove who they are. Where AUTH wants keys and there are none,
+// it makes one for this run; of those in API_KEYS only the sums are known.
+func devAuth(c *config.Config) (a authorization, err error) {
+	if c.Auth == nil {
+		c.Auth = []string{"none"} // it listens on loopback only
+	}
+	if !slices.Contains(c.Auth, "api_key") && !slices.Contains(c.Auth, "oidc") {
+		return a, nil
+	}
+	a.argument = ` -H "Authorization: Bearer $ORCHESTRATOR_KEY"`
+	if !slices.Contains(c.Auth, "api_key") || len(c.APIKeys) > 0 {
+		a.export = "\n  your key first, since AUTH is set:\n    export ORCHESTRATOR_KEY=…\n"
+		return a, nil
+	}
+	key, entry, err := auth.NewKey("dev", strings.Join(httpapi.Scopes(), "+"), httpapi.Scopes())
+	if err != nil {
+		return a, err
+	}
+	c.APIKeys = []string{entry}
+	a.export = "\n  the key of this run first, since AUTH is set:\n    export ORCHESTRATOR_KEY=" + key + "\n"
+	return a, nil
 }
 
 // devListen takes the port, on loopback only: whoever reaches this instance can
 // make it call anything on this machine. Where the usual port is in use, by a
 // second dev for example, any other will do.
-func devListen(ctx context.Context, port int, stderr io.Writer) (net.Listener, error) {
+func devListen(ctx context.Context, port int, fixed bool, stderr io.Writer) (net.Listener, error) {
 	listener, err := listenLoopback(ctx, port)
-	if err == nil || os.Getenv("PORT") != "" {
+	if err == nil || fixed {
 		return listener, err
 	}
 	fmt.Fprintf(stderr, "orchestrator: port %d is in use, taking another\n", port)
@@ -92,27 +156,29 @@ func listenLoopback(ctx context.Context, port int) (net.Listener, error) {
 	return listener, nil
 }
 
-// firstCalls is what to paste into another terminal.
-func firstCalls(serviceURL, targetURL string) string {
-	return strings.NewReplacer("SERVICE", serviceURL, "TARGET", targetURL).Replace(`
-The Orchestrator is starting. Paste into another terminal:
+// readyText ends the start: where everything is, and what to paste into another terminal.
+const readyText = `
+Ready in TOOK.
+  service      SERVICE
+  try it out   SERVICE/docs
+  echo target  TARGET (also /status/503, /delay/2, /fail/2: twice 503, then 200)
+  data         DATA
 
+Paste into another terminal:
+KEY
   a call now:
-    curl -i -w '\n' SERVICE/enqueue -H 'Content-Type: application/json' \
-      -d '{"url":"TARGET","payload":{"song_id":42,"user_id":7}}'
+    curl -i -w '\n' SERVICE/enqueueAUTH -H 'Content-Type: application/json' \
+      -d '{"url":"TARGET/plays","payload":{"song_id":42,"user_id":7}}'
 
   a call in five seconds:
-    curl -i -w '\n' SERVICE/schedule -H 'Content-Type: application/json' \
-      -d '{"url":"TARGET","delay_seconds":5,"payload":{"text":"Your mix is ready"}}'
+    curl -i -w '\n' SERVICE/scheduleAUTH -H 'Content-Type: application/json' \
+      -d '{"url":"TARGET/plays","delay_seconds":5,"payload":{"text":"Your mix is ready"}}'
 
-  what became of it: GET SERVICE followed by the answer's Location
-  all there is:      SERVICE/docs
+  its result: GET SERVICE followed by the answer's Location
 
-The echo target answers 200, or what its path asks for (/status/503: watch the
-retries); its calls appear below. End with Ctrl-C.
+Calls appear below. End with Ctrl-C.
 
-`)
-}
+`
 
 // echoCommand runs the echo target alone, on PORT, for compose.yml and for trials.
 func echoCommand(ctx context.Context, stdout, _ io.Writer) error {

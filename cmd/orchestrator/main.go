@@ -30,7 +30,9 @@ const usage = `Usage: orchestrator [command]
 
   serve     take tasks and carry them out (the default); needs DATABASE_URL and AUTH
   dev       the same with a private PostgreSQL and an echo target: nothing to set up
+            --port N: listen there; --fresh: begin with an empty database
   migrate   bring the database at DATABASE_URL up to date
+  check     look at settings, database, rights and schema, and say what to do
   key       make an API key: orchestrator key NAME SCOPES (submit, read, manage, internal; joined by +)
   openapi   print the OpenAPI document
   echo      a target for trials: answers 200 and logs every call
@@ -64,6 +66,9 @@ func collectSeldom() {
 	}
 }
 
+// errUsage is returned for arguments that a command does not take.
+var errUsage = errors.New("wrong arguments")
+
 // run carries out one command and returns the process's exit code: 0, 1 when
 // it failed, 2 when it was called wrongly.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -72,9 +77,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		command = args[0]
 	}
 	commands := map[string]func(context.Context, io.Writer, io.Writer) error{
-		"serve":   serveCommand,
-		"dev":     devCommand,
+		"serve": serveCommand,
+		"dev": func(ctx context.Context, stdout, stderr io.Writer) error {
+			return devCommand(ctx, args[1:], stdout, stderr)
+		},
 		"migrate": migrateCommand,
+		"check":   checkCommand,
 		"key": func(context.Context, io.Writer, io.Writer) error {
 			return keyCommand(args[1], args[2], stdout)
 		},
@@ -94,11 +102,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	carryOut, ok := commands[command]
 	arguments := map[string]int{"key": 2}[command]
-	if !ok || max(len(args), 1) != 1+arguments {
+	if !ok || command != "dev" && max(len(args), 1) != 1+arguments {
 		fmt.Fprint(stderr, usage)
 		return 2
 	}
-	if err := carryOut(ctx, stdout, stderr); err != nil {
+	err := carryOut(ctx, stdout, stderr)
+	if errors.Is(err, errUsage) {
+		fmt.Fprint(stderr, usage)
+		return 2
+	}
+	if err != nil {
 		for line := range strings.Lines(err.Error()) {
 			fmt.Fprintln(stderr, "orchestrator:", strings.TrimSpace(line))
 		}
@@ -118,7 +131,7 @@ func serveCommand(ctx context.Context, stdout, _ io.Writer) error {
 	}
 	log, lines := logging.New(stdout, c.LogFormat, c.LogLevel)
 	defer lines.Flush()
-	return serve(ctx, c, listener, log, exampleURL, nil)
+	return serve(ctx, c, listener, log, trial{exampleURL: exampleURL})
 }
 
 // keyCommand prints a new API key, which nothing shows again, and what the
@@ -139,6 +152,7 @@ func migrateCommand(ctx context.Context, stdout, stderr io.Writer) error {
 	}
 	log, lines := logging.New(stderr, "text", c.LogLevel)
 	defer lines.Flush()
+	warnMisspelt(log)
 	applied, err := postgres.Migrate(ctx, c.DatabaseURL, observeMigrations(log, func(string) {}))
 	if err != nil {
 		return err

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -33,10 +35,19 @@ const (
 	drainTime = 200 * time.Millisecond
 )
 
-// serve runs the service until ctx ends, then stops it in order. exampleURL is
-// the target in the examples of its OpenAPI document. ready, which may be nil, is
-// called when the service has its database.
-func serve(ctx context.Context, c *config.Config, listener net.Listener, log *slog.Logger, exampleURL string, ready func()) error {
+// trial is what differs when the service is tried out by dev.
+type trial struct {
+	// exampleURL is the target in the examples of the OpenAPI document.
+	exampleURL string
+	// ready is called when the service has its database; nil: nothing is.
+	ready func()
+	// logTargets has the log say where calls went.
+	logTargets bool
+}
+
+// serve runs the service until ctx ends, then stops it in order.
+func serve(ctx context.Context, c *config.Config, listener net.Listener, log *slog.Logger, t trial) error {
+	warnMisspelt(log)
 	calls, err := deliverOptions(c)
 	if err != nil {
 		_ = listener.Close()
@@ -60,7 +71,7 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	api := httpapi.New(httpapi.Options{
 		Policy: calls.Policy, Identity: calls.Identity, Secrets: calls.Secrets,
 		Callers: callers, Rate: c.RateLimit, Burst: c.RateBurst, HideDocs: c.Docs == "off", ShowPayloads: c.ShowPayloads == "on",
-		Defaults: c.Defaults(), Lease: c.LeaseDuration, MaxHops: c.MaxHops, NewID: newLocalID, Version: version, ExampleURL: exampleURL, Log: log,
+		Defaults: c.Defaults(), Lease: c.LeaseDuration, MaxHops: c.MaxHops, NewID: newLocalID, Version: version, ExampleURL: t.exampleURL, Log: log,
 	})
 	server := api.Server()
 	served := make(chan error, 1)
@@ -93,7 +104,9 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	}
 	store := o.store
 	deliverer := deliver.New(calls)
-	dispatcher := dispatch.New(dispatchOptions(c, store, log), store, deliverer)
+	options := dispatchOptions(c, store, log)
+	options.LogTargets = t.logTargets
+	dispatcher := dispatch.New(options, store, deliverer)
 	dispatching, stopDispatching := context.WithCancel(ctx)
 	defer stopDispatching()
 	dispatched := make(chan struct{})
@@ -103,8 +116,8 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	}()
 	api.Ready(store, dispatcher, store.NewID)
 	log.Info("serving", "address", listener.Addr().String(), "version", version)
-	if ready != nil {
-		ready()
+	if t.ready != nil {
+		t.ready()
 	}
 
 	var failure error
@@ -130,6 +143,14 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 type openedStore struct {
 	store *postgres.Store
 	err   error
+}
+
+// warnMisspelt names what is in the environment and nearly a setting.
+func warnMisspelt(log *slog.Logger) {
+	misspelt := config.MisspeltHere()
+	for _, name := range slices.Sorted(maps.Keys(misspelt)) {
+		log.Warn("there is no such setting, and it changes nothing", "name", name, "did_you_mean", misspelt[name])
+	}
 }
 
 // newLocalID makes ids of problems while there is no store whose clock counts.

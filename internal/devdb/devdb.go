@@ -38,8 +38,8 @@ import (
 // Options says which cluster [Start] uses.
 type Options struct {
 	// Dir holds the clusters' folders; it is made where it is missing. Empty is
-	// "orchestrator" in the user's cache folder, or /var/cache/orchestrator for
-	// root. When root starts the server it runs as another user, who must be
+	// "orchestrator" in the user's cache folder; for root that is in XDG_CACHE_HOME, or
+	// else /var/cache/orchestrator. When root starts the server it runs as another user, who must be
 	// able to reach Dir.
 	Dir string
 	// Temporary asks for a new cluster that [Server.Stop] removes and that does
@@ -47,6 +47,9 @@ type Options struct {
 	// full_page_writes are off. Otherwise the data is kept for the next Start,
 	// with PostgreSQL's own settings.
 	Temporary bool
+	// Fresh removes the data of the folder that is used before the start. It is one of
+	// ours that no process uses: nothing else is ever removed.
+	Fresh bool
 	// Log hears what takes time or is out of the ordinary; it may be nil.
 	Log *slog.Logger
 }
@@ -55,6 +58,7 @@ type Options struct {
 type Server struct {
 	port     int
 	password string
+	folder   string
 	stop     func() error
 }
 
@@ -81,6 +85,9 @@ func (s *Server) URL(database string) string {
 	}
 	return u.String()
 }
+
+// Folder is where the data and the log are.
+func (s *Server) Folder() string { return s.folder }
 
 // Stop ends all connections and the server, and waits until it is gone: some
 // tenths of a second as a rule, 20 seconds at most. Then it removes the data of
@@ -117,6 +124,11 @@ func start(ctx context.Context, o Options, m machine) (_ *Server, err error) {
 	if err := c.takeOver(ctx, log); err != nil {
 		return nil, err
 	}
+	if o.Fresh {
+		if err := os.RemoveAll(c.data()); err != nil {
+			return nil, fmt.Errorf("remove the data of an earlier run: %w", err)
+		}
+	}
 	password, err := c.prepare(ctx)
 	if err != nil {
 		return nil, err
@@ -128,7 +140,7 @@ func start(ctx context.Context, o Options, m machine) (_ *Server, err error) {
 	log.InfoContext(ctx, "postgresql started",
 		"version", pg.major, "folder", c.folder, "port", port, "duration", time.Since(began))
 
-	return &Server{port: port, password: password, stop: sync.OnceValue(func() error {
+	return &Server{port: port, password: password, folder: c.folder, stop: sync.OnceValue(func() error {
 		return errors.Join(server.end(context.WithoutCancel(ctx)), c.release())
 	})}, nil
 }
@@ -137,7 +149,8 @@ func start(ctx context.Context, o Options, m machine) (_ *Server, err error) {
 func makeDir(dir string) (string, error) {
 	if dir == "" {
 		cache := "/var/cache"
-		if os.Geteuid() != 0 { // Root's own cache folder is closed to the user that PostgreSQL runs as.
+		// Root's own cache folder is closed to the user that PostgreSQL runs as.
+		if os.Geteuid() != 0 || os.Getenv("XDG_CACHE_HOME") != "" {
 			var err error
 			if cache, err = os.UserCacheDir(); err != nil {
 				return "", err

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/melodia/orchestrator/internal/task"
@@ -295,6 +296,10 @@ func (d *Dispatcher) report(ctx context.Context, c *task.Claim, o task.Outcome, 
 	}
 	attrs := []slog.Attr{
 		slog.String("task_id", c.Task.ID.String()),
+	}
+	if d.options.LogTargets {
+		url, _, _ := strings.Cut(c.Task.URL, "?") // a query may hold secrets
+		attrs = append(attrs, slog.String("method", c.Task.Method), slog.String("url", url), slog.Int("max_attempts", c.Task.Retry.MaxAttempts))
 	}
 	if a := decision.Attempt; a != nil { // none where the task could not start any more
 		attrs = append(attrs, slog.Int("attempt", a.Number), slog.Float64("duration_seconds", o.Duration.Seconds()))

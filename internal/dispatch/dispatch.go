@@ -70,6 +70,9 @@ type Options struct {
 	NewID func() task.ID
 	// Log must not block: what came of tasks is logged while others wait.
 	Log *slog.Logger
+	// LogTargets has the log's lines on attempts say where the call went, without the
+	// query. Paths may hold secrets too, so it is for trials alone.
+	LogTargets bool
 }
 
 const (
