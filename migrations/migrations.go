@@ -70,7 +70,7 @@ func Up(ctx context.Context, config *pgx.ConnConfig, observer Observer) (applied
 	if err != nil {
 		return 0, fmt.Errorf("read migrations: %w", err)
 	}
-	if needed, err := isNeeded(ctx, db, provider); !needed {
+	if needed, err := isNeeded(ctx, db, provider); err != nil || !needed {
 		return 0, err
 	}
 	watching := watch(ctx, db, observer.Waiting)
@@ -167,6 +167,14 @@ func connect(ctx context.Context, config *pgx.ConnConfig, name string) (*sql.DB,
 // isNeeded reports whether there is something to do, and returns a [*RightsError]
 // where the role may not do it.
 func isNeeded(ctx context.Context, db *sql.DB, provider *goose.Provider) (bool, error) {
+	// To look for what is pending, goose would make its table.
+	var known bool
+	if err := db.QueryRowContext(ctx, "SELECT to_regclass('"+goose.DefaultTablename+"') IS NOT NULL").Scan(&known); err != nil {
+		return false, fmt.Errorf("look for migrations that were applied: %w", err)
+	}
+	if !known {
+		return true, checkRights(ctx, db)
+	}
 	pending, err := provider.HasPending(ctx)
 	if err != nil {
 		return false, fmt.Errorf("look for migrations to apply: %w", err)

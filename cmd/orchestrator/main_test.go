@@ -2,10 +2,14 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"fmt"
+	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -14,9 +18,11 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/melodia/orchestrator/internal/postgres/pgtest"
 )
@@ -483,35 +489,259 @@ func TestCommittedDocumentIsFresh(t *testing.T) {
 	}
 }
 
-// What dev prints works as it is.
+// What dev prints works as it is, with the key that it makes where AUTH wants one.
 func TestDev(t *testing.T) {
 	t.Parallel()
-	p := start(t, "dev", "DATABASE_URL="+pgtest.URL(t), "TARGET_ALLOW_NETWORKS=")
-	printed := strings.Join(p.lines(), "\n")
-	commands := regexp.MustCompile(`curl -i -w '\\n' (\S+) -H 'Content-Type: application/json' \\\n\s+-d '([^']*)'`).FindAllStringSubmatch(printed, -1)
-	if len(commands) != 2 {
-		t.Fatalf("dev prints %d commands, want 2:\n%s", len(commands), printed)
+	for _, auth := range []string{"none", "api_key"} {
+		t.Run(auth, func(t *testing.T) {
+			t.Parallel()
+			p := start(t, "dev", "DATABASE_URL="+pgtest.URL(t), "TARGET_ALLOW_NETWORKS=", "AUTH="+auth, "TARGET_ALOW_HOSTS=hunter2")
+			eventually(t, func() bool { return p.count("End with Ctrl-C") > 0 }, func() string { return "dev does not say that it is ready" })
+			printed := strings.Join(p.lines(), "\n")
+			header := http.Header{}
+			argument := ""
+			if auth == "api_key" {
+				key := regexp.MustCompile(`export ORCHESTRATOR_KEY=(ork_\S{43})\n`).FindStringSubmatch(printed)
+				if key == nil {
+					t.Fatalf("dev prints no key:\n%s", printed)
+				}
+				header.Set("Authorization", "Bearer "+key[1])
+				argument = ` -H "Authorization: Bearer \$ORCHESTRATOR_KEY"`
+			}
+			commands := regexp.MustCompile(`curl -i -w '\\n' (\S+)`+argument+` -H 'Content-Type: application/json' \\\n\s+-d '([^']*)'`).FindAllStringSubmatch(printed, -1)
+			if len(commands) != 2 {
+				t.Fatalf("dev prints %d commands, want 2:\n%s", len(commands), printed)
+			}
+			for _, c := range commands {
+				submitted := p.send(http.MethodPost, strings.TrimPrefix(c[1], p.url), c[2], header)
+				if submitted.status != http.StatusAccepted {
+					t.Fatalf("%s: %d %s", c[0], submitted.status, submitted.raw)
+				}
+				got := p.send(http.MethodGet, "/tasks/"+submitted.task.ID+"?wait_seconds=30", "", header)
+				if got.task.State != "succeeded" {
+					t.Errorf("%s: %s", c[0], got.raw)
+				}
+			}
+			for _, want := range []string{echoMessage, `song_id`, "Your mix is ready", p.url + "/docs", "Ready in ", "echo target", "data ", "TARGET_ALOW_HOSTS", "TARGET_ALLOW_HOSTS"} {
+				p.logs(want)
+			}
+			if p.count("hunter2") > 0 {
+				t.Error("the value of a misspelt setting is shown")
+			}
+			if a := p.do(http.MethodGet, "/docs/index.html", ""); a.status != http.StatusOK || !strings.Contains(a.raw, "swagger-ui") {
+				t.Errorf("/docs/index.html = %d", a.status)
+			}
+			if p.stop(syscall.SIGINT); p.cmd.ProcessState.ExitCode() != 0 {
+				t.Errorf("exit code %d after Ctrl-C, want 0", p.cmd.ProcessState.ExitCode())
+			}
+		})
 	}
-	for _, c := range commands {
-		submitted := p.submit(strings.TrimPrefix(c[1], p.url), c[2])
-		if got := p.await(submitted.ID, ended); got.State != "succeeded" {
-			t.Errorf("%s: %s", c[0], compact(t, got))
+}
+
+func TestDevRefusesArguments(t *testing.T) {
+	t.Setenv("DATABASE_URL", "postgres://127.0.0.1:1/x")
+	for name, tt := range map[string]struct {
+		args []string
+		code int
+		want string
+	}{
+		"an unknown flag":              {[]string{"dev", "--prot", "1"}, 2, usage},
+		"an argument":                  {[]string{"dev", "now"}, 2, usage},
+		"no port":                      {[]string{"dev", "--port", "70000"}, 1, "--port must be between 0 and 65535"},
+		"fresh, with another database": {[]string{"dev", "--fresh"}, 1, "DATABASE_URL is set"},
+	} {
+		var stdout, stderr bytes.Buffer
+		if code := run(t.Context(), tt.args, &stdout, &stderr); code != tt.code || !strings.Contains(stderr.String(), tt.want) {
+			t.Errorf("%s: %d, %q, want %d and %q", name, code, stderr.String(), tt.code, tt.want)
 		}
 	}
-	log := strings.Join(p.lines(), "\n")
-	for _, want := range []string{"echo target was called", `song_id`, "Your mix is ready"} {
-		if !strings.Contains(log, want) {
-			t.Errorf("the log does not show %q", want)
+}
+
+func TestEcho(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	e := &echo{log: slog.New(slog.NewTextHandler(&log, nil))}
+	call := func(path, id string) int {
+		r := httptest.NewRequest(http.MethodPost, path, strings.NewReader("body"))
+		r.Header.Set("Orchestrator-Task-Id", id)
+		r.Header.Set("Authorization", "Bearer hunter2")
+		r.Header.Set("X-Tenant", "melodia")
+		w := httptest.NewRecorder()
+		e.ServeHTTP(w, r)
+		return w.Code
+	}
+	for _, tt := range []struct {
+		path, id string
+		want     int
+	}{
+		{"/plays", "a", 200}, {"/status/418", "a", 418}, {"/status/99", "a", 200}, {"/status/x", "a", 200}, {"/delay/0", "a", 200}, {"/delay/-1", "a", 200},
+		{"/fail/2", "a", 503}, {"/fail/2", "b", 503}, {"/fail/2", "a", 503}, {"/fail/2", "a", 200}, {"/fail/2", "b", 503}, {"/fail/2", "b", 200}, {"/fail/0", "a", 200},
+	} {
+		if got := call(tt.path, tt.id); got != tt.want {
+			t.Errorf("%s of task %s is answered %d, want %d", tt.path, tt.id, got, tt.want)
 		}
 	}
-	if !strings.Contains(printed, p.url+"/docs") {
-		t.Errorf("dev does not print where the documentation is:\n%s", printed)
+	if got := log.String(); strings.Contains(got, "hunter2") || !strings.Contains(got, "[redacted]") || !strings.Contains(got, "melodia") {
+		t.Errorf("the log has %s, want the headers without secrets", got)
 	}
-	if a := p.do(http.MethodGet, "/docs/index.html", ""); a.status != http.StatusOK || !strings.Contains(a.raw, "swagger-ui") {
-		t.Errorf("/docs/index.html = %d", a.status)
+}
+
+func TestEchoDelay(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		w := httptest.NewRecorder()
+		(&echo{log: slog.New(slog.DiscardHandler)}).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/delay/2", nil))
+		if took := time.Since(began); took != 2*time.Second || w.Code != http.StatusOK {
+			t.Errorf("/delay/2 answered %d after %v, want 200 after 2 s", w.Code, took)
+		}
+	})
+}
+
+func TestConsole(t *testing.T) {
+	t.Parallel()
+	lines := func(color bool) string {
+		var b bytes.Buffer
+		log := slog.New(&console{w: &b, color: color, level: slog.LevelInfo})
+		id := slog.String("task_id", "01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b")
+		log.Debug("task succeeded", id, "method", "POST", "url", "http://x/plays", "max_attempts", 3, "attempt", 1, "duration_seconds", 0.0123, "status_code", 200)
+		log.Info("attempt failed, will retry", id, "method", "GET", "url", "http://x", "max_attempts", 3, "attempt", 2, "error", "connection refused\x1b[2J", "wait_seconds", 1.2)
+		log.Debug("something else")
+		log.Warn("cannot", "error", "why\nnot")
+		return regexp.MustCompile(`\d\d:\d\d:\d\d`).ReplaceAllString(b.String(), "T")
 	}
-	if p.stop(syscall.SIGINT); p.cmd.ProcessState.ExitCode() != 0 {
-		t.Errorf("exit code %d after Ctrl-C, want 0", p.cmd.ProcessState.ExitCode())
+	want := "T ✓ 6c1a2b POST http://x/plays 200 attempt 1/3 12ms\n" +
+		"T ↻ 6c1a2b GET http://x attempt 2/3 next try in 1.2 s connection refused [2J\n" +
+		"T cannot error=why not\n"
+	if diff := cmp.Diff(want, lines(false)); diff != "" {
+		t.Errorf("without colours (-want +got):\n%s", diff)
+	}
+	if got := regexp.MustCompile(`\x1b\[\d+m`).ReplaceAllString(lines(true), ""); got != want || got == lines(true) {
+		t.Errorf("with colours: %q, want the same in colours", lines(true))
+	}
+	for name, tt := range map[string]struct {
+		env  map[string]string
+		want bool
+	}{
+		"a terminal": {map[string]string{"TERM": "xterm"}, true}, "NO_COLOR": {map[string]string{"NO_COLOR": "1"}, false}, "dumb": {map[string]string{"TERM": "dumb"}, false},
+	} {
+		if got := wantsColor(func(name string) string { return tt.env[name] }); got != tt.want {
+			t.Errorf("%s: colours %t, want %t", name, got, tt.want)
+		}
+	}
+	if isTerminal(&bytes.Buffer{}) {
+		t.Error("a buffer passes for a terminal")
+	}
+}
+
+func TestCheck(t *testing.T) {
+	t.Setenv("AUTH", "none")
+	t.Setenv("PORT", "0")
+	t.Setenv("TARGET_ALOW_HOSTS", "hunter2")
+	migrated, empty := pgtest.URL(t), pgtest.EmptyURL(t)
+	for name, tt := range map[string]struct {
+		env  map[string]string
+		code int
+		want string // regular expression for all of stdout
+	}{
+		"fine":            {map[string]string{"DATABASE_URL": migrated}, 0, `^warn .*TARGET_ALLOW_HOSTS\?\nok +settings .*\nok +database +PostgreSQL .*\n(warn +database +synchronous_commit.*\n)?ok +rights .*\nok +schema +version \d+ .*nothing to migrate\n$`},
+		"empty":           {map[string]string{"DATABASE_URL": empty}, 0, `ok +schema +version 0 .*the next start does\n$`},
+		"not migrated":    {map[string]string{"DATABASE_URL": empty, "MIGRATE_ON_START": "false"}, 1, `FAIL +schema .*orchestrator migrate"\n$`},
+		"no database":     {map[string]string{"DATABASE_URL": "postgres://u:hunter2@127.0.0.1:1/x"}, 1, `ok +settings .*\nFAIL +database .*connection refused[^\n]*\n$`},
+		"wrong settings":  {map[string]string{"DATABASE_URL": migrated, "PORT": "x", "AUTH": ""}, 1, `FAIL +settings +PORT must be a whole number[^\n]*\n$`},
+		"nobody may call": {map[string]string{"DATABASE_URL": migrated, "AUTH": ""}, 1, `FAIL +settings +AUTH is not set.*\nok +database`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for key, value := range tt.env {
+				t.Setenv(key, value)
+			}
+			var stdout, stderr bytes.Buffer
+			if code := run(t.Context(), []string{"check"}, &stdout, &stderr); code != tt.code || !regexp.MustCompile(tt.want).MatchString(stdout.String()) {
+				t.Errorf("check: %d\n%s%s\nwant %d and %s", code, stdout.String(), stderr.String(), tt.code, tt.want)
+			}
+			if strings.Contains(stdout.String()+stderr.String(), "hunter2") {
+				t.Errorf("a secret is shown: %s%s", stdout.String(), stderr.String())
+			}
+		})
+	}
+}
+
+// While migrations wait the port answers, and says for what.
+func TestWaitingMigrations(t *testing.T) {
+	t.Parallel()
+	database := pgtest.EmptyURL(t)
+	conn, err := pgx.Connect(t.Context(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
+	for _, sql := range []string{"BEGIN ISOLATION LEVEL REPEATABLE READ", "SET LOCAL application_name = 'nightly dump'", "SELECT 1"} {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := strconv.Itoa(listener.Addr().(*net.TCPAddr).Port)
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cmd := newCommand("serve", "DATABASE_URL="+database, "PORT="+port)
+	var log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	t.Cleanup(func() { _ = cmd.Process.Kill() }) // it has ended already where all went well
+	get := func(method, path, body string) (status int, header http.Header, raw string) {
+		r, err := http.NewRequestWithContext(t.Context(), method, "http://127.0.0.1:"+port+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/json")
+		response, err := http.DefaultClient.Do(r)
+		if err != nil {
+			return 0, nil, err.Error()
+		}
+		defer func() { _ = response.Body.Close() }()
+		b, err := io.ReadAll(response.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response.StatusCode, response.Header, string(b)
+	}
+	eventually(t, func() bool {
+		status, _, raw := get(http.MethodGet, "/health", "")
+		return status == http.StatusServiceUnavailable && strings.Contains(raw, `nightly dump`)
+	}, func() string {
+		_, _, raw := get(http.MethodGet, "/health", "")
+		return "/health does not say what it waits for: " + raw
+	})
+	for path, want := range map[string]int{"/health/live": 200, "/docs/index.html": 200, "/openapi.json": 200, "/nothing": 404, "/tasks": 503} {
+		if status, _, raw := get(http.MethodGet, path, ""); status != want {
+			t.Errorf("GET %s = %d %.200s, want %d", path, status, raw, want)
+		}
+	}
+	if status, header, raw := get(http.MethodPost, "/enqueue", `{"url":"https://example.com"}`); status != http.StatusServiceUnavailable || header.Get("Retry-After") == "" {
+		t.Errorf("POST /enqueue = %d %s, want 503 with Retry-After", status, raw)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("it ended with %v, want exit code 0", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("it does not end while it waits")
+	}
+	if !regexp.MustCompile(`"msg":"migrating the database","reason":"migrations wait for a lock held by session \d+ \(application_name \\"nightly dump\\"`).Match(log.Bytes()) {
+		t.Errorf("the log does not say what it waited for: %s", log.String())
 	}
 }
 

@@ -116,6 +116,36 @@ func TestDataSurvivesRestart(t *testing.T) {
 	}
 }
 
+func TestFresh(t *testing.T) {
+	t.Parallel()
+	dir := newDir(t)
+	first := mustStart(t, Options{Dir: dir})
+	query(t, first, "CREATE TABLE kept (n int)")
+	// What another process uses stays as it is.
+	other := mustStart(t, Options{Dir: dir, Fresh: true})
+	if other.Folder() == first.Folder() {
+		t.Errorf("both use %s", first.Folder())
+	}
+	stop(t, other)
+	if got := query(t, first, "SELECT count(*)::text FROM kept"); got != "0" {
+		t.Errorf("the table in use has %s rows, want 0", got)
+	}
+	stop(t, first)
+	fresh := mustStart(t, Options{Dir: dir, Fresh: true})
+	if got := query(t, fresh, "SELECT coalesce(to_regclass('kept')::text, 'gone')"); fresh.Folder() != first.Folder() || got != "gone" {
+		t.Errorf("in %s the table is %s, want it gone from %s", fresh.Folder(), got, first.Folder())
+	}
+	stop(t, fresh)
+}
+
+func TestCacheFolderOfRoot(t *testing.T) {
+	cache := filepath.Join(newDir(t), "cache")
+	t.Setenv("XDG_CACHE_HOME", cache)
+	if got, err := makeDir(""); err != nil || got != filepath.Join(cache, "orchestrator") {
+		t.Errorf("makeDir() = %q, %v, want it in XDG_CACHE_HOME", got, err)
+	}
+}
+
 func TestTwoAtOnce(t *testing.T) {
 	t.Parallel()
 	for _, temporary := range []bool{false, true} {

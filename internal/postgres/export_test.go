@@ -69,3 +69,6 @@ var (
 	EncodeAttempt  = encodeAttempt
 	DecodeAttempts = decodeAttempts
 )
+
+// Wrap has each statement run as behind a pooler whose default isolation is another.
+func (s *Store) Wrap() { s.pool.wrapped, s.leases.wrapped = true, true }
