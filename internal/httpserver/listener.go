@@ -1,0 +1,373 @@
+// Package httpserver is what stands between the network and every door of the
+// service. It knows nothing of what they serve.
+//
+// A [Listener] bounds the connections, and what the head of a request may be
+// before net/http parses it.
+package httpserver
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+const (
+	// maxHeld bounds the bytes of all unfinished heads together.
+	maxHeld = 16 << 20
+	// maxDiscard and discardTime bound what is read of a request, and thrown away,
+	// after its answer.
+	maxDiscard  = 8 << 20
+	discardTime = 2 * time.Second
+)
+
+// Listener accepts connections for an [http.Server]. Of those that no request is
+// being answered on, it closes the one that has been so for longest when there
+// are too many, or when the heads that are not whole take too many bytes. Where
+// all are being answered, the one goes that has been so for longest.
+//
+// A head of more than [MaxHead] bytes or [MaxHeadLines] does not reach the server's
+// handler, nor one whose body might have either of two lengths: see [RefusalOf].
+type Listener struct {
+	net.Listener
+	max     int
+	maxHeld int
+	log     *slog.Logger
+
+	mu        sync.Mutex
+	waiting   queue // no request is being answered
+	answering queue
+	held      int // bytes
+	closed    int // connections that had to go since the last line of the log
+	logged    time.Time
+}
+
+// Bound returns a Listener that has up to most connections of l open.
+func Bound(l net.Listener, most int, log *slog.Logger) *Listener {
+	return &Listener{Listener: l, max: most, maxHeld: maxHeld, log: log}
+}
+
+// Serve is [http.Server.Serve] on l. It sets the server's ConnState and ConnContext.
+func (l *Listener) Serve(s *http.Server) error {
+	s.ConnState = func(nc net.Conn, state http.ConnState) {
+		if c, ok := nc.(*conn); ok && state == http.StateIdle {
+			l.answered(c)
+		}
+	}
+	s.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
+		return context.WithValue(ctx, connKey{}, nc)
+	}
+	return s.Serve(l)
+}
+
+type connKey struct{}
+
+// refusedLength is the Content-Length of what a refused head is replaced with. A
+// caller who sends it gains nothing: the body would have to be as long.
+const refusedLength = 1 << 62
+
+// refusedRest completes a request line that begins with what went on early.
+const refusedRest = " HTTP/1.1\r\nHost: refused\r\nContent-Length: 4611686018427387904\r\n\r\n"
+
+// RefusalOf returns why a request is to be refused at once, nil unless it is.
+// What else r holds is not what was sent.
+func RefusalOf(r *http.Request) *Refusal {
+	if r.ContentLength != refusedLength { // nearly always
+		return nil
+	}
+	if c, ok := r.Context().Value(connKey{}).(*conn); ok {
+		return c.refusal
+	}
+	return nil
+}
+
+// Accept is part of net.Listener.
+func (l *Listener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{Conn: nc, listener: l}
+	l.mu.Lock()
+	var victim *conn
+	if l.waiting.count+l.answering.count >= l.max {
+		if victim = l.waiting.first; victim == nil {
+			victim = l.answering.first
+		}
+		l.remove(victim)
+	}
+	l.waiting.add(c)
+	l.mu.Unlock()
+	l.evict(victim)
+	return c, nil
+}
+
+// hold counts n more bytes of an unfinished head.
+func (l *Listener) hold(c *conn, n int) {
+	l.mu.Lock()
+	var victim *conn
+	if c.queue != nil {
+		c.counted += n
+		l.held += n
+	}
+	if l.held > l.maxHeld {
+		victim = l.waiting.first
+		for victim != nil && victim.counted == 0 {
+			victim = victim.next
+		}
+		l.remove(victim)
+	}
+	l.mu.Unlock()
+	l.evict(victim)
+}
+
+// letGo says that nothing is held of c.
+func (l *Listener) letGo(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.held -= c.counted
+	c.counted = 0
+}
+
+// closes says that c is being closed.
+func (l *Listener) closes(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.remove(c)
+}
+
+// whole says that n more requests of c have arrived whole.
+func (l *Listener) whole(c *conn, n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.queue == nil {
+		return
+	}
+	c.unanswered += n
+	if c.queue != &l.answering {
+		c.queue.remove(c)
+		l.answering.add(c)
+	}
+}
+
+// answered says that a request of c was answered, and that it is open still.
+func (l *Listener) answered(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.queue == nil {
+		return
+	}
+	c.unanswered--
+	c.queue.remove(c)
+	if c.unanswered > 0 {
+		l.answering.add(c)
+		return
+	}
+	c.unanswered = 0
+	l.waiting.add(c)
+}
+
+// remove forgets a connection, where there is one and it was not forgotten. l.mu
+// must be held.
+func (l *Listener) remove(c *conn) {
+	if c == nil || c.queue == nil {
+		return
+	}
+	c.queue.remove(c)
+	l.held -= c.counted
+	c.counted = 0
+}
+
+// evict closes a connection that had to make room; nil is none.
+func (l *Listener) evict(c *conn) {
+	if c == nil {
+		return
+	}
+	_ = c.Conn.Close()
+	l.mu.Lock()
+	l.closed++
+	count, now := l.closed, time.Now()
+	if now.Sub(l.logged) < time.Second {
+		l.mu.Unlock()
+		return
+	}
+	l.closed, l.logged = 0, now
+	l.mu.Unlock()
+	l.log.Warn("closed connections to make room for others", "count", count, "max_connections", l.max)
+}
+
+// queue is connections in the order in which they came into it.
+type queue struct {
+	first, last *conn
+	count       int
+}
+
+func (q *queue) add(c *conn) {
+	c.queue, c.previous, c.next = q, q.last, nil
+	if q.last == nil {
+		q.first = c
+	} else {
+		q.last.next = c
+	}
+	q.last = c
+	q.count++
+}
+
+func (q *queue) remove(c *conn) {
+	if c.previous == nil {
+		q.first = c.next
+	} else {
+		c.previous.next = c.next
+	}
+	if c.next == nil {
+		q.last = c.previous
+	} else {
+		c.next.previous = c.previous
+	}
+	c.queue, c.previous, c.next = nil, nil, nil
+	q.count--
+}
+
+// conn lets the server read heads of requests when they are whole.
+type conn struct {
+	net.Conn
+	listener *Listener
+
+	// Guarded by listener.mu.
+	queue          *queue // nil: it is closed
+	previous, next *conn
+	unanswered     int // requests that are whole
+	counted        int // bytes of the listener's held
+
+	// For who reads: net/http sees to it that this is one goroutine at a time.
+	framing framing
+	held    []byte   // what has come and was not read
+	ready   int      // how much of that may be read
+	end     error    // what Read returns after that, nil while there may be more
+	refusal *Refusal // set before its request is read
+}
+
+// Read is part of net.Conn.
+func (c *conn) Read(p []byte) (int, error) {
+	for c.ready == 0 {
+		switch {
+		case c.end != nil:
+			return 0, c.end
+		case len(c.held) > 0:
+			if err := c.readHead(); err != nil {
+				return 0, err
+			}
+		default:
+			n, err := c.Conn.Read(p)
+			if n <= 0 {
+				return n, err
+			}
+			ready := c.follow(p[:n])
+			switch {
+			case c.end != nil:
+				c.held = c.replacement(nil)
+				c.ready = len(c.held)
+			case ready < n:
+				c.held = append(make([]byte, 0, max(n-ready, minHeld)), p[ready:n]...)
+				c.listener.hold(c, cap(c.held))
+			}
+			if ready > 0 {
+				return ready, nil
+			}
+		}
+	}
+	n := copy(p, c.held[:c.ready])
+	c.held = c.held[n:]
+	c.ready -= n
+	if len(c.held) == 0 {
+		c.held = nil
+		c.listener.letGo(c)
+	}
+	return n, nil
+}
+
+const minHeld = 1 << 10
+
+// readHead reads more of a head that is not whole. The error is the connection's,
+// and what is held stays there: a timeout may be net/http's way to end a Read.
+func (c *conn) readHead() error {
+	if len(c.held) == cap(c.held) {
+		larger := make([]byte, len(c.held), min(2*cap(c.held), MaxHead+maxEarly))
+		copy(larger, c.held)
+		c.listener.hold(c, cap(larger)-cap(c.held))
+		c.held = larger
+	}
+	n, err := c.Conn.Read(c.held[len(c.held):cap(c.held)])
+	if n <= 0 {
+		if errors.Is(err, io.EOF) { // net/http has an answer to a part of a head
+			c.end, c.ready = err, len(c.held)
+			return nil
+		}
+		return err
+	}
+	c.held = c.held[:len(c.held)+n]
+	if c.ready = c.follow(c.held); c.end != nil {
+		c.held = c.replacement(c.held[:c.ready])
+		c.ready = len(c.held)
+	}
+	return nil
+}
+
+// follow returns how much of b may be read.
+func (c *conn) follow(b []byte) int {
+	ready, whole, err := c.framing.follow(b)
+	if whole > 0 {
+		c.listener.whole(c, whole)
+	}
+	if err != nil {
+		c.end = err
+		c.refusal, _ = errors.AsType[*Refusal](err)
+	}
+	return ready
+}
+
+// replacement is what is read behind before, after the end of what may be read: a
+// head in the place of one that was refused.
+func (c *conn) replacement(before []byte) []byte {
+	if c.refusal == nil {
+		return before
+	}
+	early := c.framing.early[:c.framing.earlyCount] // was read
+	line := "GET /"
+	switch space := bytes.IndexByte(early, ' '); {
+	case space >= 0 && space == len(early)-1:
+		line = "/"
+	case space >= 0:
+		line = ""
+	case len(early) > 0:
+		line = " /"
+	}
+	return append(append(before[:len(before):len(before)], line...), refusedRest...)
+}
+
+// CloseWrite says that nothing will be written any more. net/http calls it after
+// the answer to a request whose body it did not read. Some callers read no answer
+// before they have sent all of that, and lose it where the connection is closed
+// while they send: so this reads on and throws away, up to 8 MiB and for up to 2 s.
+func (c *conn) CloseWrite() error {
+	var err error
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		err = half.CloseWrite()
+	}
+	if c.refusal != nil || !c.framing.between() {
+		_ = c.Conn.SetReadDeadline(time.Now().Add(discardTime))
+		_, _ = io.CopyN(io.Discard, c.Conn, maxDiscard) // the answer is sent
+	}
+	return err
+}
+
+// Close is part of net.Conn.
+func (c *conn) Close() error {
+	c.listener.closes(c)
+	return c.Conn.Close()
+}
