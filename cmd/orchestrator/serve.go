@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/melodia/orchestrator/internal/auth"
@@ -18,6 +19,7 @@ import (
 	"github.com/melodia/orchestrator/internal/deliver"
 	"github.com/melodia/orchestrator/internal/dispatch"
 	"github.com/melodia/orchestrator/internal/httpapi"
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/postgres"
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -75,7 +77,8 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	})
 	server := api.Server()
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
+	connections := httpserver.Bound(listener, maxConnections(c, log), log)
+	go func() { served <- connections.Serve(server) }()
 	defer func() { _ = server.Close() }()
 
 	opening, stopOpening := context.WithCancel(ctx)
@@ -162,6 +165,22 @@ func newCallers(c *config.Config) (*auth.Authenticator, error) {
 		Ways: c.Auth, APIKeys: c.APIKeys, OIDCIssuer: c.OIDCIssuer, OIDCAudience: c.OIDCAudience, OIDCAllow: c.OIDCAllow,
 		OnCloudRun: c.CloudRunService != "", Scopes: httpapi.Scopes(),
 	})
+}
+
+// maxConnections returns how many callers may be connected: what the settings say,
+// or less where the process may not have so many descriptors.
+func maxConnections(c *config.Config, log *slog.Logger) int {
+	// Each call has a connection, and looks up a name at most; the rest is for the
+	// log, the profiles, and whatever libraries open.
+	others := 2*c.DispatchConcurrency + c.DatabaseMaxConns + 100
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > uint64(c.MaxConnections+others) {
+		return c.MaxConnections
+	}
+	fit := max(int(limit.Cur)-others, int(limit.Cur)/4)
+	log.Warn("the process may open too few files for MAX_CONNECTIONS, so that fewer callers can be connected: raise ulimit -n or lower MAX_CONNECTIONS",
+		"max_connections", min(fit, c.MaxConnections), "open_files", limit.Cur, "needed", c.MaxConnections+others)
+	return min(fit, c.MaxConnections)
 }
 
 // within runs f and waits for it, but not for longer than limit.

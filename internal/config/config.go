@@ -20,6 +20,7 @@ import (
 type Config struct {
 	Port             int    `envconfig:"PORT" default:"8080"`
 	DatabaseURL      string `envconfig:"DATABASE_URL"`
+	MaxConnections   int    `envconfig:"MAX_CONNECTIONS" default:"4096"`
 	DatabaseMaxConns int    `envconfig:"DATABASE_MAX_CONNS" default:"10"`
 	MigrateOnStart   bool   `envconfig:"MIGRATE_ON_START" default:"true"`
 
@@ -126,6 +127,7 @@ func (c *Config) check(unread map[string]bool) (errs []error) {
 		}
 	}
 	within("PORT", c.Port >= 0 && c.Port <= 65535, "between 0 and 65535; 0 takes any free port")
+	within("MAX_CONNECTIONS", c.MaxConnections >= 16 && c.MaxConnections <= 1e6, "between 16 and 1000000")
 	within("DATABASE_MAX_CONNS", c.DatabaseMaxConns >= 4 && c.DatabaseMaxConns <= 1000, "between 4 and 1000")
 	within("RATE_LIMIT", c.RateLimit >= 0 && c.RateLimit <= 1e6, "between 0 and 1000000 requests a second; 0 sets no limit")
 	within("RATE_BURST", c.RateBurst >= 1 && c.RateBurst <= 1e6, "between 1 and 1000000")

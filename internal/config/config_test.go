@@ -42,7 +42,7 @@ func setenv(t *testing.T, settings map[string]string) {
 // defaults are the contract's.
 func defaults() *Config {
 	return &Config{
-		Port: 8080, DatabaseMaxConns: 10, MigrateOnStart: true,
+		Port: 8080, MaxConnections: 4096, DatabaseMaxConns: 10, MigrateOnStart: true,
 		OIDCIssuer: "https://accounts.google.com", RateBurst: 20, Docs: "on", ShowPayloads: "off",
 		Dispatch: true, DispatchConcurrency: 200, PollInterval: time.Second, LeaseDuration: 15 * time.Second, ShutdownGrace: 8 * time.Second,
 		TaskTimeout: 30 * time.Second, RetryMaxAttempts: 10, RetryMinBackoff: time.Second, RetryMaxBackoff: time.Hour, MaxHops: 10,
@@ -69,7 +69,7 @@ func TestDefaults(t *testing.T) {
 
 func TestEverySetting(t *testing.T) {
 	setenv(t, map[string]string{
-		"PORT": "0", "DATABASE_URL": "postgres://u:p@h/d", "DATABASE_MAX_CONNS": "4", "MIGRATE_ON_START": "false",
+		"PORT": "0", "DATABASE_URL": "postgres://u:p@h/d", "MAX_CONNECTIONS": "16", "DATABASE_MAX_CONNS": "4", "MIGRATE_ON_START": "false",
 		"AUTH": "api_key,oidc", "API_KEYS": "a:read:00,b:read+submit:01", "OIDC_ISSUER": "https://id.example", "OIDC_AUDIENCE": "https://o.example",
 		"OIDC_ALLOW": "a@x.example:read,b@x.example:submit", "K_SERVICE": "orchestrator", "RATE_LIMIT": "0.5", "RATE_BURST": "7", "DOCS": "off", "SHOW_PAYLOADS": "on",
 		"DISPATCH": "0", "DISPATCH_CONCURRENCY": "1", "POLL_INTERVAL": "10ms", "LEASE_DURATION": "1m30s", "SHUTDOWN_GRACE": "0",
@@ -83,7 +83,7 @@ func TestEverySetting(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &Config{
-		Port: 0, DatabaseURL: "postgres://u:p@h/d", DatabaseMaxConns: 4, MigrateOnStart: false,
+		Port: 0, DatabaseURL: "postgres://u:p@h/d", MaxConnections: 16, DatabaseMaxConns: 4, MigrateOnStart: false,
 		Auth: []string{"api_key", "oidc"}, APIKeys: []string{"a:read:00", "b:read+submit:01"}, OIDCIssuer: "https://id.example", OIDCAudience: "https://o.example",
 		OIDCAllow: []string{"a@x.example:read", "b@x.example:submit"}, CloudRunService: "orchestrator", RateLimit: 0.5, RateBurst: 7, Docs: "off", ShowPayloads: "on",
 		Dispatch: false, DispatchConcurrency: 1, PollInterval: 10 * time.Millisecond, LeaseDuration: 90 * time.Second, ShutdownGrace: 0,
@@ -115,6 +115,7 @@ func TestRanges(t *testing.T) {
 	}{
 		{name: "PORT", right: []string{"0", "1", "65535"}, wrong: []string{"-1", "65536"}, rule: "must be between 0 and 65535; 0 takes any free port",
 			unreadable: []string{marker, "80.5", "", " 80", "99999999999999999999"}, unreadRule: "must be a whole number, like 8080"},
+		{name: "MAX_CONNECTIONS", right: []string{"16", "1000000"}, wrong: []string{"15", "1000001", "-4"}, rule: "must be between 16 and 1000000"},
 		{name: "DATABASE_MAX_CONNS", right: []string{"4", "1000"}, wrong: []string{"3", "1001", "-4"}, rule: "must be between 4 and 1000",
 			unreadable: []string{marker, ""}, unreadRule: "must be a whole number, like 10"},
 		{name: "MIGRATE_ON_START", right: []string{"true", "false", "1", "0", "T", "F"}, unreadable: []string{marker, "", "yes", "2"}, unreadRule: "must be true or false"},

@@ -25,6 +25,7 @@ import (
 	"github.com/go-chi/chi/v5"
 	"github.com/go-chi/chi/v5/middleware"
 
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -155,6 +156,7 @@ type API struct {
 	bodies     atomic.Int64 // bytes of request bodies in memory
 	callBodies atomic.Int64 // of those whose calls are under way
 	shown      atomic.Int64 // of bodies of calls in answers that are being written
+	answers    atomic.Int64 // bytes of answers that are being written
 	bulkActs   atomic.Bool  // whether an act on many tasks is under way
 	refusals   turnedAway
 	strangers  turnedAway // answers of 401 and 403
@@ -177,9 +179,10 @@ func New(o Options) *API {
 	a.registry = config.Components.Schemas
 	a.router.NotFound(a.notFound)
 	a.router.MethodNotAllowed(a.methodNotAllowed)
-	a.router.Use(a.recoverPanics, setHeaders, a.refuseOtherSites, middleware.GetHead)
+	a.router.Use(a.recoverPanics, setHeaders, a.refuseHeads, a.refuseOtherSites, middleware.GetHead)
 	api := jsonAPI{humachi.New(a.router, config)}
-	api.UseMiddleware(a.admit, a.waitUntilReady, a.readBody) // in this order: what strangers send is not kept
+	// In this order: what strangers send is not kept.
+	api.UseMiddleware(a.admit, a.waitUntilReady, a.readBody, a.holdAnswer)
 	a.document = api.OpenAPI()
 	a.routes(api)
 	a.documentDefaults()
@@ -198,7 +201,8 @@ const (
 	requestTimeout = 20 * time.Second
 )
 
-// Server returns a server of a with the bounds that its handlers rely on.
+// Server returns a server of a with the bounds that its handlers rely on. It is
+// to serve an [httpserver.Listener].
 func (a *API) Server() *http.Server {
 	return &http.Server{
 		Handler: a,
@@ -210,8 +214,8 @@ func (a *API) Server() *http.Server {
 		// from there on.
 		WriteTimeout: 30 * time.Second,
 		IdleTimeout:  2 * time.Minute,
-		// Of header lines, however short, it leaves room for less than 10,000.
-		MaxHeaderBytes: 32 << 10,
+		// The server's Listener has a smaller bound, on the number of lines too.
+		MaxHeaderBytes: httpserver.MaxHead,
 		ErrorLog:       slog.NewLogLogger(a.Log.Handler(), slog.LevelDebug),
 	}
 }
@@ -326,7 +330,7 @@ var meanings = map[string]string{
 	"409": "The task is not in a state for this, or another request was made under the Idempotency-Key; detail says which.",
 	"412": "The task is not in a version that If-Match names.",
 	"413": "The body is larger than 1 MiB.",
-	"415": "The body is not JSON by its Content-Type.",
+	"415": "The body is not JSON by its Content-Type, or is compressed by its Content-Encoding.",
 	"422": "The request breaks rules; errors says which.",
 	"429": "More is under way than the service can take on, or this caller sends more requests than it may. Nothing was stored or carried out. Try again after Retry-After.",
 	"500": "Something went wrong inside the service. The log has the cause under the problem's instance.",

@@ -71,6 +71,11 @@ func (a *API) docs() http.HandlerFunc {
 			a.notFound(w, r)
 			return
 		}
+		defer a.release(assetAnswer)
+		if !a.reserve(assetAnswer) {
+			a.write(w, r, tooManyAnswers())
+			return
+		}
 		w.Header().Set("Cache-Control", "no-cache")
 		w.Header().Set("Content-Security-Policy", policy)
 		serve(w, r, name)

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 	"github.com/go-chi/chi/v5"
 
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -54,6 +56,17 @@ func setHeaders(next http.Handler) http.Handler {
 	})
 }
 
+// refuseHeads answers what the server's Listener does not let through.
+func (a *API) refuseHeads(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if refusal := httpserver.RefusalOf(r); refusal != nil {
+			a.write(w, r, newProblem(refusal.Status, refusal.Detail))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 // refuseOtherSites keeps web pages of other origins from using the browser of
 // somebody who can reach the service to have calls made. Services and engines
 // send none of the headers by which a browser says where a request comes from.
@@ -73,6 +86,11 @@ func (a *API) readBody(ctx huma.Context, next func(huma.Context)) {
 		next(ctx)
 		return
 	}
+	// Before the body is read, that is before 100 Continue.
+	if err := checkBody(r); err != nil {
+		a.write(w, r, bodyProblem(err))
+		return
+	}
 	b := &requestBody{arriving: http.MaxBytesReader(w, r.Body, maxBody), all: &a.bodies}
 	defer func() { b.all.Add(-b.arrived) }()
 	whole, err := io.ReadAll((*arrival)(b))
@@ -86,6 +104,22 @@ func (a *API) readBody(ctx huma.Context, next func(huma.Context)) {
 		ctx = huma.WithValue(ctx, bodyKey{}, b)
 	}
 	next(ctx)
+}
+
+// checkBody returns an error where a request's headers tell that its body is not
+// one that is read.
+func checkBody(r *http.Request) error {
+	for _, coding := range r.Header["Content-Encoding"] {
+		if !strings.EqualFold(coding, "identity") {
+			p := newProblem(http.StatusUnsupportedMediaType, "The body must not be compressed. Send it as it is, without the header Content-Encoding, or with Content-Encoding: identity.")
+			p.header = http.Header{"Accept-Encoding": {"identity"}} // RFC 9110 §12.5.3
+			return p
+		}
+	}
+	if r.ContentLength > maxBody {
+		return &http.MaxBytesError{Limit: maxBody}
+	}
+	return nil
 }
 
 // requestBody is an arrival at first, then read from memory.
@@ -146,7 +180,10 @@ func (b *arrival) Read(p []byte) (int, error) {
 
 func bodyProblem(err error) error {
 	var tooLarge *http.MaxBytesError
+	var p *Problem
 	switch {
+	case errors.As(err, &p):
+		return p
 	case errors.Is(err, task.ErrOverloaded):
 		return err
 	case errors.As(err, &tooLarge):
@@ -168,6 +205,9 @@ func lateAnswer(ctx huma.Context, next func(huma.Context)) {
 type answerInTime struct{ humaContext }
 
 type humaContext = huma.Context // its name as a field would hide its method Context
+
+// Unwrap leads to the context of humachi.
+func (c answerInTime) Unwrap() huma.Context { return c.humaContext }
 
 // SetStatus is where the answer begins.
 func (c answerInTime) SetStatus(code int) {
