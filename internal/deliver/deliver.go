@@ -44,7 +44,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/textproto"
 	"net/url"
 	"strconv"
 	"strings"
@@ -297,12 +296,11 @@ func (d *Deliverer) appendHead(b []byte, u *url.URL, c task.Call, added credenti
 	b = appendField(b, "Host", u.Host)
 	hasAgent, hasType := false, t.Body == nil || t.ContentType == ""
 	for name, value := range added.headers {
-		name = textproto.CanonicalMIMEHeaderKey(name)
-		if d.signer != nil && strings.HasPrefix(name, "Webhook-") || added.token != nil && name == "Authorization" {
+		if d.signer != nil && isWebhook(name) || added.token != nil && strings.EqualFold(name, "Authorization") {
 			continue // a signature, or a token, that is not ours
 		}
-		hasAgent = hasAgent || name == "User-Agent"
-		hasType = hasType || name == "Content-Type"
+		hasAgent = hasAgent || strings.EqualFold(name, "User-Agent")
+		hasType = hasType || strings.EqualFold(name, "Content-Type")
 		b = appendField(b, name, value)
 	}
 	if !hasAgent {
@@ -337,6 +335,14 @@ func (d *Deliverer) appendHead(b []byte, u *url.URL, c task.Call, added credenti
 		b = appendNumber(b, "Content-Length", len(t.Body))
 	}
 	return append(b, "\r\n"...)
+}
+
+// isWebhook reports whether a header is Webhook-…, also by the spelling with _,
+// which a target may take for it. Tasks that are stored may have such ones since
+// before the domain refused them.
+func isWebhook(name string) bool {
+	const mark = len("Webhook")
+	return len(name) > mark && (name[mark] == '-' || name[mark] == '_') && strings.EqualFold(name[:mark], "Webhook")
 }
 
 func appendField(b []byte, name, value string) []byte {

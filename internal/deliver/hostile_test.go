@@ -237,7 +237,7 @@ func TestHostileTargets(t *testing.T) {
 		{"reason with controls", says("HTTP/1.1 500 \x1b[31mred\x07\r\nContent-Length: 0\r\n\r\n"), patience, task.Outcome{Kind: retryable, StatusCode: 500, Error: "the target answered 500 Internal Server Error"}},
 		{
 			"location with controls", says("HTTP/1.1 302 Found\r\nLocation: http://x/\u202e\u0085%0d%0aa\r\nContent-Length: 0\r\n\r\n"), patience,
-			task.Outcome{Kind: permanent, StatusCode: 302, Error: "the target answered 302 Found and points to http://x/%E2%80%AE%C2%85%0D%0Aa; redirects are not followed"},
+			task.Outcome{Kind: permanent, StatusCode: 302, Error: "the target answered 302 Found and points to http://x/%E2%80%AE%C2%85%0d%0aa; redirects are not followed"},
 		},
 		{
 			"redirects to the metadata server",

@@ -92,7 +92,7 @@ func NewIdentity(hosts []string) (*Identity, error) {
 // CheckURL returns an error unless an ID token may be sent to rawURL. The
 // error's text completes "auth …" and holds nothing that was sent.
 func (i *Identity) CheckURL(rawURL string) error {
-	u, err := url.Parse(rawURL)
+	u, err := task.ParseURL(rawURL)
 	if err != nil {
 		return errNotURL
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"syscall"
@@ -106,13 +107,15 @@ func statusError(resp *http.Response) string {
 	}
 	// Not resp.Status, whose text is the target's.
 	text := strings.TrimSpace("the target answered " + strconv.Itoa(code) + " " + http.StatusText(code))
-	if code/100 == 3 {
-		if location, err := resp.Location(); err == nil {
+	if value := resp.Header.Get("Location"); code/100 == 3 && value != "" {
+		// Encoded as a URL of ours is, it reads back as it came.
+		if location, err := resp.Request.URL.Parse(task.EncodeURL(value)); err == nil {
 			location.User, location.RawQuery, location.ForceQuery, location.Fragment, location.RawFragment = nil, "", false, "", ""
 			if location.Opaque != "" {
 				location.Opaque = "…"
 			}
-			text += " and points to " + clip(location.String()) + "; redirects are not followed"
+			shown := strings.ReplaceAll(location.String(), url.PathEscape(redacted), redacted) // the mark is ours
+			text += " and points to " + clip(shown) + "; redirects are not followed"
 		}
 	}
 	return text

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+
+	"github.com/melodia/orchestrator/internal/task"
 )
 
 // Policy says which targets may be called. It never changes, so that many
@@ -143,7 +145,7 @@ func (p *Policy) parse(rawURL string) (*url.URL, error) {
 }
 
 func (p *Policy) parseAnew(rawURL string) (*url.URL, error) {
-	u, err := url.Parse(rawURL)
+	u, err := task.ParseURL(rawURL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Opaque != "" {
 		return nil, errNotURL // not the parser's error, which quotes the URL
 	}
@@ -151,6 +153,9 @@ func (p *Policy) parseAnew(rawURL string) (*url.URL, error) {
 		return nil, errNotHTTPS
 	}
 	if addr, err := netip.ParseAddr(u.Hostname()); err == nil {
+		if addr.Zone() != "" {
+			return nil, errBadHost // no Host header has one (RFC 6874 §4)
+		}
 		return u, p.checkAddr(addr)
 	}
 	return u, p.checkName(canonicalName(u.Hostname()))

@@ -5,7 +5,6 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -419,9 +418,9 @@ func FuzzCheckURL(f *testing.F) {
 			if p.CheckURL(raw) != nil {
 				continue
 			}
-			u, err := url.Parse(raw)
-			if err != nil {
-				t.Fatalf("CheckURL(%q) = nil, but it is no URL: %v", raw, err)
+			u, err := p.parse(raw)
+			if err != nil || !sameHost(raw, u) {
+				t.Fatalf("CheckURL(%q) = nil, but its host is read as %+v (%v)", raw, u, err)
 			}
 			host := u.Hostname()
 			addr, ok := atonAddr(host)

@@ -74,7 +74,7 @@ func NewSecrets(dir string, entries []string) (*Secrets, error) {
 // Check returns an error unless the named secret exists and may be sent to
 // rawURL. The error's text completes "headers.X …" and holds nothing that was sent.
 func (s *Secrets) Check(name, rawURL string) error {
-	u, err := url.Parse(rawURL)
+	u, err := task.ParseURL(rawURL)
 	if err != nil {
 		return errNotURL
 	}

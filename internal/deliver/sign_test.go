@@ -244,14 +244,16 @@ func TestSignatureIsNotTheTasks(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newServer(t, func(w http.ResponseWriter, r *http.Request) {
-		for _, name := range []string{"Webhook-Id", "Webhook-Timestamp", "Webhook-Signature"} {
-			io.WriteString(w, strings.Join(r.Header[name], "|"))
+		for name, values := range r.Header {
+			if strings.HasPrefix(strings.ToLower(name), "webhook") {
+				io.WriteString(w, strings.Join(values, "|"))
+			}
 		}
 	})
 	d := New(Options{Policy: policy(t, nil, "127.0.0.0/8"), Signer: signer})
 	t.Cleanup(d.Close)
 	c := newCall("POST", s.URL, nil)
-	c.Task.Headers = map[string]string{"webhook-id": "forged", "Webhook-timestamp": "forged", "WEBHOOK-signature": "forged"}
+	c.Task.Headers = map[string]string{"webhook-id": "forged", "Webhook-timestamp": "forged", "WEBHOOK-signature": "forged", "webhook_id": "forged", "Webhook_Signature": "forged"}
 	if o := d.Deliver(t.Context(), c); o.Kind != task.OutcomeSucceeded || strings.Contains(o.ResponseExcerpt, "forged") || strings.Contains(o.ResponseExcerpt, "|") {
 		t.Errorf("outcome = %+v, want the signer's headers alone", o)
 	}

@@ -3,9 +3,7 @@ package task
 import (
 	"fmt"
 	"maps"
-	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -13,9 +11,11 @@ import (
 
 // Spec is what a caller asks for: the call to make and the rules for making it.
 type Spec struct {
+	// URL is kept as it was given; [ParseURL] says how it is sent.
 	URL    string
 	Method string
-	// Headers are sent as they are; [New] admits no name twice.
+	// Headers are sent as they are, names in the case that they have here; [New]
+	// admits no name twice, in whichever case.
 	Headers map[string]string
 	// Body is sent as it is; nil is no body.
 	Body []byte
@@ -125,6 +125,20 @@ func checkWhen(when When, expiresAt, now time.Time, add func(message, kind strin
 	}
 }
 
+// CheckDelay returns [Errors] where t, which is not stored yet, would expire before
+// its first attempt: it is due a delay from now, by the store's clock. Of a task
+// that is due at a moment [New] and [Task.Change] say so; one that is due at once
+// is taken, and ends as expired.
+func (t *Task) CheckDelay(now time.Time) error {
+	if t.Delay == 0 || t.ExpiresAt.IsZero() || !t.ExpiresAt.Before(now.Add(t.Delay)) {
+		return nil
+	}
+	return Errors{{
+		Path: []string{"expires_at"}, Kind: "conflict",
+		Message: "must not be before delay_seconds from now: the task would expire before its first attempt",
+	}}
+}
+
 // check reports every rule that s breaks.
 func (s *Spec) check(add func(message, kind string, path ...string)) {
 	if message := checkURL(s.URL); message != "" {
@@ -161,49 +175,6 @@ func (c *Callback) check(field string, add func(message, kind string, path ...st
 
 // carriesNone reports that calls of this method have no body.
 func (s *Spec) carriesNone() bool { return s.Method == "GET" || s.Method == "HEAD" }
-
-// checkURL returns what is wrong with a target's URL, or "".
-func checkURL(raw string) string {
-	if raw == "" {
-		return "must not be empty"
-	}
-	if len(raw) > MaxURLBytes {
-		return "must be at most 2048 bytes long"
-	}
-	if !utf8.ValidString(raw) || strings.ContainsFunc(raw, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
-		return "must not contain spaces or control characters; percent-encode them"
-	}
-	u, err := url.Parse(raw)
-	if err != nil {
-		return "must be a valid absolute URL"
-	}
-	switch {
-	case u.Scheme != "http" && u.Scheme != "https":
-		return "must begin with http:// or https://"
-	case u.User != nil:
-		return "must not hold a user name or password; use an Authorization header"
-	case strings.Contains(raw, "#"):
-		return "must not have a fragment (#…)"
-	case u.Hostname() == "":
-		return "must name a host"
-	}
-	host := u.Hostname()
-	if strings.HasPrefix(u.Host, "[") { // an IPv6 address, or url.Parse would have refused it
-		if strings.Contains(host, "%") {
-			return "must not have an IPv6 zone in its host"
-		}
-	} else if strings.ContainsFunc(host, func(r rune) bool { return !isAlphanumeric(r) && !strings.ContainsRune("-._", r) }) {
-		return "must name its host in ASCII letters, digits, hyphens and dots; write international names in punycode (xn--…)"
-	}
-	if p := u.Port(); p != "" {
-		if n, err := strconv.Atoi(p); err != nil || n < 1 || n > 65535 {
-			return "must have a port between 1 and 65535"
-		}
-	} else if strings.HasSuffix(u.Host, ":") {
-		return "must have a port after the colon"
-	}
-	return ""
-}
 
 func checkHeaders(headers map[string]string, add func(message, kind string, path ...string)) {
 	if len(headers) == 0 {
@@ -254,16 +225,6 @@ func (s *Spec) checkAudience(add func(message, kind string, path ...string)) {
 			add("must not be there together with auth, which sets it", "conflict", "headers", name)
 		}
 	}
-}
-
-// DefaultAudience is the audience where a request names none: scheme, host and
-// port of the call's URL, as Cloud Run wants it. It is empty for what is no URL.
-func DefaultAudience(rawURL string) string {
-	u, err := url.Parse(rawURL)
-	if err != nil || u.Host == "" {
-		return ""
-	}
-	return u.Scheme + "://" + strings.ToLower(u.Host)
 }
 
 func checkLabels(labels map[string]string, add func(message, kind string, path ...string)) {
@@ -327,9 +288,18 @@ var reservedHeaders = map[string]bool{
 
 var reservedPrefixes = []string{"proxy-", "x-forwarded-", "x-goog-", "orchestrator-"}
 
+// isReserved also counts spellings with other marks for a hyphen: targets behind
+// CGI, WSGI or PHP see X_Forwarded_For and X-Forwarded-For under one name
+// (RFC 3875 §4.1.18), and some servers map every mark to the underscore.
 func isReserved(lower string) bool {
-	return reservedHeaders[lower] || slices.ContainsFunc(reservedPrefixes, func(prefix string) bool {
-		return strings.HasPrefix(lower, prefix)
+	name := strings.Map(func(r rune) rune {
+		if isAlphanumeric(r) {
+			return r
+		}
+		return '-'
+	}, lower)
+	return reservedHeaders[name] || slices.ContainsFunc(reservedPrefixes, func(prefix string) bool {
+		return strings.HasPrefix(name, prefix)
 	})
 }
 
