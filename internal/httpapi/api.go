@@ -181,8 +181,9 @@ func New(o Options) *API {
 	a.router.MethodNotAllowed(a.methodNotAllowed)
 	a.router.Use(a.recoverPanics, setHeaders, a.refuseHeads, a.refuseOtherSites, middleware.GetHead)
 	api := jsonAPI{humachi.New(a.router, config)}
-	// In this order: what strangers send is not kept.
-	api.UseMiddleware(a.admit, a.waitUntilReady, a.readBody, a.holdAnswer)
+	// In this order: what strangers send is not kept, and a query is refused when its
+	// request has arrived, so that a client that is still sending reads why.
+	api.UseMiddleware(a.admit, a.waitUntilReady, a.readBody, a.checkQuery, a.holdAnswer)
 	a.document = api.OpenAPI()
 	a.routes(api)
 	a.documentDefaults()
@@ -280,7 +281,8 @@ func describe(version string) *huma.OpenAPI {
 				"The promise is **at least once**: a task that was answered with 202 is stored, survives the loss of any instance, " +
 				"and is called until it succeeds or its retry policy ends. A target tells a repeat by the header `Orchestrator-Task-Id`.\n\n" +
 				"Times are RFC 3339; answers are in UTC with microseconds. Durations are seconds. " +
-				"Every error is a problem (RFC 9457, `application/problem+json`).",
+				"Every error is a problem (RFC 9457, `application/problem+json`). " +
+				"Fields and query parameters that an operation does not declare are refused with 422, so that a misspelt one is not silently ignored.",
 			License: &huma.License{Name: "MIT", Identifier: "MIT"},
 		},
 		Tags: []*huma.Tag{

@@ -161,18 +161,6 @@ func TestFindRefuses(t *testing.T) {
 	}
 }
 
-// The parameters that are read are those of the document.
-func TestFindParameters(t *testing.T) {
-	t.Parallel()
-	var documented []string
-	for _, parameter := range allOf(member(newService(t).schema.root, "paths", "/tasks", "get")["parameters"]) {
-		documented = append(documented, fmt.Sprint(member(parameter)["name"]))
-	}
-	if read := append(slices.Collect(maps.Keys(findParameters)), "labels"); !sameStrings(documented, read) {
-		t.Errorf("the document has %q, read are %q", documented, read)
-	}
-}
-
 func TestFindTooBroad(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -196,9 +184,6 @@ func TestCounts(t *testing.T) {
 	}
 	want := `{"states":{"pending":{"count":1000000,"exact":false},"running":{"count":2,"exact":true},"succeeded":{"count":5000000,"exact":false},` +
 		`"failed":{"count":4,"exact":true},"cancelled":{"count":0,"exact":true}},"oldest_due_seconds":1.5}`
-	if a := s.get("/tasks/counts?state=failed"); a.status != http.StatusUnprocessableEntity || !strings.Contains(a.text, "all tasks are counted") {
-		t.Errorf("with a parameter: got %d %s", a.status, a.text)
-	}
 	if a := s.get("/tasks/counts"); strings.TrimSpace(a.text) != want {
 		t.Errorf("got  %s\nwant %s", a.text, want)
 	}

@@ -48,7 +48,7 @@ func healthOperation() huma.Operation {
 		OperationID: "get-health", Method: http.MethodGet, Path: "/health", Tags: []string{"health"}, Security: openToAll,
 		Summary:     "Can it do its work?",
 		Description: "Readiness, for startup probes and monitoring: 200, or 503 when the database cannot be reached within 1 s or takes no tasks, while migrations are being applied or wait, while shutting down, or when the dispatcher has stopped.",
-		Errors:      []int{http.StatusInternalServerError},
+		Errors:      []int{http.StatusUnprocessableEntity, http.StatusInternalServerError},
 		Responses: map[string]*huma.Response{
 			"503": {
 				Description: "It cannot, the checks say why. The same shape.",
@@ -97,7 +97,7 @@ func liveOperation() huma.Operation {
 		OperationID: "get-liveness", Method: http.MethodGet, Path: "/health/live", Tags: []string{"health"}, Security: openToAll,
 		Summary:     "Is the process there?",
 		Description: "Liveness, for probes that restart the instance. Never touches the database: a restart would not mend that.",
-		Errors:      []int{http.StatusInternalServerError},
+		Errors:      []int{http.StatusUnprocessableEntity, http.StatusInternalServerError},
 	}
 }
 

@@ -283,10 +283,10 @@ func TestPanic(t *testing.T) {
 	s.dispatcher.runNow = func(context.Context, task.ID) (task.Outcome, task.Decision, error) { panic("run went wrong") }
 	for range 2 { // the server goes on
 		for cause, a := range map[string]*answer{
-			"insert went wrong": s.post("/enqueue?"+marker, with("payload", `"`+marker+`"`), "Authorization", "Bearer "+marker, "Cookie", marker),
+			"insert went wrong": s.post("/enqueue", with("payload", `"`+marker+`"`), "Authorization", "Bearer "+marker, "Cookie", marker),
 			"get went wrong":    s.get("/tasks/" + storedID),
 			"look went wrong":   s.get("/health"),
-			"call went wrong":   s.post("/worker-endpoint?"+marker, with("payload", `"`+marker+`"`), "X-Api-Key", marker),
+			"call went wrong":   s.post("/worker-endpoint", with("payload", `"`+marker+`"`), "X-Api-Key", marker),
 			"run went wrong":    s.post("/worker-endpoint", `{"task_id":"`+storedID+`"}`),
 		} {
 			if a.status != http.StatusInternalServerError || a.detail() != internalDetail {

@@ -1,0 +1,68 @@
+package httpapi
+
+import (
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humachi"
+)
+
+// checkQuery refuses a request whose query holds a parameter that its operation
+// does not declare, so that a misspelt one is not silently ignored (a dry_run in
+// the query of a cancel), or holds one twice that the operation reads once.
+func (a *API) checkQuery(ctx huma.Context, next func(huma.Context)) {
+	r, w := humachi.Unwrap(ctx)
+	if r.URL.RawQuery != "" {
+		if found := queryMistakes(ctx.Operation(), r.URL.RawQuery); found != nil {
+			a.write(w, r, invalid(found))
+			return
+		}
+	}
+	next(ctx)
+}
+
+// queryMistakes returns what is wrong with the names in a query; nil is nothing.
+func queryMistakes(operation *huma.Operation, rawQuery string) (found []FieldProblem) {
+	query, err := url.ParseQuery(rawQuery)
+	if err != nil {
+		return []FieldProblem{{Loc: Loc{"query"}, Msg: "must be percent-encoded: % is written %25, and ; is written %3B", Type: "invalid"}}
+	}
+	for _, name := range slices.Sorted(maps.Keys(query)) {
+		switch known, several := declared(operation, name); {
+		case !known:
+			found = append(found, FieldProblem{Loc: Loc{"query", clipName(name)}, Msg: "is not a parameter of this request; look for a spelling mistake", Type: "extra_forbidden"})
+		case len(query[name]) > 1 && !several:
+			found = append(found, FieldProblem{Loc: Loc{"query", clipName(name)}, Msg: "must not be there twice", Type: "duplicate"})
+		}
+	}
+	return found
+}
+
+// labelPrefix begins the parameters that stand for the members of labels.
+const labelPrefix = "label."
+
+// declared reports whether an operation has a query parameter of this name, and
+// whether it may be given several times.
+func declared(operation *huma.Operation, name string) (known, several bool) {
+	for _, p := range operation.Parameters {
+		switch {
+		case p.In != "query":
+		case p.Schema.Type == huma.TypeObject:
+			if strings.HasPrefix(name, labelPrefix) {
+				return true, false
+			}
+		case p.Name == name:
+			return true, p.Explode != nil && *p.Explode
+		}
+	}
+	return false, false
+}
+
+// clipName keeps the answer to a query smaller than the query.
+func clipName(name string) string {
+	const most = 64
+	return strings.ToValidUTF8(name[:min(len(name), most)], "")
+}
