@@ -140,13 +140,17 @@ func TestNothingLeaks(t *testing.T) {
 	seen := map[int]bool{}
 	look := func(method, path, body string, header http.Header) answer {
 		t.Helper()
-		if !strings.Contains(path, "?") {
-			path += "?access_token=" + secrets["request's query string"]
+		paths := []string{path}
+		if !strings.Contains(path, "?") { // refused for that, and made again without it
+			paths = []string{path + "?access_token=" + secrets["request's query string"], path}
 		}
-		a := p.send(method, path, body, header)
-		seen[a.status] = true
-		for _, leak := range append(secrets.in(shown.ReplaceAllString(a.raw, "")+fmt.Sprint(a.header)), hidden.in(a.raw)...) {
-			t.Errorf("%s %s is answered %d with the %s", method, path, a.status, leak)
+		var a answer
+		for _, path := range paths {
+			a = p.send(method, path, body, header)
+			seen[a.status] = true
+			for _, leak := range append(secrets.in(shown.ReplaceAllString(a.raw, "")+fmt.Sprint(a.header)), hidden.in(a.raw)...) {
+				t.Errorf("%s %s is answered %d with the %s", method, path, a.status, leak)
+			}
 		}
 		return a
 	}

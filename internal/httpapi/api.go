@@ -45,6 +45,10 @@ type store interface {
 	// Explain returns a task and the facts around it, where instances that were
 	// silent for lease do not count.
 	Explain(ctx context.Context, id task.ID, lease time.Duration) (*task.Task, task.Facts, error)
+	// Repeated returns a [*task.RepeatError] where the request of this fingerprint was
+	// stored under an idempotency key, [task.ErrKeyTaken] where another one was, and
+	// nil where none was.
+	Repeated(ctx context.Context, key string, fingerprint []byte) error
 	// What people do to tasks; each returns the task as it is then.
 	Cancel(ctx context.Context, id task.ID) (*task.Task, error)
 	RunNow(ctx context.Context, id task.ID) (*task.Task, error)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-json-experiment/json"
@@ -89,15 +90,19 @@ func (a *API) batchOperation() huma.Operation {
 
 func (a *API) submitBatch(ctx context.Context, in *onceInput) (*batchOutput, error) {
 	out := &batchOutput{Status: http.StatusAccepted}
+	key, fingerprint := in.name(ctx, "/tasks/batch")
 	tasks, err := a.readBatch(in.body())
+	if err == nil {
+		err = a.checkDelays(ctx, tasks)
+	}
 	if err == nil {
 		for _, t := range tasks {
 			t.CreatedBy = caller(ctx)
 			t.Hops, t.ParentID = linkOf(ctx).hops, linkOf(ctx).parent
 		}
-		b := &task.Batch{Tasks: tasks}
-		b.IdempotencyKey, b.Fingerprint = in.name(ctx, "/tasks/batch")
-		err = a.Dispatcher.SubmitBatch(ctx, b)
+		err = a.Dispatcher.SubmitBatch(ctx, &task.Batch{Tasks: tasks, IdempotencyKey: key, Fingerprint: fingerprint})
+	} else {
+		err = a.orRepeated(ctx, err, key, fingerprint)
 	}
 	if repeat, ok := errors.AsType[*task.RepeatError](err); ok {
 		out.Status, out.Replayed = http.StatusOK, "true"
@@ -152,6 +157,27 @@ func (a *API) newTasks(requests []BatchTask) ([]*task.Task, error) {
 		}
 	}
 	return tasks, nil
+}
+
+// checkDelays is checkDelay of the tasks of a batch.
+func (a *API) checkDelays(ctx context.Context, tasks []*task.Task) error {
+	if !slices.ContainsFunc(tasks, mayExpireInDelay) {
+		return nil
+	}
+	now, err := a.Store.Now(ctx)
+	if err != nil {
+		return err
+	}
+	var found []FieldProblem
+	for i, t := range tasks {
+		if errs, ok := errors.AsType[task.Errors](t.CheckDelay(now)); ok {
+			found = append(found, fieldProblems(errs, Loc{"body", "tasks", i})...)
+		}
+	}
+	if found != nil {
+		return invalid(found)
+	}
+	return nil
 }
 
 // splitBatch returns the tasks of a body as they were sent, or what is wrong

@@ -25,6 +25,7 @@ func TestCallbackMistakes(t *testing.T) {
 		"relative url":           {`{"url":"/` + marker + `"}`, []string{`["body","FIELD","url"] invalid`}},
 		"url with a password":    {`{"url":"https://u:` + marker + `@example.com/"}`, []string{`["body","FIELD","url"] invalid`}},
 		"reserved header":        {`{` + legal + `,"headers":{"Host":"` + marker + `","Orchestrator-Task-Id":"1"}}`, []string{`["body","FIELD","headers","Host"] reserved`, `["body","FIELD","headers","Orchestrator-Task-Id"] reserved`}},
+		"reserved header with _": {`{` + legal + `,"headers":{"Proxy_Authorization":"` + marker + `"}}`, []string{`["body","FIELD","headers","Proxy_Authorization"] reserved`}},
 		"header of another type": {`{` + legal + `,"headers":{"X.A":5}}`, []string{`["body","FIELD","headers","X.A"] string_type`}},
 		"header with NUL":        {`{` + legal + `,"headers":{"X":"` + marker + `\u0000"}}`, []string{`["body","FIELD","headers","X"] invalid`}},
 		"header twice":           {`{` + legal + `,"headers":{"X-A":"` + marker + `","x-a":""}}`, []string{`["body","FIELD","headers","x-a"] duplicate`}},

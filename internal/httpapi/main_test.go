@@ -42,6 +42,7 @@ type fakeStore struct {
 	insertBatch func(context.Context, *task.Batch) error
 	get         func(context.Context, task.ID) (*task.Task, error)
 	getWithBody func(context.Context, task.ID) (*task.Task, error)
+	repeated    func(key string, fingerprint []byte) error
 	find        func(f *task.Filter, behind task.Position, limit int) ([]*task.Task, error)
 	counts      func() (map[task.State]task.Count, time.Duration, error)
 	explain     func(id task.ID, lease time.Duration) (*task.Task, task.Facts, error)
@@ -113,6 +114,14 @@ func (s *fakeStore) GetMany(ctx context.Context, ids []task.ID) ([]*task.Task, e
 		}
 	}
 	return tasks, nil
+}
+
+func (s *fakeStore) Repeated(_ context.Context, key string, fingerprint []byte) error {
+	s.called()
+	if s.repeated == nil {
+		return nil
+	}
+	return s.repeated(key, fingerprint)
 }
 
 func (s *fakeStore) Find(_ context.Context, f *task.Filter, behind task.Position, limit int) ([]*task.Task, error) {

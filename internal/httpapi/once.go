@@ -66,6 +66,23 @@ func (in *onceInput) name(ctx context.Context, path string) (key string, fingerp
 	return caller(ctx) + " " + in.IdempotencyKey, fingerprint
 }
 
+// orRepeated returns what a submission that was refused with err is answered: the
+// outcome of the same request where that was stored under the key before. Rules
+// depend on the time and on settings, and what was answered 202 must not be
+// answered 422 when a caller sends it again.
+func (a *API) orRepeated(ctx context.Context, err error, key string, fingerprint []byte) error {
+	if key == "" {
+		return err
+	}
+	if p, ok := errors.AsType[*Problem](err); ok && p.Status != http.StatusUnprocessableEntity {
+		return err
+	}
+	if found := a.Store.Repeated(ctx, key, fingerprint); found != nil && !errors.Is(found, task.ErrKeyTaken) {
+		return found
+	}
+	return err
+}
+
 // onceErrors are the statuses that a submission can be answered with, besides 422 and 500.
 var onceErrors = append([]int{http.StatusConflict, http.StatusLoopDetected}, submitErrors...)
 

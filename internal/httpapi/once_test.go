@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -235,4 +236,60 @@ func unnamed(a *answer) map[string]any {
 		}
 	}
 	return map[string]any{"header": header, "body": regexp.MustCompile(`"[0-9a-f-]{36}"`).ReplaceAllString(a.text, "…")}
+}
+
+// What was stored stays stored when it is sent again, though it breaks rules by
+// now: time has passed, or settings have changed.
+func TestRepeatThatBreaksRules(t *testing.T) {
+	t.Parallel()
+	late := `"expires_at":"` + storedAt.Add(30*time.Second).Format(time.RFC3339) + `"`
+	refusedTarget := `{"url":"https://refused.example/","payload":1}`
+	for path, tt := range map[string]struct {
+		body   string
+		errors []string
+	}{
+		"/schedule":    {with("delay_seconds", "60,"+late), []string{`["body","expires_at"] conflict`}},
+		"/enqueue":     {refusedTarget, []string{`["body","url"] target_refused`}},
+		"/tasks/batch": {`{"tasks":[` + with("payload", "1") + `,` + with("delay_seconds", "60,"+late) + `]}`, []string{`["body","tasks",1,"expires_at"] conflict`}},
+	} {
+		t.Run(path, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t, func(o *Options) {
+				o.Policy = fakePolicy(func(rawURL string) error {
+					if strings.Contains(rawURL, "refused") {
+						return errors.New("must be allowed")
+					}
+					return nil
+				})
+			})
+			first := task.ID{7}
+			s.store.get = func(context.Context, task.ID) (*task.Task, error) {
+				return &task.Task{ID: first, State: task.Pending, RunAt: storedAt, CreatedAt: storedAt}, nil
+			}
+			var asked []string
+			var found error
+			s.store.repeated = func(key string, fingerprint []byte) error {
+				asked = append(asked, fmt.Sprintf("%s %d", key, len(fingerprint)))
+				return found
+			}
+			s.refused(s.post(path, tt.body), http.StatusUnprocessableEntity, tt.errors...)
+			if asked != nil {
+				t.Errorf("without a key %q were looked up", asked)
+			}
+			for _, found = range []error{nil, fmt.Errorf("look up: %w", task.ErrKeyTaken)} {
+				s.refused(s.post(path, tt.body, "Idempotency-Key", "k", "X-Test-Caller", "plays"), http.StatusUnprocessableEntity, tt.errors...)
+			}
+			if want := []string{"plays k 32", "plays k 32"}; !cmp.Equal(asked, want) {
+				t.Errorf("looked up %q, want %q", asked, want)
+			}
+			found = fmt.Errorf("look up: %w", &task.RepeatError{Tasks: []task.ID{first}})
+			if a := s.post(path, tt.body, "Idempotency-Key", "k"); a.status != http.StatusOK || a.header.Get("Idempotent-Replayed") != "true" || !strings.Contains(a.text, first.String()) {
+				t.Errorf("a repeat: got %d %s", a.status, a.text)
+			}
+			found = task.ErrUnavailable // whether it is stored is not known
+			s.refused(s.post(path, tt.body, "Idempotency-Key", "k"), http.StatusServiceUnavailable)
+			found = errors.New("never asked")
+			s.refused(s.post(path, "{", "Idempotency-Key", "k"), http.StatusBadRequest)
+		})
+	}
 }

@@ -75,7 +75,7 @@ func (a *API) redriveOperation() huma.Operation {
 		OperationID: "redrive-task", Method: http.MethodPost, Path: "/tasks/{id}/redrive", Tags: []string{"steering"}, Security: needs(scopeManage),
 		Summary: "Redrive a task",
 		Description: "A failed or cancelled task becomes pending again, due now, with a fresh budget of attempts. Its story stays, and the new attempts are numbered from 1. " +
-			"An expires_at that has passed is dropped. 409: it has not ended, or it has succeeded.",
+			"An expires_at that has passed when it is due is dropped. 409: it has not ended, or it has succeeded.",
 		Middlewares: huma.Middlewares{a.chained}, Parameters: linkParameters()[:1],
 		Errors: append([]int{http.StatusLoopDetected}, steerErrors...),
 	}
@@ -207,6 +207,9 @@ func (a *API) tryChange(ctx context.Context, id task.ID, match string, change ta
 	}
 	changed, err := t.Change(change, time.Now())
 	if err != nil {
+		return nil, err
+	}
+	if err := a.checkDelay(ctx, changed); err != nil {
 		return nil, err
 	}
 	if errs := a.checkTarget(changed.URL, changed.Headers); len(errs) > 0 {

@@ -19,9 +19,9 @@ import (
 // TaskRequest is the call that a caller wants made. Its limits are those of
 // package task, which checks what a schema cannot say.
 type TaskRequest struct {
-	URL            string            `json:"url" minLength:"1" maxLength:"2048" example:"https://example.com/plays" doc:"What to call: an absolute http or https URL without user name, password or fragment, at most 2048 bytes. The target policy must allow it."`
+	URL            string            `json:"url" minLength:"1" maxLength:"2048" example:"https://example.com/plays" doc:"What to call: an absolute http or https URL without user name, password or fragment, at most 2048 bytes. The target policy must allow it. It is sent as it came: only bytes that RFC 3986 does not allow at their place in path and query are percent-encoded (a % that begins no escape too), escapes stay, and nothing is normalised; Host has no default port."`
 	Method         *string           `json:"method,omitempty" enum:"GET,HEAD,POST,PUT,PATCH,DELETE" example:"POST" doc:"The request method."`
-	Headers        map[string]string `json:"headers,omitempty" maxProperties:"50" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of the call, at most 50 and 8 KiB in all. Names that the service or the connection sets are refused: Host, Content-Length, Transfer-Encoding, Connection and the other hop-by-hop names, Expect, Proxy-*, Forwarded, X-Forwarded-*, Metadata-Flavor, X-Goog-*, X-Serverless-Authorization, Orchestrator-*, Traceparent, Tracestate, Webhook-Id, Webhook-Timestamp, Webhook-Signature. In a value, ${secret:name} stands for a secret that the service has: it is filled in when the call is made, over https and only for hosts that the service's settings name, and is kept nowhere. Prefer it to a secret in the request."`
+	Headers        map[string]string `json:"headers,omitempty" maxProperties:"50" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of the call, at most 50 and 8 KiB in all. Names that the service or the connection sets are refused: Host, Content-Length, Transfer-Encoding, Connection and the other hop-by-hop names, Expect, Proxy-*, Forwarded, X-Forwarded-*, Metadata-Flavor, X-Goog-*, X-Serverless-Authorization, Orchestrator-*, Traceparent, Tracestate, Webhook-Id, Webhook-Timestamp, Webhook-Signature; also with _ or another mark for -. Names go out in the case that they have here, and none may be there twice in different ones. In a value, ${secret:name} stands for a secret that the service has: it is filled in when the call is made, over https and only for hosts that the service's settings name, and is kept nowhere. Prefer it to a secret in the request."`
 	Auth           *AuthRequest      `json:"auth,omitempty" doc:"Proves to the target who calls. Only over https and for hosts that the service's settings name. Not together with a header Authorization."`
 	Payload        json.RawMessage   `json:"payload,omitempty" example:"{\"song_id\":42}" doc:"The body of the call: any JSON, sent as exactly the bytes that came, with Content-Type: application/json unless headers has one. Not with GET or HEAD, not together with body or body_base64. No member of an object may be there twice. No number is too large. null is the same as leaving it out."`
 	Body           *string           `json:"body,omitempty" example:"a line of text" doc:"The body of the call as text, instead of payload; sent as it is, with Content-Type: text/plain; charset=utf-8 unless headers has one."`
@@ -29,7 +29,7 @@ type TaskRequest struct {
 	TimeoutSeconds *float64          `json:"timeout_seconds,omitempty" minimum:"0.1" maximum:"1800" example:"10" doc:"Bounds a whole attempt, from dialling to the end of the response's body."`
 	Retry          *RetryRequest     `json:"retry,omitempty" doc:"When a failed attempt is tried again."`
 	Labels         map[string]string `json:"labels,omitempty" maxProperties:"16" example:"{\"kind\":\"play\"}" doc:"Kept with the task and shown with it; not sent to the target. At most 16, names up to 64 and values up to 256 bytes."`
-	ExpiresAt      *string           `json:"expires_at,omitempty" format:"date-time" example:"2030-12-31T23:59:59Z" doc:"No attempt starts after this moment: the task then fails with reason expired."`
+	ExpiresAt      *string           `json:"expires_at,omitempty" format:"date-time" example:"2030-12-31T23:59:59Z" doc:"No attempt starts after this moment: the task then fails with reason expired. It must not be before run_at, or before delay_seconds from now."`
 	OnSuccess      *CallbackRequest  `json:"on_success,omitempty" doc:"Whom to tell when the task has succeeded. Not at /worker-endpoint."`
 	OnFailure      *CallbackRequest  `json:"on_failure,omitempty" doc:"Whom to tell when the task has failed, for whatever reason. A cancelled task tells nobody. Not at /worker-endpoint."`
 }
@@ -186,11 +186,16 @@ func (a *API) schedule(ctx context.Context, in *onceInput) (*acceptedOutput, err
 // that it could not be.
 func (a *API) submit(ctx context.Context, in *onceInput, path string, t *task.Task, err error) (*acceptedOutput, error) {
 	status, replayed := http.StatusAccepted, ""
+	key, fingerprint := in.name(ctx, path)
 	if err == nil {
-		t.CreatedBy = caller(ctx)
+		err = a.checkDelay(ctx, t)
+	}
+	if err == nil {
+		t.CreatedBy, t.IdempotencyKey, t.Fingerprint = caller(ctx), key, fingerprint
 		t.Hops, t.ParentID = linkOf(ctx).hops, linkOf(ctx).parent
-		t.IdempotencyKey, t.Fingerprint = in.name(ctx, path)
 		err = a.Dispatcher.Submit(ctx, t)
+	} else {
+		err = a.orRepeated(ctx, err, key, fingerprint)
 	}
 	if repeat, ok := errors.AsType[*task.RepeatError](err); ok {
 		status, replayed = http.StatusOK, "true"
@@ -221,6 +226,9 @@ func directly[R any, P interface {
 			return
 		}
 		t, err := read[R, P](a, &submitInput{ContentType: r.Header.Get("Content-Type"), RawBody: body.rest})
+		if err == nil {
+			err = a.checkDelay(ctx.Context(), t)
+		}
 		if err == nil {
 			t.CreatedBy = caller(ctx.Context())
 			err = a.Dispatcher.Submit(ctx.Context(), t)
@@ -263,6 +271,22 @@ func (a *API) newTask(r request) (*task.Task, error) {
 	}
 	return t, nil
 }
+
+// checkDelay returns an error where t, which is about to be stored, would expire
+// before its first attempt because of its delay. Only the store's clock can say
+// so; it is asked for those tasks alone that have both.
+func (a *API) checkDelay(ctx context.Context, t *task.Task) error {
+	if !mayExpireInDelay(t) {
+		return nil
+	}
+	now, err := a.Store.Now(ctx)
+	if err != nil {
+		return err
+	}
+	return t.CheckDelay(now)
+}
+
+func mayExpireInDelay(t *task.Task) bool { return t.Delay > 0 && !t.ExpiresAt.IsZero() }
 
 // checkTarget reports what the settings do not admit about a call: its target,
 // and the secrets that would be sent there. path leads to the object that holds

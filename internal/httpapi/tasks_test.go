@@ -312,6 +312,8 @@ var mistakes = []struct {
 	{"header of another type", with("headers", `{"X":["`+marker+`"]}`), []string{`["body","headers","X"] string_type`}},
 	{"null header", with("headers", `{"X":null}`), []string{`["body","headers","X"] string_type`}},
 	{"reserved header", with("headers", `{"host":"`+marker+`"}`), []string{`["body","headers","host"] reserved`}},
+	{"reserved headers in another spelling", with("headers", `{"x_forwarded-For":"`+marker+`","ORCHESTRATOR_TASK_ID":"1","Content_Length":"1"}`),
+		[]string{`["body","headers","x_forwarded-For"] reserved`, `["body","headers","ORCHESTRATOR_TASK_ID"] reserved`, `["body","headers","Content_Length"] reserved`}},
 	{"reserved headers", with("headers", `{"X-Forwarded-For":"`+marker+`","Orchestrator-Via":"1","Proxy-Authorization":"`+marker+`"}`),
 		[]string{`["body","headers","X-Forwarded-For"] reserved`, `["body","headers","Orchestrator-Via"] reserved`, `["body","headers","Proxy-Authorization"] reserved`}},
 	{"header name with a space", with("headers", `{"a b":"`+marker+`"}`), []string{`["body","headers"] invalid`}},
@@ -668,6 +670,8 @@ func TestScheduleRefuses(t *testing.T) {
 		{"endless delay", `"delay_seconds":1e300`, []string{`["body","delay_seconds"] less_than_equal`}, ""},
 		{"delay of another type", `"delay_seconds":"` + marker + `"`, []string{`["body","delay_seconds"] float_type`}, ""},
 		{"expires before it runs", `"run_at":"2030-12-25T00:00:00Z","expires_at":"2030-12-24T23:59:59Z"`, []string{`["body","expires_at"] conflict`}, ""},
+		{"expires within its delay", `"delay_seconds":60,"expires_at":"` + storedAt.Add(59*time.Second).Format(time.RFC3339) + `"`, []string{`["body","expires_at"] conflict`}, "delay_seconds"},
+		{"has expired before its delay", `"delay_seconds":0.001,"expires_at":"1970-01-01T00:00:00Z"`, []string{`["body","expires_at"] conflict`}, "before its first attempt"},
 		{"mistakes of both kinds", `"run_at":"` + marker + `","headers":{"Host":"` + marker + `"}`, []string{`["body","run_at"] datetime_parsing`, `["body","headers","Host"] reserved`}, ""},
 		{"in another case", `"Run_At":"` + marker + `","delay_seconds":1`, []string{`["body","Run_At"] extra_forbidden`}, ""},
 	}

@@ -111,6 +111,23 @@ func (f firstRequest) repeated(fingerprint []byte) error {
 	}
 }
 
+// Repeated says what was stored under an idempotency key: it returns a
+// [*task.RepeatError] where it was the request of this fingerprint, and
+// [task.ErrKeyTaken] where it was another one. nil is nothing. A key whose window
+// has ended counts until it is trimmed.
+func (s *Store) Repeated(ctx context.Context, key string, fingerprint []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	first, err := s.firstRequests(ctx, []string{key})
+	if found, ok := first[key]; ok && err == nil {
+		err = found.repeated(fingerprint)
+	}
+	if err != nil {
+		return fmt.Errorf("look up an idempotency key: %w", err)
+	}
+	return nil
+}
+
 // A statement of its own: what made the other one find a key taken may have
 // been committed after that had begun.
 const firstRequestsSQL = `-- name: find first requests

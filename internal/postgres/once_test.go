@@ -67,6 +67,13 @@ func TestInsertOnce(t *testing.T) {
 		if err := s.Insert(t.Context(), once("a", "2")); !errors.Is(err, task.ErrKeyTaken) {
 			t.Errorf("Insert of another request: %v, want ErrKeyTaken", err)
 		}
+		wantRepeat(t, s.Repeated(t.Context(), "a", []byte("1")), first.ID)
+		if err := s.Repeated(t.Context(), "a", []byte("2")); !errors.Is(err, task.ErrKeyTaken) {
+			t.Errorf("Repeated of another request: %v, want ErrKeyTaken", err)
+		}
+		if err := s.Repeated(t.Context(), "never", []byte("1")); err != nil {
+			t.Errorf("Repeated of an unknown key: %v, want nil", err)
+		}
 		if got := count(t, pool); got != 4 {
 			t.Errorf("%d tasks are stored, want 4", got)
 		}

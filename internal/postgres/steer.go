@@ -108,14 +108,17 @@ const redrive = `WITH locked AS MATERIALIZED (
     SELECT id FROM task_history WHERE id = ANY ($1) AND state IN ('failed', 'cancelled') ORDER BY id FOR UPDATE
 ), gone AS (
     DELETE FROM task_history WHERE id = ANY (ARRAY(SELECT id FROM locked))
-    RETURNING id, claim, created_at, attempts, CASE WHEN expires_at > now() THEN expires_at END AS expires_at, ` + keptColumns + `,
+    RETURNING id, claim, created_at, attempts, CASE WHEN expires_at > ` + redriveAt + ` THEN expires_at END AS expires_at, ` + keptColumns + `,
         GREATEST(hops, NULLIF($4::int, 0)) AS hops, GREATEST(round, ` + lastRound + `) + 1 AS round
 ), again AS (
     INSERT INTO tasks (id, claim, run_at, created_at, attempts, ` + specColumns + `)
-    SELECT id, claim + 1, now() + make_interval(secs => $2::float8 + $3::float8 * (array_position($1, id) - 1)), created_at, attempts, ` + specColumns + `
+    SELECT id, claim + 1, ` + redriveAt + `, created_at, attempts, ` + specColumns + `
     FROM gone
     RETURNING ` + liveColumns + `
 )`
+
+// redriveAt is when a redriven task is due.
+const redriveAt = `now() + make_interval(secs => $2::float8 + $3::float8 * (array_position($1, id) - 1))`
 
 // lastRound is the round of the last one of some attempts: those that were made
 // before rounds were kept have none, and [task.NumberRounds] says which it was.
@@ -135,7 +138,7 @@ const redriveManySQL = `-- name: redrive tasks
 SELECT id FROM again`
 
 // Redrive makes a failed or cancelled task pending again, due at once and with
-// no attempt counted; an expires_at that has passed is dropped. Its Hops become
+// no attempt counted; an expires_at before that is dropped. Its Hops become
 // hops where they are fewer. It returns the task, or [task.ErrNotFound] or
 // [task.ErrNotRedrivable].
 func (s *Store) Redrive(ctx context.Context, id task.ID, hops int) (*task.Task, error) {

@@ -403,8 +403,13 @@ func TestRedriveManySpreads(t *testing.T) {
 	s, _ := newStore(t)
 	worker := register(t, s)
 	var ids []task.ID
-	for range 5 {
+	for i := range 5 {
 		tk := newTask()
+		// The last ones of the request, and so the last that are due, expire before.
+		tk.ExpiresAt = time.Now().Add(time.Hour)
+		if i < 2 {
+			tk.ExpiresAt = time.Now().Add(30 * time.Second)
+		}
 		insert(t, s, tk)
 		failAtOnce(t, s, tk, worker)
 		ids = append([]task.ID{tk.ID}, ids...)
@@ -422,6 +427,9 @@ func TestRedriveManySpreads(t *testing.T) {
 	for i, id := range ids {
 		if got := get(t, s, id).RunAt.Sub(first.RunAt); got != time.Duration(i)*time.Second {
 			t.Errorf("task %d is due %v after the first, want %d s", i, got, i)
+		}
+		if got := get(t, s, id).ExpiresAt; got.IsZero() != (i > 2) {
+			t.Errorf("task %d expires at %v; want never where that is before it is due", i, got)
 		}
 	}
 }
