@@ -66,15 +66,19 @@ func (d *Dispatcher) enrol(j *job) (now bool) {
 	return true
 }
 
-// endCall counts out a call that took so long. It returns the task that waited the
+// endCall counts out a call that has ended with o. It returns the task that waited the
 // longest, which gets its slot; nil where none waits.
-func (d *Dispatcher) endCall(j *job, took time.Duration) (next *job) {
+func (d *Dispatcher) endCall(j *job, o *task.Outcome) (next *job) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	j.cutOff = nil
-	d.slots--
-	d.pace.ended++
-	d.pace.took += took
+	if o.Shortage == "" {
+		d.slots--
+		d.pace.ended++
+		d.pace.took += o.Duration
+	} else {
+		d.rest()
+	}
 	if len(d.waiting) > 0 {
 		next, d.waiting[0] = d.waiting[0], nil
 		d.waiting = d.waiting[1:]
@@ -137,7 +141,7 @@ func (d *Dispatcher) carryOut(by *caller, j *job) (next *job) {
 	default:
 		outcome, decision = d.attempt(by.call, j, task.Call{Task: c.Task, Attempt: c.AttemptNumber()})
 	}
-	next = d.endCall(j, outcome.Duration)
+	next = d.endCall(j, &outcome)
 	d.settle(j.session, c, outcome, decision, d.settled)
 	return next
 }
@@ -211,7 +215,10 @@ func (d *Dispatcher) deliver(ctx context.Context, call task.Call) (outcome task.
 			}
 		}
 	}()
-	return d.deliverer.Deliver(ctx, call)
+	if outcome = d.deliverer.Deliver(ctx, call); outcome.Shortage != "" {
+		d.Lacks(outcome.Shortage)
+	}
+	return outcome
 }
 
 // result is a decision that is to be written.
@@ -276,6 +283,8 @@ func describe(c *task.Claim, o task.Outcome, decision task.Decision) (slog.Level
 		return slog.LevelWarn, "task failed"
 	case decision.State == task.Cancelled:
 		return slog.LevelInfo, "task cancelled"
+	case o.Shortage != "":
+		return slog.LevelDebug, "attempt interrupted" // Lacks logs for all of them
 	case o.Kind == task.OutcomeInterrupted:
 		return slog.LevelInfo, "attempt interrupted"
 	case decision.State == task.Pending && o.Kind == task.OutcomeSnoozed:

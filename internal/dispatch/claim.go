@@ -125,7 +125,7 @@ func (d *Dispatcher) room() int {
 	if d.backlog.Load() {
 		room += min(d.pace.within(aheadTime, room), room)
 	}
-	return room
+	return d.withinCeiling(room)
 }
 
 // pace is how fast calls end, measured for paceTime at a time.

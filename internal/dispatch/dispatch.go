@@ -135,6 +135,7 @@ type Dispatcher struct {
 	calls     int            // under way in slots
 	waiting   []*job         // claimed ahead, each for the next call that ends; only while all slots have calls
 	pace      pace           // at which calls end
+	shortage  shortage       // of the instance
 	enough    int            // free slots for the claim loop to go on
 	unsettled int            // claimed and not written down yet
 	direct    int            // RunNow and RunOnce under way

@@ -17,7 +17,8 @@ const (
 	// this one.
 	OutcomeSnoozed Kind = "snoozed"
 	// OutcomeInterrupted: our own shutdown, or a request to cancel the task, cut
-	// the call short. The target may have seen it.
+	// the call short, and the target may have seen it; or a [Shortage] of our own
+	// kept the call from being made.
 	OutcomeInterrupted Kind = "interrupted"
 	// OutcomeLost: the instance that held the task fell silent. The target may
 	// have seen the call. Only reaping records it.
@@ -49,6 +50,8 @@ type Outcome struct {
 	Refused bool
 	// Cancelled: somebody asked meanwhile that the task be cancelled.
 	Cancelled bool
+	// Shortage is why no request was sent (Kind is interrupted); mostly empty.
+	Shortage Shortage
 }
 
 // Classify says what an HTTP status code means for an attempt: 2xx succeeded;
@@ -151,6 +154,9 @@ func (c *Claim) Admit(now time.Time) (d Decision, ok bool) {
 // A target's Retry-After raises the wait and is not jittered downwards; its
 // Orchestrator-Snooze is the wait (see [Outcome.Heed]). A task that is to be
 // cancelled is not tried again; what it came to all the same stays.
+//
+// An attempt that met a shortage is not counted. A shortage that lasts ends the task all
+// the same where [RetryPolicy] bounds the time, or ExpiresAt.
 func (c *Claim) Next(o Outcome, now time.Time, random float64) Decision {
 	t := c.Task
 	o = o.Heed(t.SnoozeCount)
@@ -170,12 +176,14 @@ func (c *Claim) Next(o Outcome, now time.Time, random float64) Decision {
 	}
 	clientError := o.StatusCode >= 400 && o.StatusCode <= 499
 	switch {
-	case o.Kind == OutcomeInterrupted:
+	case o.Kind == OutcomeInterrupted && (o.Shortage == "" || o.Cancelled):
 		d.State = Pending
 		if o.Cancelled {
 			d.State = Cancelled
 		}
 		return d
+	case o.Shortage != "":
+		d.Wait = jittered(c.shortageWait(), random)
 	case o.Kind == OutcomeSucceeded:
 		d.State = Succeeded
 		return d
