@@ -101,7 +101,7 @@ func (c *connection) roundTrip(r *http.Request, body []byte) (*http.Response, er
 	}
 	// Where sending failed the answer may be there all the same, and say why.
 	resp, err := c.receive(r)
-	if err != nil && failed != nil {
+	if err != nil && failed != nil && remoteAlert(err) == "" {
 		err = failed
 	}
 	c.lostIdle = c.reused && err != nil && c.head == maxHeaderBytes && isEnd(err)
@@ -218,7 +218,12 @@ func (d *Deliverer) connect(ctx context.Context, deadline time.Time, u *url.URL,
 	case port == "":
 		port = "80"
 	}
-	conn, err := dial(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
+	ctx = d.nameServers.watchLookup(ctx, d.resolver, deadline)
+	addr := net.JoinHostPort(u.Hostname(), port)
+	conn, err := dial(ctx, "tcp", addr)
+	for localShortage(err) != "" && d.connections.closeOne() {
+		conn, err = dial(ctx, "tcp", addr)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -24,9 +24,13 @@ type callError struct {
 	text string
 	// refused: the settings do not admit it, so that another try is in vain.
 	refused bool
+	// cause is what the system said, where that matters; it is never shown.
+	cause error
 }
 
 func (e *callError) Error() string { return e.text }
+
+func (e *callError) Unwrap() error { return e.cause }
 
 // credentials gets what c asks for, until deadline at the longest. What was
 // admitted at submission is asked again, of the URL that is really called: the

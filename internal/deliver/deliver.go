@@ -90,6 +90,8 @@ type Deliverer struct {
 	signer      *Signer
 	userAgent   string
 	connections connections
+	nameServers nameServers
+	close       context.CancelFunc
 	excerpts    sync.Pool // of *[excerptBytes]byte
 
 	// Tests put their own in.
@@ -109,15 +111,20 @@ func New(o Options) *Deliverer {
 		tlsConfig: &tls.Config{NextProtos: []string{"http/1.1"}},
 	}
 	d.connections.most = max(o.Concurrency, 1)
+	d.nameServers.closed, d.close = context.WithCancel(context.Background())
 	return d
 }
 
 // Close closes the idle connections. It waits for nothing and may be called twice.
-func (d *Deliverer) Close() { d.connections.closeAll() }
+func (d *Deliverer) Close() {
+	d.close()
+	d.connections.closeAll()
+}
 
 // Deliver makes the call and says what came of it. It blocks for the task's
 // timeout at most, from dialling to the end of the response's body; when ctx is
-// done before, the outcome is interrupted.
+// done before, the outcome is interrupted. So it is where a [task.Shortage] of this
+// instance kept the request from being sent.
 //
 // A 2xx counts once its head is there and the target has the whole request; what is
 // wrong with the rest of the answer is told in the outcome's Error. Any other answer
@@ -145,11 +152,14 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) (
 	}
 	added, err := d.credentials(ctx, start.Add(c.Task.Timeout), u, c)
 	if err != nil {
-		return failed(ctx, c, start, err, "no ID token"), nil
+		return d.notMade(ctx, c, start, err, "no ID token"), nil
 	}
 	o, conn, lost := d.send(ctx, c, u, added, start, false)
 	if lost && idempotent(c.Task.Method) && o.Kind == task.OutcomeRetryable && !o.TimedOut {
 		o, conn, _ = d.send(ctx, c, u, added, start, true)
+		if o.Shortage != "" {
+			return o, conn // it was not sent again
+		}
 		if o.Error != "" {
 			o.Error += "; "
 		}
@@ -176,7 +186,7 @@ func (d *Deliverer) send(ctx context.Context, c task.Call, u *url.URL, added cre
 	deadline := start.Add(c.Task.Timeout)
 	conn, err := d.connect(ctx, deadline, u, fresh)
 	if err != nil {
-		return failed(ctx, c, start, err, "no answer"), nil, false
+		return d.notMade(ctx, c, start, err, "no answer"), nil, false
 	}
 	_ = conn.SetDeadline(deadline)
 	goOn := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })

@@ -207,7 +207,7 @@ func (i *Identity) ask(ctx context.Context, audience string) (value string, expi
 	// Without format=full, tokens from Compute Engine lack the account's email.
 	value, err = i.server.GetWithContext(ctx, "instance/service-accounts/default/identity?format=full&audience="+url.QueryEscape(audience))
 	if err != nil {
-		return "", time.Time{}, &callError{text: "no ID token could be had: " + describeMetadata(err)}
+		return "", time.Time{}, &callError{text: "no ID token could be had: " + describeMetadata(err), cause: err}
 	}
 	value = strings.TrimSpace(value)
 	parts := strings.Split(value, ".")

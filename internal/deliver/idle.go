@@ -207,6 +207,17 @@ func (s *connections) closeOldest() {
 	c.Close()
 }
 
+// closeOne closes the one that has been idle for longest, and reports whether there was one.
+func (s *connections) closeOne() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.order.Len() == 0 {
+		return false
+	}
+	s.closeOldest()
+	return true
+}
+
 // sweepBy sets the timer to moment, unless it is due before. s.mu is held.
 func (s *connections) sweepBy(moment, now time.Time) {
 	switch {

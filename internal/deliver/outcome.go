@@ -3,16 +3,11 @@ package deliver
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
-	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 	"unicode/utf8"
 
@@ -37,63 +32,6 @@ func failed(ctx context.Context, c task.Call, start time.Time, err error, missin
 		return task.Outcome{Kind: task.OutcomeRetryable, Error: e.text}
 	}
 	return task.Outcome{Kind: task.OutcomeRetryable, Error: describe(err)}
-}
-
-// describe puts a failed call into words of its own. The text of err is not
-// used: it may quote what the target sent, which may quote what we sent.
-func describe(err error) string {
-	if errors.Is(err, errHandshake) {
-		return describeTLS(err)
-	}
-	if dnsErr, ok := errors.AsType[*net.DNSError](err); ok {
-		if dnsErr.IsNotFound {
-			return "the name " + clip(dnsErr.Name) + " was not found"
-		}
-		return "the name " + clip(dnsErr.Name) + " could not be looked up"
-	}
-	if errors.Is(err, errPassedOver) {
-		return "no address that the target policy admits could be reached"
-	}
-	// net/http has no error values for some of these.
-	text := err.Error()
-	switch {
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return "connection refused"
-	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return "the target reset the connection"
-	case errors.Is(err, syscall.ETIMEDOUT):
-		return "the connection timed out"
-	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
-		return "the target's network cannot be reached"
-	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-		return "the service has no file descriptors left for another connection"
-	case errors.Is(err, errHeadTooLarge):
-		return errHeadTooLarge.Error()
-	case strings.Contains(text, "malformed"):
-		return "the answer is not valid HTTP"
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return "the target closed the connection before its answer was complete"
-	}
-	return "the connection failed before the answer was complete"
-}
-
-func describeTLS(err error) string {
-	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
-		return "TLS certificate has expired or is not valid yet"
-	}
-	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return "TLS certificate is signed by an unknown authority"
-	}
-	if _, ok := errors.AsType[x509.HostnameError](err); ok {
-		return "TLS certificate is for another host name"
-	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return "TLS certificate is not valid"
-	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-		return "the target does not speak TLS on this port"
-	}
-	return "the TLS handshake failed"
 }
 
 // statusError says in words what the target answered; "" for 2xx.

@@ -117,7 +117,7 @@ func (s *Secrets) fill(u *url.URL, headers map[string]string) (filled map[string
 			}
 			v, err := s.value(secret)
 			if err != nil {
-				return nil, nil, &callError{text: "the secret " + secret + " " + err.Error()}
+				return nil, nil, &callError{text: "the secret " + secret + " " + err.Error(), cause: err}
 			}
 			b.WriteString(before)
 			b.WriteString(v)
@@ -147,7 +147,7 @@ func (s *Secrets) value(name string) (string, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return "", errors.New("is not there")
 	case err != nil || !info.Mode().IsRegular():
-		return "", errors.New("cannot be read")
+		return "", &callError{text: "cannot be read", cause: err}
 	}
 	s.mu.Lock()
 	known := s.read[name]
@@ -173,14 +173,14 @@ func (f secretFile) is(info fs.FileInfo) bool {
 func readSecret(path string) (string, error) {
 	file, err := os.Open(path)
 	if err != nil {
-		return "", errors.New("cannot be read")
+		return "", &callError{text: "cannot be read", cause: err}
 	}
 	defer file.Close()
 	b, err := io.ReadAll(io.LimitReader(file, maxSecretBytes+1))
 	value := strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r")
 	switch {
 	case err != nil:
-		return "", errors.New("cannot be read")
+		return "", &callError{text: "cannot be read", cause: err}
 	case len(b) > maxSecretBytes:
 		return "", errors.New("is larger than 8 KiB")
 	case value == "":
