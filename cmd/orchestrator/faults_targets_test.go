@@ -48,7 +48,7 @@ func TestHostileTargetsAtOnce(t *testing.T) {
 		exhausted = "attempts_exhausted"
 		noAnswer  = "no answer within 0.5 s"
 		cutShort  = "the answer's body was cut short: no end within 0.5 s"
-		brokenOff = "the answer's body was cut short: the connection failed before the answer was complete"
+		brokenOff = "the answer's body was cut short: the chunked body of the answer is malformed"
 		tooLarge  = "response headers larger than 64 KiB"
 		redirects = "the target answered 302 Found and points to http://127.0.0.1/again; redirects are not followed"
 	)

@@ -73,8 +73,14 @@ type process struct {
 // those that every test wants, and waits until it serves.
 func start(t testing.TB, command string, settings ...string) *process {
 	t.Helper()
-	p := &process{t: t, done: make(chan struct{})}
-	p.cmd = newCommand(command, settings...)
+	return startCommand(t, newCommand(command, settings...))
+}
+
+// startCommand is start of a command that newCommand made.
+func startCommand(t testing.TB, cmd *exec.Cmd) *process {
+	t.Helper()
+	command := strings.Join(cmd.Args[1:], " ")
+	p := &process{t: t, done: make(chan struct{}), cmd: cmd}
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -77,7 +78,8 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	})
 	server := api.Server()
 	served := make(chan error, 1)
-	connections := httpserver.Bound(listener, maxConnections(c, log), log)
+	accepting := &acceptor{Listener: listener}
+	connections := httpserver.Bound(accepting, maxConnections(c, log), log)
 	go func() { served <- connections.Serve(server) }()
 	defer func() { _ = server.Close() }()
 
@@ -110,6 +112,7 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	options := dispatchOptions(c, store, log)
 	options.LogTargets = t.logTargets
 	dispatcher := dispatch.New(options, store, deliverer)
+	accepting.dispatcher.Store(dispatcher)
 	dispatching, stopDispatching := context.WithCancel(ctx)
 	defer stopDispatching()
 	dispatched := make(chan struct{})
@@ -181,6 +184,24 @@ func maxConnections(c *config.Config, log *slog.Logger) int {
 	log.Warn("the process may open too few files for MAX_CONNECTIONS, so that fewer callers can be connected: raise ulimit -n or lower MAX_CONNECTIONS",
 		"max_connections", min(fit, c.MaxConnections), "open_files", limit.Cur, "needed", c.MaxConnections+others)
 	return min(fit, c.MaxConnections)
+}
+
+// acceptor tells where connections of callers cannot be accepted for lack of descriptors, so
+// that calls leave some to them. net/http tries again by itself.
+type acceptor struct {
+	net.Listener
+
+	dispatcher atomic.Pointer[dispatch.Dispatcher] // nil at the start
+}
+
+func (a *acceptor) Accept() (net.Conn, error) {
+	conn, err := a.Listener.Accept()
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		if d := a.dispatcher.Load(); d != nil {
+			d.Lacks(task.ShortageDescriptors)
+		}
+	}
+	return conn, err
 }
 
 // within runs f and waits for it, but not for longer than limit.

@@ -133,10 +133,22 @@ func hang(conn net.Conn) { io.Copy(io.Discard, conn) }
 // newResolver answers every question out of lookup; nil is "no such name".
 func newResolver(t testing.TB, lookup func(name string) []netip.Addr) *net.Resolver {
 	var wg sync.WaitGroup
-	t.Cleanup(wg.Wait)
+	var mu sync.Mutex
+	over := false // a lookup may outlast its call, and dial again
+	t.Cleanup(func() {
+		mu.Lock()
+		over = true
+		mu.Unlock()
+		wg.Wait()
+	})
 	return &net.Resolver{
 		PreferGo: true,
 		Dial: func(context.Context, string, string) (net.Conn, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if over {
+				return nil, net.ErrClosed
+			}
 			client, server := net.Pipe()
 			wg.Go(func() {
 				defer server.Close()

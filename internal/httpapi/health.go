@@ -33,7 +33,8 @@ type DatabaseCheck struct {
 
 // DispatcherCheck is whether tasks are being carried out.
 type DispatcherCheck struct {
-	Status           string   `json:"status" enum:"ok,off,starting,stopped" example:"ok" doc:"off: this instance only takes tasks (DISPATCH=false). starting: it has not registered yet. stopped: it is shutting down."`
+	Status           string   `json:"status" enum:"ok,short,off,starting,stopped" example:"ok" doc:"short: this instance lacks something to make all its calls, the reason says what, and claims less. off: this instance only takes tasks (DISPATCH=false). starting: it has not registered yet. stopped: it is shutting down."`
+	Reason           string   `json:"reason,omitempty" example:"no name server answers" doc:"With status short: what this instance lacked within the last 10 s, and what to do."`
 	Running          int      `json:"running" example:"3" doc:"Calls under way in this instance."`
 	OldestDueSeconds *float64 `json:"oldest_due_seconds" example:"0" doc:"For how long the longest waiting task has been due, over all instances. Null when the database did not answer."`
 }
@@ -46,9 +47,10 @@ type healthOutput struct {
 func healthOperation() huma.Operation {
 	return huma.Operation{
 		OperationID: "get-health", Method: http.MethodGet, Path: "/health", Tags: []string{"health"}, Security: openToAll,
-		Summary:     "Can it do its work?",
-		Description: "Readiness, for startup probes and monitoring: 200, or 503 when the database cannot be reached within 1 s or takes no tasks, while migrations are being applied or wait, while shutting down, or when the dispatcher has stopped.",
-		Errors:      []int{http.StatusUnprocessableEntity, http.StatusInternalServerError},
+		Summary: "Can it do its work?",
+		Description: "Readiness, for startup probes and monitoring: 200, or 503 when the database cannot be reached within 1 s or takes no tasks, while migrations are being applied or wait, while shutting down, or when the dispatcher has stopped. " +
+			"An instance that lacks file descriptors, memory, local ports or name servers stays at 200, with checks.dispatcher.status short: it still takes tasks, which others may carry out, and a restart would help no target.",
+		Errors: []int{http.StatusUnprocessableEntity, http.StatusInternalServerError},
 		Responses: map[string]*huma.Response{
 			"503": {
 				Description: "It cannot, the checks say why. The same shape.",
@@ -67,6 +69,9 @@ func (a *API) health(ctx context.Context, _ *struct{}) (*healthOutput, error) {
 	out := &healthOutput{Status: http.StatusOK, Body: Health{Status: "ok", Version: a.Version}}
 	checks := &out.Body.Checks
 	checks.Dispatcher.Status, checks.Dispatcher.Running = a.Dispatcher.Health()
+	if s := a.Dispatcher.Shortage(); s != "" && checks.Dispatcher.Status == "ok" {
+		checks.Dispatcher.Status, checks.Dispatcher.Reason = "short", string(s)
+	}
 
 	start := time.Now()
 	overdue, err := a.Store.Health(ctx)

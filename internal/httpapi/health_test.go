@@ -121,3 +121,24 @@ func TestLiveness(t *testing.T) {
 		t.Errorf("the store was asked %d times, want never", n)
 	}
 }
+
+// An instance that can make no calls still takes tasks, and must not be ended for it.
+func TestHealthDuringAShortage(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.dispatcher.short = task.ShortageResolver
+	for dispatcher, want := range map[string]struct {
+		status        int
+		check, reason any
+	}{
+		"ok":      {http.StatusOK, "short", string(task.ShortageResolver)},
+		"off":     {http.StatusOK, "off", nil},
+		"stopped": {http.StatusServiceUnavailable, "stopped", nil},
+	} {
+		s.dispatcher.health = func() (string, int) { return dispatcher, 0 }
+		a := s.get("/health")
+		if status, reason := a.at("checks", "dispatcher", "status"), a.at("checks", "dispatcher", "reason"); a.status != want.status || status != want.check || reason != want.reason {
+			t.Errorf("%s: got %d, %v, %v, want %+v", dispatcher, a.status, status, reason, want)
+		}
+	}
+}

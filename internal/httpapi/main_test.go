@@ -231,6 +231,7 @@ type fakeDispatcher struct {
 	runOnce func(context.Context, *task.Task) (task.Outcome, error)
 	watch   func(task.ID) (<-chan struct{}, func(), error)
 	health  func() (string, int)
+	short   task.Shortage
 
 	mu   sync.Mutex
 	cut  []map[task.ID]int64
@@ -302,6 +303,8 @@ func (d *fakeDispatcher) Health() (string, int) {
 	}
 	return d.health()
 }
+
+func (d *fakeDispatcher) Shortage() task.Shortage { return d.short }
 
 // taken returns what was asked since it was last asked itself.
 func (d *fakeDispatcher) taken() (ran []task.ID, once []*task.Task) {

@@ -114,7 +114,7 @@ type Attempt struct {
 	Number            int       `json:"number" example:"1" doc:"1 for the first of a round. An attempt that was interrupted or snoozed does not count: the next one has the same number."`
 	StartedAt         Timestamp `json:"started_at" example:"2026-12-25T00:00:00.001200Z" doc:"When it began."`
 	DurationSeconds   float64   `json:"duration_seconds" example:"0.084" doc:"How long it took."`
-	Outcome           task.Kind `json:"outcome" enum:"succeeded,retryable,permanent,snoozed,interrupted,lost" example:"retryable" doc:"What it came to. snoozed: the target asked with Orchestrator-Snooze to be called later. interrupted: this service was shut down meanwhile. lost: the instance that made it vanished."`
+	Outcome           task.Kind `json:"outcome" enum:"succeeded,retryable,permanent,snoozed,interrupted,lost" example:"retryable" doc:"What it came to. snoozed: the target asked with Orchestrator-Snooze to be called later. interrupted: this service was shut down meanwhile, or lacked file descriptors, memory, local ports or name servers; the target was not called then. lost: the instance that made it vanished."`
 	StatusCode        *int      `json:"status_code" example:"503" doc:"The target's answer. Null when none came."`
 	Error             *string   `json:"error" example:"the target answered 503 Service Unavailable" doc:"What went wrong. After a success it is null, or tells what did not change it: the answer's body broke off, or the request was sent twice."`
 	ResponseExcerpt   *string   `json:"response_excerpt" example:"try again later" doc:"The first 4 KiB of the response's body. Null when it was empty."`

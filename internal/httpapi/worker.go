@@ -69,7 +69,8 @@ func (a *API) workerOperation() huma.Operation {
 		Summary: "Carry out one task in this request",
 		Description: "For an external engine (Cloud Tasks, Cloud Scheduler, Pub/Sub push) or an operator. " +
 			"The body is a task request, which is carried out at once, with one attempt, and not stored; or the id of a stored task, " +
-			"which is carried out now, whatever its run_at; or what Pub/Sub pushes, with a task request in the data of its message. The content type is not looked at. 200 means that the target answered 2xx; every other answer makes an engine try again.",
+			"which is carried out now, whatever its run_at; or what Pub/Sub pushes, with a task request in the data of its message. The content type is not looked at. 200 means that the target answered 2xx; every other answer makes an engine try again. " +
+			"503 with Retry-After means that the target was not called, or that the call was cut off: the service is shutting down, or lacks file descriptors, memory, local ports or name servers.",
 		Middlewares: huma.Middlewares{a.chained, lateAnswer}, Parameters: linkParameters()[:1],
 		RequestBody: body, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
 		Errors: []int{
@@ -205,6 +206,8 @@ func (a *API) answerWork(ctx context.Context, o task.Outcome, decision task.Deci
 		return &workOutput{Body: result}, nil
 	case decision.State == task.Cancelled:
 		return nil, a.fail(ctx, newProblem(http.StatusConflict, "The task was cancelled before its call had ended."))
+	case o.Shortage != "": // the target was not called, so that trying again repeats nothing
+		p = newProblem(http.StatusServiceUnavailable, "The call was not made: "+o.Error+".").retryLater()
 	case o.Kind == task.OutcomeInterrupted:
 		return nil, a.fail(ctx, task.ErrUnavailable)
 	case o.Kind == "": // the task could not start any more

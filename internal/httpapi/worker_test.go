@@ -48,6 +48,7 @@ var workOutcomes = []struct {
 		map[string]any{"outcome": "snoozed", "status_code": 503.0, "duration_seconds": 0.0, "response_excerpt": nil, "snooze_seconds": 60.0}, "The call failed: no complete answer."},
 	{"a snooze that is not heeded", task.Outcome{Kind: task.OutcomePermanent, StatusCode: 503, Snooze: time.Minute, Never: true, Error: "the target answered 503"}, http.StatusBadGateway,
 		map[string]any{"outcome": "permanent", "status_code": 503.0, "duration_seconds": 0.0, "response_excerpt": nil, "snooze_seconds": nil}, "The call failed: the target answered 503."},
+	{"not made", task.Outcome{Kind: task.OutcomeInterrupted, Shortage: task.ShortagePorts, Error: "no local port is free"}, http.StatusServiceUnavailable, nil, "The call was not made: no local port is free."},
 	{"interrupted", task.Outcome{Kind: task.OutcomeInterrupted, Error: "cut short"}, http.StatusServiceUnavailable, nil, unavailableDetail},
 }
 
