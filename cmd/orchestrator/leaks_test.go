@@ -134,25 +134,31 @@ func TestNothingLeaks(t *testing.T) {
 	authorized := func(credential string) http.Header {
 		return http.Header{
 			"Authorization": {"Bearer " + credential}, "Cookie": {"session=" + secrets["request's cookie"]}, "X-Request-Secret": {secrets["request's header"]},
-			"Orchestrator-Task-Id": {secrets["request's header"]}, "Traceparent": {secrets["request's header"]},
+			"Traceparent": {secrets["request's header"]},
 		}
 	}
 	seen := map[int]bool{}
 	look := func(method, path, body string, header http.Header) answer {
 		t.Helper()
-		paths := []string{path}
-		if !strings.Contains(path, "?") { // refused for that, and made again without it
-			paths = []string{path + "?access_token=" + secrets["request's query string"], path}
-		}
-		var a answer
-		for _, path := range paths {
-			a = p.send(method, path, body, header)
+		send := func(path string, header http.Header) answer {
+			t.Helper()
+			a := p.send(method, path, body, header)
 			seen[a.status] = true
 			for _, leak := range append(secrets.in(shown.ReplaceAllString(a.raw, "")+fmt.Sprint(a.header)), hidden.in(a.raw)...) {
 				t.Errorf("%s %s is answered %d with the %s", method, path, a.status, leak)
 			}
+			return a
 		}
-		return a
+		// What is refused leaks no more than what is taken.
+		if path == "/enqueue" {
+			wrong := header.Clone()
+			wrong["Orchestrator-Task-Id"] = []string{secrets["request's header"]}
+			send(path, wrong)
+		}
+		if !strings.Contains(path, "?") {
+			send(path+"?access_token="+secrets["request's query string"], header)
+		}
+		return send(path, header)
 	}
 	get := func(path string) answer { t.Helper(); return look(http.MethodGet, path, "", authorized(key)) }
 	post := func(path, body string) answer { t.Helper(); return look(http.MethodPost, path, body, authorized(key)) }
