@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -33,7 +34,11 @@ func review(t *testing.T, migrations fs.FS, released map[string]string) (mistake
 	if err != nil || len(names) == 0 {
 		t.Fatalf("no migrations: %v", err)
 	}
-	for _, name := range names {
+	for i, name := range names {
+		// goose applies none whose number is below that of one that it has applied.
+		if number, _, _ := strings.Cut(strings.TrimSuffix(name, ".sql"), "_"); strings.TrimLeft(number, "0") != strconv.Itoa(i+1) {
+			mistakes = append(mistakes, fmt.Sprintf("%s: the numbers have a gap or a repeat, this one must be %d", name, i+1))
+		}
 		b, err := fs.ReadFile(migrations, name)
 		if err != nil {
 			t.Fatal(err)
@@ -64,6 +69,7 @@ var (
 	createTable = regexp.MustCompile(`^CREATE (?:UNLOGGED )?TABLE (?:IF NOT EXISTS )?(\S+)`)
 	alterTable  = regexp.MustCompile(`^ALTER TABLE (?:IF EXISTS )?(?:ONLY )?(\S+) (.*)`)
 	createIndex = regexp.MustCompile(`^CREATE (UNIQUE )?INDEX (CONCURRENTLY )?.*?\bON (ONLY )?(\S+)`)
+	lockTimeout = regexp.MustCompile(`^SET LOCAL LOCK_TIMEOUT\b`)
 	rows        = regexp.MustCompile(`^(?:UPDATE (?:ONLY )?|DELETE FROM (?:ONLY )?|TRUNCATE (?:TABLE )?)(\S+)`)
 
 	column     = regexp.MustCompile(`^ADD (?:COLUMN )?(?:IF NOT EXISTS )?`)
@@ -84,7 +90,7 @@ func reviewOne(text string) (complaints []string) {
 	inTransaction := !noTransaction.MatchString(up)
 	up = literal.ReplaceAllString(noise.ReplaceAllString(up, " "), "''")
 	created := map[string]bool{}
-	altered := false
+	altered, impatient := false, false
 	for statement := range strings.SplitSeq(up, ";") {
 		s := strings.ToUpper(strings.Join(strings.Fields(statement), " "))
 		for parentheses.MatchString(s) { // what they hold is not of interest, and its commas are in the way
@@ -92,6 +98,8 @@ func reviewOne(text string) (complaints []string) {
 		}
 		complain := func(why string) { complaints = append(complaints, why+": "+s) }
 		switch {
+		case lockTimeout.MatchString(s):
+			impatient = inTransaction
 		case createTable.MatchString(s):
 			created[createTable.FindStringSubmatch(s)[1]] = true
 		case strings.HasPrefix(s, "DROP "):
@@ -107,6 +115,10 @@ func reviewOne(text string) (complaints []string) {
 				complain("what is locked by the first ALTER TABLE stays locked meanwhile; give it a migration of its own")
 			}
 			altered = true
+			// VALIDATE alone takes a lock that keeps only other changes of the table waiting.
+			if !impatient && !strings.HasPrefix(m[2], "VALIDATE ") {
+				complain("all statements on the table queue behind its lock; begin a transaction with SET LOCAL lock_timeout")
+			}
 			for action := range strings.SplitSeq(m[2], ",") {
 				if why := reviewAction(strings.TrimSpace(action)); why != "" {
 					complain(why)
@@ -170,6 +182,7 @@ func TestReview(t *testing.T) {
 		whole      = "writes wait while a whole table is changed"
 		noDefault  = "the version before inserts without this column; give it a DEFAULT"
 		otherType  = "the version before expects the old type, and the whole table may be written anew"
+		queued     = "all statements on the table queue behind its lock; begin a transaction with SET LOCAL lock_timeout"
 		transacted = "CONCURRENTLY needs -- +goose NO TRANSACTION"
 	)
 	for name, tt := range map[string]struct {
@@ -181,7 +194,7 @@ func TestReview(t *testing.T) {
 		"a nullable column":                 {sql: "ALTER TABLE tasks ADD COLUMN note text"},
 		"a column with a default":           {sql: "ALTER TABLE tasks ADD note text NOT NULL DEFAULT ''"},
 		"a wider check":                     {sql: "ALTER TABLE tasks DROP CONSTRAINT c, ADD CONSTRAINT c CHECK (state IN ('a', 'b')) NOT VALID"},
-		"one statement after the other":     {sql: "-- +goose NO TRANSACTION\nALTER TABLE tasks VALIDATE CONSTRAINT c; ALTER TABLE workers ADD note text"},
+		"one statement after the other":     {sql: "-- +goose NO TRANSACTION\nALTER TABLE tasks VALIDATE CONSTRAINT c; ALTER TABLE workers VALIDATE CONSTRAINT d"},
 		"NULL where there was none":         {sql: "ALTER TABLE tasks ALTER COLUMN url DROP NOT NULL"},
 		"a default":                         {sql: "ALTER TABLE tasks ALTER url SET DEFAULT ''"},
 		"an index that keeps nobody":        {sql: "-- +goose NO TRANSACTION\nCREATE INDEX CONCURRENTLY i ON tasks (url)"},
@@ -213,17 +226,26 @@ func TestReview(t *testing.T) {
 		"an index in a transaction":       {"CREATE INDEX CONCURRENTLY i ON tasks (url)", []string{transacted}},
 		"two tables in a transaction": {"ALTER TABLE tasks ADD note text; ALTER TABLE workers ADD note text",
 			[]string{"what is locked by the first ALTER TABLE stays locked meanwhile; give it a migration of its own"}},
+		"a lock outside a transaction":      {"-- +goose NO TRANSACTION\nALTER TABLE tasks ADD note text", []string{queued}},
 		"all rows":                          {"UPDATE tasks SET url = ''; DELETE FROM tasks; TRUNCATE workers", []string{whole, whole, whole}},
 		"all rows of a table made long ago": {"CREATE TABLE notes (id int); UPDATE tasks SET url = ''", []string{whole}},
 	} {
 		var got []string
-		for _, complaint := range reviewOne("-- +goose Up\n" + tt.sql) {
+		for _, complaint := range reviewOne("-- +goose Up\nSET LOCAL lock_timeout = '1s';\n" + tt.sql) {
 			why, _, _ := strings.Cut(complaint, ": ")
 			got = append(got, why)
 		}
 		if diff := cmp.Diff(tt.want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
+	}
+}
+
+func TestReviewOfLocks(t *testing.T) {
+	t.Parallel()
+	const alter = "-- +goose Up\nALTER TABLE tasks ADD note text"
+	if got := reviewOne(alter); len(got) != 1 || !strings.Contains(got[0], "lock_timeout") {
+		t.Errorf("without a lock_timeout: %q, want a complaint about it", got)
 	}
 }
 
@@ -238,6 +260,8 @@ func TestReleasedMigrationsStayAsTheyAre(t *testing.T) {
 		"untouched, with one that is new": {fstest.MapFS{"1.sql": {}, "2.sql": {}, "3.sql": {Data: []byte("SELECT 3")}}, 0},
 		"changed":                         {fstest.MapFS{"1.sql": {}, "2.sql": {Data: []byte("SELECT 2")}}, 1},
 		"gone":                            {fstest.MapFS{"1.sql": {}}, 1},
+		"a gap":                           {fstest.MapFS{"1.sql": {}, "2.sql": {}, "4_later.sql": {}}, 1},
+		"a number that is taken":          {fstest.MapFS{"1.sql": {}, "2.sql": {}, "2_again.sql": {}}, 1},
 	} {
 		if got := review(t, tt.files, released); len(got) != tt.want {
 			t.Errorf("%s: %q, want %d mistakes", name, got, tt.want)

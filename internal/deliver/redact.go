@@ -3,6 +3,7 @@ package deliver
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -65,7 +66,7 @@ func (h *hidden) redactBody(b []byte, rest io.Reader, err error) (kept []byte, a
 	}
 	values, literals := spellings(h.values), spellings(h.literals)
 	end := len(b)
-	if err != io.EOF {
+	if !errors.Is(err, io.EOF) {
 		// A literal counts only where it meets no part of a value: see redact.
 		reach := reachOf(values) + reachOf(literals)
 		if err == nil {
@@ -73,7 +74,7 @@ func (h *hidden) redactBody(b []byte, rest io.Reader, err error) (kept []byte, a
 			ahead, err = readFull(rest, b[len(b):len(b)+min(reach, drainBytes)])
 			b = b[:len(b)+ahead]
 		}
-		if err != io.EOF {
+		if !errors.Is(err, io.EOF) {
 			end = min(end, max(len(b)-reach, 0))
 		}
 		for range utf8.UTFMax - 1 { // not within a character

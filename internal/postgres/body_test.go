@@ -30,7 +30,7 @@ func countBytes(t *testing.T, databaseURL string) (relayURL string, passed *atom
 	if err != nil {
 		t.Fatal(err)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed below
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func countBytes(t *testing.T, databaseURL string) (relayURL string, passed *atom
 				return
 			}
 			network, address := pgconn.NetworkAddress(config.Host, config.Port)
-			far, err := net.Dial(network, address) //nolint:noctx // closed below
+			far, err := net.Dial(network, address)
 			if err != nil {
 				_ = near.Close()
 				continue

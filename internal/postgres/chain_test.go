@@ -172,7 +172,7 @@ func TestChainIsKept(t *testing.T) {
 			}
 		}
 	}
-	change, err := get(t, s, tk.ID).Change(task.Change{Timeout: new(time.Minute)}, time.Now())
+	change, err := get(t, s, tk.ID).Change(task.Change{Timeout: new(time.Minute)}, tk.CreatedAt)
 	if err != nil {
 		t.Fatal(err)
 	}
