@@ -402,13 +402,17 @@ func TestRedriveManySpreads(t *testing.T) {
 	t.Parallel()
 	s, _ := newStore(t)
 	worker := register(t, s)
+	now, err := s.Now(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	var ids []task.ID
 	for i := range 5 {
 		tk := newTask()
 		// The last ones of the request, and so the last that are due, expire before.
-		tk.ExpiresAt = time.Now().Add(time.Hour)
+		tk.ExpiresAt = now.Add(time.Hour)
 		if i < 2 {
-			tk.ExpiresAt = time.Now().Add(30 * time.Second)
+			tk.ExpiresAt = now.Add(30 * time.Second)
 		}
 		insert(t, s, tk)
 		failAtOnce(t, s, tk, worker)
