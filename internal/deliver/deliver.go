@@ -111,7 +111,8 @@ func New(o Options) *Deliverer {
 		tlsConfig: &tls.Config{NextProtos: []string{"http/1.1"}},
 	}
 	d.connections.most = max(o.Concurrency, 1)
-	d.nameServers.closed, d.close = context.WithCancel(context.Background())
+	lifetime, end := context.WithCancel(context.Background())
+	d.nameServers.closed, d.close = lifetime, end
 	return d
 }
 
