@@ -91,7 +91,6 @@ type Deliverer struct {
 	userAgent   string
 	connections connections
 	nameServers nameServers
-	close       context.CancelFunc
 	excerpts    sync.Pool // of *[excerptBytes]byte
 
 	// Tests put their own in.
@@ -111,14 +110,12 @@ func New(o Options) *Deliverer {
 		tlsConfig: &tls.Config{NextProtos: []string{"http/1.1"}},
 	}
 	d.connections.most = max(o.Concurrency, 1)
-	lifetime, end := context.WithCancel(context.Background())
-	d.nameServers.closed, d.close = lifetime, end
 	return d
 }
 
 // Close closes the idle connections. It waits for nothing and may be called twice.
 func (d *Deliverer) Close() {
-	d.close()
+	d.nameServers.stop()
 	d.connections.closeAll()
 }
 

@@ -107,10 +107,9 @@ const (
 // nameServers knows whether any name server answers at all: what cannot be looked up while one
 // does is the fault of the name. It asks for the name servers of the root, which every resolver knows.
 type nameServers struct {
-	closed context.Context //nolint:containedctx // the deliverer's lifetime
-
-	mu   sync.Mutex
-	last *question
+	mu     sync.Mutex
+	last   *question
+	giveUp context.CancelFunc // of the last
 }
 
 // question is one that is under way, or was asked last. answered may be read when done is closed.
@@ -121,7 +120,7 @@ type question struct {
 }
 
 // ask asks, unless that is under way or was done within the last second.
-func (s *nameServers) ask(resolver *net.Resolver) *question {
+func (s *nameServers) ask(ctx context.Context, resolver *net.Resolver) *question {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if q := s.last; q != nil {
@@ -135,16 +134,26 @@ func (s *nameServers) ask(resolver *net.Resolver) *question {
 		}
 	}
 	q := &question{asked: time.Now(), done: make(chan struct{})}
-	s.last = q
-	go func() { // ends soon after closed does, or by itself
+	// Other calls wait for it too.
+	ctx, giveUp := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
+	s.last, s.giveUp = q, giveUp
+	go func() { // ends by itself, or soon after stop
 		defer close(q.done)
-		ctx, cancel := context.WithTimeout(s.closed, askTimeout)
-		defer cancel()
+		defer giveUp()
 		_, err := resolver.LookupNS(ctx, ".")
 		dnsErr, failed := errors.AsType[*net.DNSError](err)
 		q.answered = err == nil || failed && answered(dnsErr)
 	}()
 	return q
+}
+
+// stop gives up the question that is under way, if any. It may be called twice.
+func (s *nameServers) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.giveUp != nil {
+		s.giveUp()
+	}
 }
 
 // answer reports whether a name server answers, or has answered while the call that began at
@@ -154,7 +163,7 @@ func (s *nameServers) answer(ctx context.Context, resolver *net.Resolver, start,
 	q := s.last
 	s.mu.Unlock()
 	if q == nil || q.asked.Before(start) {
-		q = s.ask(resolver)
+		q = s.ask(ctx, resolver)
 	}
 	timer := time.NewTimer(time.Until(deadline))
 	defer timer.Stop()
@@ -179,7 +188,7 @@ func (s *nameServers) watchLookup(ctx context.Context, resolver *net.Resolver, d
 	var timer *time.Timer
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		DNSStart: func(httptrace.DNSStartInfo) {
-			timer = time.AfterFunc(min(slowLookup, time.Until(deadline)/2), func() { s.ask(resolver) })
+			timer = time.AfterFunc(min(slowLookup, time.Until(deadline)/2), func() { s.ask(ctx, resolver) })
 		},
 		DNSDone: func(httptrace.DNSDoneInfo) { timer.Stop() },
 	})
