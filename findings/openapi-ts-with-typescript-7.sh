@@ -23,7 +23,7 @@ generate() { # TYPESCRIPT-VERSION
 }
 generate 5.9.3 >/dev/null
 test -s client-5.9.3/sdk.gen.ts
-echo "typescript 5.9.3: $(ls client-5.9.3 | tr '\n' ' ')"
+echo "typescript 5.9.3: $(echo client-5.9.3/*)"
 if output=$(generate 7.0.2); then
   echo "changed: openapi-ts 0.95.0 works with TypeScript 7.0.2" >&2
   exit 1

@@ -230,7 +230,7 @@ func TestIdleTimeoutIsLearnt(t *testing.T) {
 				}
 				s.lost(c)
 			}
-			limit := s.learnt[a].limit
+			limit := s.limitOf(a)
 			if limit < age/2 || limit > age/2+patience {
 				t.Errorf("learnt %v of a connection closed after %v", limit, age)
 			}
@@ -248,16 +248,18 @@ func TestIdleTimeoutIsLearnt(t *testing.T) {
 				t.Errorf("a connection to another authority may be idle for %v, want 1 h", got)
 			}
 			// A close that comes later teaches nothing; one at once does not stop reuse.
-			s.learn(c, time.Hour, time.Now())
-			if got := s.learnt[a].limit; got != limit {
+			s.teach(c, time.Hour)
+			if got := s.limitOf(a); got != limit {
 				t.Errorf("learnt %v, want %v still", got, limit)
 			}
-			s.learn(c, 0, time.Now())
-			if got := s.learnt[a].limit; got != minIdleTimeout {
+			s.teach(c, 0)
+			if got := s.limitOf(a); got != minIdleTimeout {
 				t.Errorf("learnt %v, want %v", got, minIdleTimeout)
 			}
 			// It is forgotten after a while.
+			s.mu.Lock()
 			s.learnt[a] = learnt{minIdleTimeout, time.Now()}
+			s.mu.Unlock()
 			forgotten, releaseForgotten := newIdle(t, s, a, 0)
 			defer releaseForgotten()
 			if got := forgotten.until.Sub(forgotten.since); got != time.Hour {
@@ -272,7 +274,7 @@ func TestIdleTimeoutIsLearnt(t *testing.T) {
 		defer release()
 		for i := range 2 * maxLearnt {
 			c.to.host = fmt.Sprint(i)
-			s.learn(c, time.Second, time.Now())
+			s.teach(c, time.Second)
 		}
 		c.to = a
 		if got := len(s.learnt); got != maxLearnt {
@@ -310,4 +312,17 @@ func TestTargetThatClosesEarlyIsLearnt(t *testing.T) {
 	if got := c.until.Sub(c.since); got >= idleTimeout {
 		t.Errorf("the next connection may be idle for %v, want less than %v", got, idleTimeout)
 	}
+}
+
+// teach is learn under the lock that the sweep takes too.
+func (s *connections) teach(c *connection, age time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.learn(c, age, time.Now())
+}
+
+func (s *connections) limitOf(to authority) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.learnt[to].limit
 }

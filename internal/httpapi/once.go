@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"net/http"
+	"slices"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humachi"
@@ -84,7 +85,8 @@ func (a *API) orRepeated(ctx context.Context, err error, key string, fingerprint
 }
 
 // onceErrors are the statuses that a submission can be answered with, besides 422 and 500.
-var onceErrors = append([]int{http.StatusConflict, http.StatusLoopDetected}, submitErrors...)
+// Huma appends to them, which must not be in room that all operations share.
+var onceErrors = slices.Clip(append([]int{http.StatusConflict, http.StatusLoopDetected}, submitErrors...))
 
 // ofRepeat is for an error of reading what the first request under a key stored.
 func ofRepeat(err error) error {

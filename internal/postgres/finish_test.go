@@ -42,9 +42,9 @@ func TestAttemptIsReadAsWritten(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 11, 24, 12, 0, 0, 123456000, time.UTC)
 	for _, want := range []task.Attempt{
-		{Number: 1, StartedAt: at, Outcome: task.OutcomeSucceeded},
-		{Number: 100, StartedAt: at.Truncate(time.Second), Duration: 1, Outcome: task.OutcomeLost, Error: "\"quoted\"\\\n\x1f</script>\u2028"},
-		{Number: 2, StartedAt: at.In(time.FixedZone("", 3600)), Duration: 1800 * time.Second, Outcome: task.OutcomeRetryable, StatusCode: 503,
+		{Round: 1, Number: 1, StartedAt: at, Outcome: task.OutcomeSucceeded},
+		{Round: 1, Number: 100, StartedAt: at.Truncate(time.Second), Duration: 1, Outcome: task.OutcomeLost, Error: "\"quoted\"\\\n\x1f</script>\u2028"},
+		{Round: 3, Number: 2, StartedAt: at.In(time.FixedZone("", 3600)), Duration: 1800 * time.Second, Outcome: task.OutcomeRetryable, StatusCode: 503,
 			Error: "the target answered 503", ResponseExcerpt: "später 🎵", RetryAfter: 90 * time.Minute},
 	} {
 		got, err := postgres.DecodeAttempts([]byte(postgres.EncodeAttempt(&want)))
