@@ -379,8 +379,12 @@ func (a *API) completeDocument() {
 	// Swagger UI sends each parameter's example as its value. A filter's would find
 	// nothing of what was just stored.
 	for _, parameter := range a.document.Paths["/tasks"].Get.Parameters {
-		if parameter.Name != "limit" {
-			parameter.Example, parameter.Schema.Examples = nil, nil
+		switch parameter.Name {
+		case "limit":
+		case "labels": // without an example it would make up three of them
+			parameter.Schema.Examples = []any{map[string]any{}}
+		default:
+			parameter.Schema.Examples = nil
 		}
 	}
 	for _, path := range a.document.Paths {

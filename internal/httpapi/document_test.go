@@ -199,8 +199,12 @@ func TestDocumentIsComplete(t *testing.T) {
 				// Swagger UI would send the example of a filter, and find nothing; and that of
 				// include, which few callers may.
 				if name := member(parameter)["name"]; at == "GET /tasks" && name != "limit" || name == "include" {
-					if examples := member(parameter, "schema")["examples"]; examples != nil {
-						t.Errorf("%s: the parameter %v has the examples %v", at, name, examples)
+					want := []any(nil)
+					if name == "labels" { // of which it would make up some
+						want = []any{map[string]any{}}
+					}
+					if diff := cmp.Diff(want, allOf(member(parameter, "schema")["examples"])); diff != "" {
+						t.Errorf("%s: examples of the parameter %v (-want +got):\n%s", at, name, diff)
 					}
 				} else {
 					checkValueSchema(t, d, at+" "+fmt.Sprint(name), member(parameter, "schema"))
