@@ -51,7 +51,8 @@ type store interface {
 	Repeated(ctx context.Context, key string, fingerprint []byte) error
 	// What people do to tasks; each returns the task as it is then.
 	Cancel(ctx context.Context, id task.ID) (*task.Task, error)
-	RunNow(ctx context.Context, id task.ID) (*task.Task, error)
+	// MakeDue makes a pending task due now.
+	MakeDue(ctx context.Context, id task.ID) (*task.Task, error)
 	// Redrive makes a task pending again, at least hops into its chain.
 	Redrive(ctx context.Context, id task.ID, hops int) (*task.Task, error)
 	// Change writes a task that was changed since it was read, or returns

@@ -48,7 +48,7 @@ type fakeStore struct {
 	explain     func(id task.ID, lease time.Duration) (*task.Task, task.Facts, error)
 	health      func(context.Context) (time.Duration, error)
 
-	// act answers for "Cancel", "RunNow" and "Redrive".
+	// act answers for "Cancel", "MakeDue" and "Redrive".
 	act         func(name string, id task.ID) (*task.Task, error)
 	change      func(t *task.Task) (*task.Task, error)
 	match       func(f *task.Filter, limit int) ([]task.ID, error)
@@ -152,8 +152,8 @@ func (s *fakeStore) Cancel(_ context.Context, id task.ID) (*task.Task, error) {
 	return s.doAct("Cancel", id)
 }
 
-func (s *fakeStore) RunNow(_ context.Context, id task.ID) (*task.Task, error) {
-	return s.doAct("RunNow", id)
+func (s *fakeStore) MakeDue(_ context.Context, id task.ID) (*task.Task, error) {
+	return s.doAct("MakeDue", id)
 }
 
 func (s *fakeStore) Redrive(_ context.Context, id task.ID, hops int) (*task.Task, error) {

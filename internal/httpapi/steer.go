@@ -62,7 +62,7 @@ func runOperation() huma.Operation {
 }
 
 func (a *API) run(ctx context.Context, in *TaskPath) (*taskOutput, error) {
-	t, err := a.act(ctx, in, "task made due", a.Store.RunNow)
+	t, err := a.act(ctx, in, "task made due", a.Store.MakeDue)
 	if err != nil {
 		return nil, err
 	}

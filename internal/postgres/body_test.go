@@ -153,10 +153,10 @@ func TestBodiesStayInTheDatabase(t *testing.T) {
 			_, err := s.Unfinished(t.Context(), []task.ID{pending.ID, failed.ID})
 			return none(err)
 		}},
-		{"RunNow", func() (*task.Task, error) { return s.RunNow(t.Context(), pending.ID) }},
-		{"RunNow of a due task", func() (*task.Task, error) { return s.RunNow(t.Context(), pending.ID) }},
-		{"RunNow of a failed task", func() (*task.Task, error) {
-			_, err := s.RunNow(t.Context(), failed.ID)
+		{"MakeDue", func() (*task.Task, error) { return s.MakeDue(t.Context(), pending.ID) }},
+		{"MakeDue of a due task", func() (*task.Task, error) { return s.MakeDue(t.Context(), pending.ID) }},
+		{"MakeDue of a failed task", func() (*task.Task, error) {
+			_, err := s.MakeDue(t.Context(), failed.ID)
 			if errors.Is(err, task.ErrNotPending) {
 				err = nil
 			}

@@ -88,10 +88,10 @@ func (s *Store) ClaimOne(ctx context.Context, worker, id task.ID) (*task.Claim, 
 }
 
 func (s *Store) claimOne(ctx context.Context, worker, id task.ID) (*task.Claim, error) {
-	if err := s.takeTurn(ctx); err != nil {
+	if err := s.managing.acquire(ctx); err != nil {
 		return nil, err
 	}
-	defer s.endTurn()
+	defer s.managing.release()
 	rows, err := s.pool.Query(ctx, claimOneSQL, [16]byte(worker), [16]byte(id))
 	if err != nil {
 		return nil, err
@@ -195,10 +195,10 @@ SELECT now()`
 func (s *Store) Now(ctx context.Context) (now time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for its turn included
 	defer cancel()
-	if err := s.takeTurn(ctx); err != nil {
+	if err := s.managing.acquire(ctx); err != nil {
 		return time.Time{}, fmt.Errorf("ask for the time: %w", classify(err))
 	}
-	defer s.endTurn()
+	defer s.managing.release()
 	before := localTime()
 	if err := s.pool.QueryRow(ctx, nowSQL).Scan(&now); err != nil {
 		return time.Time{}, fmt.Errorf("ask for the time: %w", classify(err))

@@ -31,7 +31,7 @@ FROM t LEFT JOIN workers w ON w.id = t.worker_id`
 // Explain returns a task, or [task.ErrNotFound], and the facts around it.
 // Workers that were silent for lease do not count. It is bounded like Find.
 func (s *Store) Explain(ctx context.Context, id task.ID, lease time.Duration) (*task.Task, task.Facts, error) {
-	var t *task.Task // as in Find
+	var t *task.Task
 	f := task.Facts{Lease: lease}
 	err := s.search(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, explainSQL, searchMode, [16]byte(id), seconds(lease), task.MaxAhead)

@@ -10,15 +10,14 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/melodia/orchestrator/internal/batch"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
 const (
 	// searchTimeout bounds what a search may cost the database.
 	searchTimeout = 3 * time.Second
-	// maxSearching is the most searches that wait for their turn: one runs at a
-	// time, so that people who look for tasks never keep tasks waiting.
+	// maxSearching is the most searches that wait. One runs at a time, so that
+	// searches never delay tasks.
 	maxSearching = 16
 )
 
@@ -33,7 +32,7 @@ func (s *Store) Find(ctx context.Context, f *task.Filter, behind task.Position, 
 	if sql == "" {
 		return nil, nil // a failed task that is running, say
 	}
-	var found []*task.Task // the search's alone until it has ended without an error
+	var found []*task.Task
 	err := s.search(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, sql, append([]any{searchMode}, args...)...)
 		if err != nil {
@@ -138,29 +137,22 @@ SET LOCAL jit = off; SET LOCAL statement_timeout = %d`, searchTimeout.Millisecon
 // and each is planned anew.
 const searchMode = pgx.QueryExecModeCacheDescribe
 
-// search runs f when its turn comes, in a transaction for searching. Where it
-// returns an error f may still be running.
+// search waits for the searches before this one, and runs f in a transaction for
+// searching, whether or not ctx ends then: the server would go on with a statement
+// that is broken off, beside the next search.
 func (s *Store) search(ctx context.Context, f func(context.Context, pgx.Tx) error) error {
-	_, err := s.searches.Do(ctx, f)
+	waiting, stopWaiting := context.WithTimeout(ctx, callTimeout)
+	defer stopWaiting()
+	if err := s.searching.acquire(waiting); err != nil {
+		return err
+	}
+	defer s.searching.release()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	err := pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{BeginQuery: beginSearch}, func(tx pgx.Tx) error { return f(ctx, tx) })
 	var pgErr *pgconn.PgError
-	switch {
-	case errors.Is(err, batch.ErrFull):
-		return fmt.Errorf("%w: %w", task.ErrOverloaded, err)
-	case errors.As(err, &pgErr) && pgErr.Code == "57014": // statement timeout
+	if errors.As(err, &pgErr) && pgErr.Code == "57014" { // statement timeout
 		return fmt.Errorf("%w: %w", task.ErrTooBroad, err)
 	}
 	return classify(err)
-}
-
-// runSearch is the flush of search.
-func (s *Store) runSearch(ctx context.Context, searches []func(context.Context, pgx.Tx) error) ([]struct{}, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	for _, f := range searches {
-		err := pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{BeginQuery: beginSearch}, func(tx pgx.Tx) error { return f(ctx, tx) })
-		if err != nil {
-			return nil, err
-		}
-	}
-	return make([]struct{}, len(searches)), nil
 }

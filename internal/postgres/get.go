@@ -85,10 +85,10 @@ func (s *Store) GetWithBody(ctx context.Context, id task.ID) (*task.Task, error)
 }
 
 func (s *Store) getWithBody(ctx context.Context, id task.ID) (*task.Task, error) {
-	if err := s.takeTurn(ctx); err != nil {
+	if err := s.managing.acquire(ctx); err != nil {
 		return nil, err
 	}
-	defer s.endTurn()
+	defer s.managing.release()
 	rows, err := s.pool.Query(ctx, getWithBodySQL, [16]byte(id))
 	if err != nil {
 		return nil, err

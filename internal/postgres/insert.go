@@ -127,43 +127,26 @@ RETURNING id, run_at, created_at, claim`
 func (s *Store) insert(ctx context.Context, tasks []newTask) (_ []inserted, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if err := s.beginInsert(ctx); err != nil {
+	if err := s.inserting.acquire(ctx); err != nil {
 		return nil, err
 	}
-	defer func() { s.endInsert(err) }()
+	defer s.inserting.release()
+	defer func() { s.noteRoom(err) }()
 	if slices.ContainsFunc(tasks, func(t newTask) bool { return t.IdempotencyKey != "" }) {
 		return s.insertOnce(ctx, tasks)
 	}
 	return s.insertRows(ctx, insertSQL, tasks)
 }
 
-// beginInsert waits until fewer than flushes statements insert tasks.
-func (s *Store) beginInsert(ctx context.Context) error {
-	select {
-	case s.writers <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return classify(context.Cause(ctx))
-	}
-}
-
-func (s *Store) endInsert(err error) {
-	<-s.writers
-	s.noteRoom(err)
-}
-
 // InsertBatch stores tasks in one statement: all, or none of them. It is
 // [Store.Insert] otherwise, in all that it sets and returns.
 func (s *Store) InsertBatch(ctx context.Context, b *task.Batch) error {
-	in, err := s.batches.Do(ctx, b)
+	in, err := s.insertBatch(ctx, b)
 	for range insertTries - 1 {
 		if !errors.Is(err, errKeyReleased) {
 			break
 		}
-		in, err = s.batches.Do(ctx, b)
-	}
-	if errors.Is(err, batch.ErrFull) {
-		return fmt.Errorf("insert a batch of %d tasks: %w: %w", len(b.Tasks), task.ErrOverloaded, err)
+		in, err = s.insertBatch(ctx, b)
 	}
 	if err != nil {
 		return fmt.Errorf("insert a batch of %d tasks: %w", len(b.Tasks), classify(err))
@@ -174,25 +157,30 @@ func (s *Store) InsertBatch(ctx context.Context, b *task.Batch) error {
 	return nil
 }
 
-// insertBatch is the flush of InsertBatch, which gets one batch.
-func (s *Store) insertBatch(ctx context.Context, batches []*task.Batch) (_ [][]inserted, err error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	if err := s.beginInsert(ctx); err != nil {
+// insertBatch waits for the batches before this one, and inserts it whether or not
+// ctx ends then: to break a statement off would cost a connection.
+func (s *Store) insertBatch(ctx context.Context, b *task.Batch) (_ []inserted, err error) {
+	waiting, stopWaiting := context.WithTimeout(ctx, callTimeout)
+	defer stopWaiting()
+	if err := s.batching.acquire(waiting); err != nil {
 		return nil, err
 	}
-	defer func() { s.endInsert(err) }()
-	b := batches[0]
+	defer s.batching.release()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	if err := s.inserting.acquire(ctx); err != nil {
+		return nil, err
+	}
+	defer s.inserting.release()
+	defer func() { s.noteRoom(err) }()
 	tasks := make([]newTask, len(b.Tasks))
 	for i, t := range b.Tasks {
 		tasks[i].Task = t
 	}
 	if b.IdempotencyKey != "" {
-		out, err := s.insertBatchOnce(ctx, b, tasks)
-		return [][]inserted{out}, err
+		return s.insertBatchOnce(ctx, b, tasks)
 	}
-	out, err := s.insertRows(ctx, insertSQL, tasks)
-	return [][]inserted{out}, err
+	return s.insertRows(ctx, insertSQL, tasks)
 }
 
 // insertRows runs one of the statements that insert tasks; more are its further

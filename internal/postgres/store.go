@@ -13,17 +13,12 @@ package postgres
 
 import (
 	"context"
-	"database/sql/driver"
 	"errors"
 	"fmt"
-	"io"
 	"math"
-	"net"
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/melodia/orchestrator/internal/batch"
@@ -68,19 +63,20 @@ type Store struct {
 	// beatFailed is whether the last heartbeat did.
 	beatFailed atomic.Bool
 	inserts    *batch.Batcher[newTask, inserted]
-	batches    *batch.Batcher[*task.Batch, []inserted]
 	finishes   *batch.Batcher[Result, written]
 	gets       *batch.Batcher[task.ID, *task.Task]
 	probes     *batch.Batcher[struct{}, time.Duration]
-	// writers is held by the statements that insert tasks, whether one by one or in
-	// batches, flushes of them at a time.
-	writers chan struct{}
-	// turn is held by the one call at a time that /worker-endpoint, or somebody who
-	// steers a task, makes.
-	turn     chan struct{}
-	searches *batch.Batcher[func(context.Context, pgx.Tx) error, struct{}]
-	lowWater *lowWater
-	clock    clock
+	// inserting bounds the statements that insert tasks, one by one or in batches.
+	inserting *gate
+	// batching lets one batch at a time go on to inserting, so that tasks which are
+	// submitted one by one are inserted beside it.
+	batching *gate
+	// managing lets one statement at a time read or change a single task by request.
+	managing *gate
+	// searching lets one search at a time run.
+	searching *gate
+	lowWater  *lowWater
+	clock     clock
 	// callbacks is what their Timeout and Retry are.
 	callbacks task.Spec
 	// keyWindow is for how long an idempotency key counts.
@@ -127,8 +123,11 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, fmt.Errorf("set up the connection for heartbeats: %w", err)
 	}
 	s := &Store{
-		pool: pool, leases: leases, writers: make(chan struct{}, flushes), turn: make(chan struct{}, 1),
-		lowWater: newLowWater(), callbacks: o.Callbacks, keyWindow: o.IdempotencyWindow,
+		pool: pool, leases: leases, lowWater: newLowWater(), callbacks: o.Callbacks, keyWindow: o.IdempotencyWindow,
+		inserting: newGate(flushes, maxWaiting, task.ErrUnavailable),
+		batching:  newGate(1, maxBatches, task.ErrUnavailable),
+		managing:  newGate(1, maxWaiting, task.ErrOverloaded),
+		searching: newGate(1, maxSearching, task.ErrUnavailable),
 	}
 	if _, err := s.Now(ctx); err != nil { // for ids
 		leases.Close()
@@ -136,24 +135,22 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, err
 	}
 	s.inserts = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, GatherSlow: gatherSlow, MaxWaiting: maxWaiting, Timeout: callTimeout, Isolate: isRowError}, s.insert)
-	// One at a time, so that what is submitted one by one gets on beside it.
-	s.batches = batch.New(batch.Options{MaxSize: 1, MaxFlushes: 1, MaxWaiting: maxBatches, Timeout: callTimeout}, s.insertBatch)
 	s.finishes = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, Gather: gatherTime, GatherSlow: gatherSlow, Isolate: isRowError}, s.finish)
 	// Tasks are as large as they were sent.
 	s.gets = batch.New(batch.Options{MaxSize: 16, MaxFlushes: flushes, MaxWaiting: maxWaiting, Timeout: callTimeout}, s.get)
 	s.probes = batch.New(batch.Options{MaxSize: 1000, MaxFlushes: 1}, s.probe)
-	s.searches = batch.New(batch.Options{MaxSize: 1, MaxFlushes: 1, MaxWaiting: maxSearching, Timeout: callTimeout}, s.runSearch)
 	return s, nil
 }
 
 // Close waits for writes under way and closes the connections.
 func (s *Store) Close() {
 	s.inserts.Close()
-	s.batches.Close()
 	s.finishes.Close()
 	s.gets.Close()
 	s.probes.Close()
-	s.searches.Close()
+	for _, g := range []*gate{s.batching, s.inserting, s.managing, s.searching} {
+		g.close()
+	}
 	s.leases.Close()
 	s.pool.Close()
 }
@@ -203,72 +200,6 @@ const specColumns = `expires_at, ` + keptColumns + `, hops, round`
 const keptColumns = `timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
     max_attempts, max_doublings, retry_client_errors, method, url, content_type, headers, labels, body,
     callbacks, oidc_audience, created_by, idempotency_key, parent_id, root_id`
-
-// isRowError reports whether err may be the fault of one row of a statement:
-// data exceptions (class 22), broken constraints (23) and exceeded limits (54).
-func isRowError(err error) bool {
-	switch errorClass(err) {
-	case "22", "23", "54":
-		return true
-	}
-	return false
-}
-
-// errorClass returns the class of the SQLSTATE that the server answered with,
-// its first two characters, or "" where err is not the server's.
-func errorClass(err error) string {
-	var pgErr *pgconn.PgError
-	if !errors.As(err, &pgErr) {
-		return ""
-	}
-	return pgErr.Code[:min(2, len(pgErr.Code))]
-}
-
-// classify wraps err in [task.ErrUnavailable] where the database is away, but
-// not where it found fault with the statement or the mistake is our own.
-func classify(err error) error {
-	if err == nil || errors.Is(err, task.ErrUnavailable) {
-		return err
-	}
-	// A server that refuses to let us in says why in many classes: a password
-	// that is being rotated, a database that is being renamed.
-	var connecting *pgconn.ConnectError
-	if errors.As(err, &connecting) {
-		return fmt.Errorf("%w: %w", task.ErrUnavailable, err)
-	}
-	switch errorClass(err) {
-	case "08", // connection exception
-		"25", // read-only transaction, among others
-		"40", // serialization failure, deadlock
-		"53", // out of disk, memory or connections
-		"55", // lock not available
-		"57", // shutting down, starting up, statement timeout
-		"58", // I/O error
-		"XX": // internal error
-		return fmt.Errorf("%w: %w", task.ErrUnavailable, err)
-	case "":
-		if isSilence(err) {
-			return fmt.Errorf("%w: %w", task.ErrUnavailable, err)
-		}
-	}
-	return err
-}
-
-// isSilence reports that no answer came: in time, over a connection that held.
-// What is left without the server's word on it is our own mistake, like a value
-// that cannot be encoded or read.
-func isSilence(err error) bool {
-	var network net.Error
-	for _, sign := range []error{
-		context.Canceled, context.DeadlineExceeded, io.EOF, io.ErrUnexpectedEOF,
-		pgconn.ErrConnClosed, driver.ErrBadConn, batch.ErrClosed,
-	} {
-		if errors.Is(err, sign) {
-			return true
-		}
-	}
-	return errors.As(err, &network)
-}
 
 // seconds is how durations are written.
 func seconds(d time.Duration) float64 { return d.Seconds() }

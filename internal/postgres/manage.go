@@ -15,9 +15,9 @@ import (
 // they change gets the next claim number, so that nobody who saw it before
 // takes it for the same.
 
-// steerTries is how often a statement is tried where the task changes its state
+// manageTries is how often a statement is tried where the task changes its state
 // at the very moment.
-const steerTries = 3
+const manageTries = 3
 
 // historyOfGone moves the rows of the CTE gone to the history as cancelled, and
 // releases their idempotency keys, but for such as others have by now. Keys are
@@ -61,7 +61,7 @@ SELECT id, claim, true FROM asked UNION ALL SELECT id, claim, false FROM moved`
 // it is then, or [task.ErrNotFound], [task.ErrEnded] or
 // [task.ErrCancelRequested].
 func (s *Store) Cancel(ctx context.Context, id task.ID) (*task.Task, error) {
-	return s.steer(ctx, "cancel", id, (*task.Task).Cancellable, cancelSQL, [][16]byte{id})
+	return s.manage(ctx, "cancel", id, (*task.Task).Cancellable, cancelSQL, [][16]byte{id})
 }
 
 // CancelMany is Cancel of some hundred tasks in one statement; those that
@@ -72,7 +72,7 @@ func (s *Store) CancelMany(ctx context.Context, ids []task.ID) (count int, runni
 	var id task.ID
 	var claim int64
 	var isRunning bool
-	count, err = s.steerMany(ctx, []any{(*[16]byte)(&id), &claim, &isRunning}, func() {
+	count, err = s.manageMany(ctx, []any{(*[16]byte)(&id), &claim, &isRunning}, func() {
 		if isRunning {
 			running[id] = claim
 		}
@@ -84,21 +84,21 @@ func (s *Store) CancelMany(ctx context.Context, ids []task.ID) (count int, runni
 }
 
 // An overdue task keeps its place.
-const runNowSQL = `-- name: run task now
-WITH hastened AS (
+const makeDueSQL = `-- name: make task due
+WITH due AS (
     UPDATE tasks SET run_at = now(), claim = claim + 1
     WHERE id = $1 AND state = 'pending' AND cancel_requested_at IS NULL AND run_at > now()
     RETURNING ` + liveColumns + `
 )
-SELECT * FROM hastened
+SELECT * FROM due
 UNION ALL
 SELECT ` + liveColumns + ` FROM tasks
 WHERE id = $1 AND state = 'pending' AND cancel_requested_at IS NULL AND run_at <= now()`
 
-// RunNow makes a pending task due, and returns it; or [task.ErrNotFound],
+// MakeDue makes a pending task due, and returns it; or [task.ErrNotFound],
 // [task.ErrNotPending] or [task.ErrCancelRequested].
-func (s *Store) RunNow(ctx context.Context, id task.ID) (*task.Task, error) {
-	return s.steer(ctx, "run", id, (*task.Task).Changeable, runNowSQL, [16]byte(id))
+func (s *Store) MakeDue(ctx context.Context, id task.ID) (*task.Task, error) {
+	return s.manage(ctx, "run", id, (*task.Task).Changeable, makeDueSQL, [16]byte(id))
 }
 
 // Of a failed or cancelled task its story stays; its attempts, and the time
@@ -142,7 +142,7 @@ SELECT id FROM again`
 // hops where they are fewer. It returns the task, or [task.ErrNotFound] or
 // [task.ErrNotRedrivable].
 func (s *Store) Redrive(ctx context.Context, id task.ID, hops int) (*task.Task, error) {
-	return s.steer(ctx, "redrive", id, (*task.Task).Redrivable, redriveSQL, [][16]byte{id}, 0.0, 0.0, hops)
+	return s.manage(ctx, "redrive", id, (*task.Task).Redrivable, redriveSQL, [][16]byte{id}, 0.0, 0.0, hops)
 }
 
 // RedriveMany is Redrive of some hundred tasks in one statement; those that
@@ -150,7 +150,7 @@ func (s *Store) Redrive(ctx context.Context, id task.ID, hops int) (*task.Task, 
 // one apart later. It returns their number.
 func (s *Store) RedriveMany(ctx context.Context, ids []task.ID, wait, apart time.Duration, hops int) (count int, err error) {
 	var id task.ID
-	count, err = s.steerMany(ctx, []any{(*[16]byte)(&id)}, func() {}, redriveManySQL, uuids(ids), seconds(wait), seconds(apart), hops)
+	count, err = s.manageMany(ctx, []any{(*[16]byte)(&id)}, func() {}, redriveManySQL, uuids(ids), seconds(wait), seconds(apart), hops)
 	if err != nil {
 		return 0, fmt.Errorf("redrive %d tasks: %w", len(ids), err)
 	}
@@ -178,7 +178,7 @@ func (s *Store) Change(ctx context.Context, t *task.Task, content *task.Content)
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	changed, err := s.steerOnce(ctx, changeSQL, [16]byte(t.ID), t.LastClaim, nullTime(t.RunAt), seconds(t.Delay),
+	changed, err := s.manageOnce(ctx, changeSQL, [16]byte(t.ID), t.LastClaim, nullTime(t.RunAt), seconds(t.Delay),
 		nullTime(t.ExpiresAt), seconds(t.Timeout), seconds(t.Retry.MaxRetryDuration), seconds(t.Retry.MinBackoff),
 		seconds(t.Retry.MaxBackoff), t.Retry.MaxAttempts, t.Retry.MaxDoublings, t.Retry.RetryClientErrors,
 		encodeMap(t.Headers), encodeMap(t.Labels), content != nil, contentType, body)
@@ -191,14 +191,14 @@ func (s *Store) Change(ctx context.Context, t *task.Task, content *task.Content)
 	return changed, nil
 }
 
-// steer runs a statement that does something to one task and returns it. Where
+// manage runs a statement that does something to one task and returns it. Where
 // there is no row, possible says why. A state that allowed it, or a task that
 // is nowhere, may have come up after the statement had looked.
-func (s *Store) steer(ctx context.Context, act string, id task.ID, possible func(*task.Task) error, sql string, args ...any) (*task.Task, error) {
+func (s *Store) manage(ctx context.Context, act string, id task.ID, possible func(*task.Task) error, sql string, args ...any) (*task.Task, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	for range steerTries {
-		t, err := s.steerOnce(ctx, sql, args...)
+	for range manageTries {
+		t, err := s.manageOnce(ctx, sql, args...)
 		if errors.Is(err, pgx.ErrNoRows) {
 			if t, err = s.Get(ctx, id); err == nil {
 				err = possible(t)
@@ -215,12 +215,12 @@ func (s *Store) steer(ctx context.Context, act string, id task.ID, possible func
 	return nil, fmt.Errorf("%s task %s: %w", act, id, task.ErrChanged)
 }
 
-// steerOnce runs a statement that returns one task, or [pgx.ErrNoRows].
-func (s *Store) steerOnce(ctx context.Context, sql string, args ...any) (*task.Task, error) {
-	if err := s.takeTurn(ctx); err != nil {
+// manageOnce runs a statement that returns one task, or [pgx.ErrNoRows].
+func (s *Store) manageOnce(ctx context.Context, sql string, args ...any) (*task.Task, error) {
+	if err := s.managing.acquire(ctx); err != nil {
 		return nil, err
 	}
-	defer s.endTurn()
+	defer s.managing.release()
 	t, err := s.queryTask(ctx, sql, args...)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, err
@@ -236,14 +236,14 @@ func (s *Store) queryTask(ctx context.Context, sql string, args ...any) (*task.T
 	return pgx.CollectExactlyOneRow(rows, scanTaskOnly)
 }
 
-// steerMany runs a statement that returns a row for each task that it changed.
-func (s *Store) steerMany(ctx context.Context, scan []any, each func(), sql string, args ...any) (count int, err error) {
+// manageMany runs a statement that returns a row for each task that it changed.
+func (s *Store) manageMany(ctx context.Context, scan []any, each func(), sql string, args ...any) (count int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if err := s.takeTurn(ctx); err != nil {
+	if err := s.managing.acquire(ctx); err != nil {
 		return 0, err
 	}
-	defer s.endTurn()
+	defer s.managing.release()
 	rows, err := s.pool.Query(ctx, sql, args...)
 	if err != nil {
 		return 0, classify(err)
@@ -251,20 +251,6 @@ func (s *Store) steerMany(ctx context.Context, scan []any, each func(), sql stri
 	_, err = pgx.ForEachRow(rows, scan, func() error { count++; each(); return nil })
 	return count, classify(err)
 }
-
-// takeTurn waits until no other statement runs that is asked for one task at a
-// time: however many people, scripts and engines there are, claims and
-// heartbeats find a connection. Nothing was begun where it returns an error.
-func (s *Store) takeTurn(ctx context.Context) error {
-	select {
-	case s.turn <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("%w: too many tasks are being changed by hand: %w", task.ErrOverloaded, context.Cause(ctx))
-	}
-}
-
-func (s *Store) endTurn() { <-s.turn }
 
 // uuids are ids as the database takes them.
 func uuids(ids []task.ID) [][16]byte {

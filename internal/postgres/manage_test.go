@@ -190,8 +190,8 @@ func TestCancelOutlivesALostAttempt(t *testing.T) {
 		t.Fatalf("Reap = %d, %v, want 1", n, err)
 	}
 	lost := get(t, s, tk.ID)
-	if _, err := s.RunNow(t.Context(), tk.ID); !errors.Is(err, task.ErrCancelRequested) {
-		t.Errorf("RunNow: %v, want ErrCancelRequested", err)
+	if _, err := s.MakeDue(t.Context(), tk.ID); !errors.Is(err, task.ErrCancelRequested) {
+		t.Errorf("MakeDue: %v, want ErrCancelRequested", err)
 	}
 	if _, err := s.Change(t.Context(), lost, nil); !errors.Is(err, task.ErrChanged) {
 		t.Errorf("Change: %v, want ErrChanged", err)
@@ -209,33 +209,33 @@ func TestCancelOutlivesALostAttempt(t *testing.T) {
 	}
 }
 
-func TestRunNow(t *testing.T) {
+func TestMakeDue(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)
 	worker := register(t, s)
 	later := newTask(func(tk *task.Task) { tk.Delay = time.Hour })
 	insert(t, s, later)
-	got, err := s.RunNow(t.Context(), later.ID)
+	got, err := s.MakeDue(t.Context(), later.ID)
 	if err != nil || got.State != task.Pending || got.RunAt.After(query[time.Time](t, pool, "SELECT now()")) || got.LastClaim != 1 {
-		t.Fatalf("RunNow = %+v, %v, want pending, due, changed once", got, err)
+		t.Fatalf("MakeDue = %+v, %v, want pending, due, changed once", got, err)
 	}
-	again, err := s.RunNow(t.Context(), later.ID)
+	again, err := s.MakeDue(t.Context(), later.ID)
 	if err != nil || !again.RunAt.Equal(got.RunAt) || again.LastClaim != 1 {
-		t.Errorf("RunNow of a due task = %+v, %v, want it to keep its place", again, err)
+		t.Errorf("MakeDue of a due task = %+v, %v, want it to keep its place", again, err)
 	}
 	c := claimOne(t, s, worker)
 	if c.Number != 2 {
 		t.Errorf("claim %d, want 2", c.Number)
 	}
-	if _, err := s.RunNow(t.Context(), later.ID); !errors.Is(err, task.ErrNotPending) {
-		t.Errorf("RunNow of a running task: %v, want ErrNotPending", err)
+	if _, err := s.MakeDue(t.Context(), later.ID); !errors.Is(err, task.ErrNotPending) {
+		t.Errorf("MakeDue of a running task: %v, want ErrNotPending", err)
 	}
 	finish(t, s, c, succeeded(c))
-	if _, err := s.RunNow(t.Context(), later.ID); !errors.Is(err, task.ErrNotPending) {
-		t.Errorf("RunNow of an ended task: %v, want ErrNotPending", err)
+	if _, err := s.MakeDue(t.Context(), later.ID); !errors.Is(err, task.ErrNotPending) {
+		t.Errorf("MakeDue of an ended task: %v, want ErrNotPending", err)
 	}
-	if _, err := s.RunNow(t.Context(), newID()); !errors.Is(err, task.ErrNotFound) {
-		t.Errorf("RunNow of an unknown task: %v, want ErrNotFound", err)
+	if _, err := s.MakeDue(t.Context(), newID()); !errors.Is(err, task.ErrNotFound) {
+		t.Errorf("MakeDue of an unknown task: %v, want ErrNotFound", err)
 	}
 }
 
@@ -637,7 +637,7 @@ func TestChangeAgainstClaim(t *testing.T) {
 	t.Log(ends.times)
 }
 
-func TestRunNowAgainstClaim(t *testing.T) {
+func TestMakeDueAgainstClaim(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)
 	worker := register(t, s)
@@ -650,7 +650,7 @@ func TestRunNowAgainstClaim(t *testing.T) {
 		var claimErr, runErr error
 		return tk.ID, []func(){
 				func() { c, claimErr = s.ClaimOne(t.Context(), worker, tk.ID) },
-				func() { run, runErr = s.RunNow(t.Context(), tk.ID) },
+				func() { run, runErr = s.MakeDue(t.Context(), tk.ID) },
 			}, func() {
 				switch {
 				case claimErr != nil:
@@ -660,7 +660,7 @@ func TestRunNowAgainstClaim(t *testing.T) {
 				case runErr == nil && run.State == task.Pending && run.LastClaim == 1 && c.Number == 2:
 					ends.note("made due first")
 				default:
-					t.Errorf("RunNow = %+v, %v, and claim %d", run, runErr, c.Number)
+					t.Errorf("MakeDue = %+v, %v, and claim %d", run, runErr, c.Number)
 				}
 			}
 	})
