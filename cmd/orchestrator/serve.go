@@ -22,6 +22,7 @@ import (
 	"github.com/melodia/orchestrator/internal/httpapi"
 	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/postgres"
+	targets "github.com/melodia/orchestrator/internal/target" // the tests have a type of that name
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -223,7 +224,7 @@ func within(limit time.Duration, f func(context.Context)) {
 func deliverOptions(c *config.Config) (deliver.Options, error) {
 	o := deliver.Options{Version: version, Concurrency: c.DispatchConcurrency}
 	var err error
-	if o.Policy, err = deliver.NewPolicy(c.TargetAllowHosts, c.TargetAllowNetworks, c.TargetRequireHTTPS); err != nil {
+	if o.Policy, err = targets.NewPolicy(c.TargetAllowHosts, c.TargetAllowNetworks, c.TargetRequireHTTPS); err != nil {
 		return o, fmt.Errorf("TARGET_ALLOW_HOSTS: %w", err)
 	}
 	if o.Identity, err = deliver.NewIdentity(c.OIDCTargetHosts); err != nil {

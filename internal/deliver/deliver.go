@@ -1,7 +1,7 @@
 // Package deliver makes the HTTP calls that tasks ask for. It is the only
 // package that talks to targets, and it trusts none of them: what a target
 // does is bounded in time by the task's timeout and in memory by constants,
-// and no call reaches an address that the [Policy] closes.
+// and no call reaches an address that the [target.Policy] closes.
 //
 // One attempt is one request: the target may have carried out one that broke off,
 // and a repeat must be an attempt of its own in the task's story. There is one
@@ -52,6 +52,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/melodia/orchestrator/internal/target"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -67,8 +68,8 @@ const (
 // Options are what a [Deliverer] needs to know.
 type Options struct {
 	// Policy must not be nil.
-	Policy *Policy
-	// Identity gets the ID tokens that tasks ask for; nil admits none.
+	Policy *target.Policy
+	// Identity gets the ID tokens that tasks ask for; nil allows none.
 	Identity *Identity
 	// Secrets are what the headers of tasks may refer to; nil is none.
 	Secrets *Secrets
@@ -84,7 +85,7 @@ type Options struct {
 // Deliverer makes calls over one shared pool of connections. Any number of
 // goroutines may use it.
 type Deliverer struct {
-	policy      *Policy
+	policy      *target.Policy
 	identity    *Identity
 	secrets     *Secrets
 	signer      *Signer
@@ -143,9 +144,9 @@ func (d *Deliverer) Deliver(ctx context.Context, c task.Call) task.Outcome {
 
 // attempt also returns the connection if it can be used again.
 func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) (task.Outcome, *connection) {
-	u, err := d.policy.parse(c.Task.URL)
+	u, err := d.policy.Parse(c.Task.URL)
 	if err != nil {
-		// Admitted once, but the policy may have changed since.
+		// The policy may have changed since the task was handed in.
 		return task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: "the task's url " + err.Error()}, nil
 	}
 	added, err := d.credentials(ctx, start.Add(c.Task.Timeout), u, c)
@@ -373,21 +374,21 @@ var (
 // name stands for several addresses, those that the policy closes are passed
 // over; the call counts as refused only when no other was there to try.
 func (d *Deliverer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	var refused, admitted atomic.Bool
+	var refused, allowed atomic.Bool
 	dialer := net.Dialer{
 		Resolver: d.resolver,
 		Control: func(_, address string, _ syscall.RawConn) error {
 			a, err := netip.ParseAddrPort(address)
-			if err != nil || !d.policy.admits(a.Addr()) {
+			if err != nil || !d.policy.Allows(a.Addr()) {
 				refused.Store(true)
 				return errPassedOver
 			}
-			admitted.Store(true)
+			allowed.Store(true)
 			return nil
 		},
 	}
 	conn, err := dialer.DialContext(ctx, network, addr)
-	if err != nil && refused.Load() && !admitted.Load() {
+	if err != nil && refused.Load() && !allowed.Load() {
 		return nil, errRefused
 	}
 	return conn, err

@@ -24,6 +24,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
+	"github.com/melodia/orchestrator/internal/target"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -38,6 +39,20 @@ const patience = 20 * time.Second
 // slack is how much longer than promised a call may take on a slow machine. It
 // is far below the times after which net/http gives up by itself.
 const slack = 5 * time.Second
+
+// policy allows these hosts, or all where there are none, and opens these networks.
+func policy(t testing.TB, hosts []string, networks ...string) *target.Policy {
+	t.Helper()
+	var prefixes []netip.Prefix
+	for _, n := range networks {
+		prefixes = append(prefixes, netip.MustParsePrefix(n))
+	}
+	p, err := target.NewPolicy(hosts, prefixes, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
 
 // newDeliverer makes a deliverer that may call loopback addresses.
 func newDeliverer(t testing.TB, networks ...string) *Deliverer {

@@ -25,6 +25,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/melodia/orchestrator/internal/target"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -501,17 +502,17 @@ func TestDNSAnswerThatChanges(t *testing.T) {
 		}
 		return []netip.Addr{netip.MustParseAddr("8.8.8.8")}
 	})
-	target := named("rebinding.example", s.Listener.Addr().String())
+	rawURL := named("rebinding.example", s.Listener.Addr().String())
 
 	addrs, err := d.resolver.LookupNetIP(t.Context(), "ip4", "rebinding.example")
-	if err != nil || len(addrs) != 1 || !d.policy.admits(addrs[0]) {
-		t.Fatalf("addresses at the check = %v, %v, want one that is admitted", addrs, err)
+	if err != nil || len(addrs) != 1 || !d.policy.Allows(addrs[0]) {
+		t.Fatalf("addresses at the check = %v, %v, want one that is allowed", addrs, err)
 	}
-	if err := d.policy.CheckURL(target); err != nil {
+	if err := d.policy.CheckURL(rawURL); err != nil {
 		t.Fatalf("CheckURL = %v, want nil", err)
 	}
 	changed.Store(true)
-	o := d.Deliver(t.Context(), newCall("POST", target, nil))
+	o := d.Deliver(t.Context(), newCall("POST", rawURL, nil))
 	if o.Kind != task.OutcomePermanent || !o.Refused {
 		t.Errorf("outcome = %+v, want refused", o)
 	}
@@ -521,13 +522,13 @@ func TestDNSAnswerThatChanges(t *testing.T) {
 func TestPolicyIsAskedAgainAtDelivery(t *testing.T) {
 	t.Parallel()
 	s := newServer(t, func(http.ResponseWriter, *http.Request) { t.Error("the target was called") })
-	https, err := NewPolicy(nil, []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, true)
+	https, err := target.NewPolicy(nil, []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, true)
 	if err != nil {
 		t.Fatal(err)
 	}
 	tests := []struct {
 		name   string
-		policy *Policy
+		policy *target.Policy
 		url    string
 	}{
 		{"network", policy(t, nil), s.URL},
@@ -559,16 +560,16 @@ func TestProxyOfTheEnvironmentIsIgnored(t *testing.T) {
 	s := newServer(t, answer(200, "direct"))
 	d := newDeliverer(t)
 	d.resolver = newResolver(t, always("127.0.0.1"))
-	target := named("plays.melodia.app", s.Listener.Addr().String())
+	rawURL := named("plays.melodia.app", s.Listener.Addr().String())
 	// net/http reads the environment once; had it been read before, this test would show nothing.
-	u, err := url.Parse(target)
+	u, err := url.Parse(rawURL)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if p, err := http.ProxyFromEnvironment(&http.Request{URL: u}); err != nil || p == nil {
 		t.Fatalf("proxy by the environment = %v, %v, want ours", p, err)
 	}
-	if o := d.Deliver(t.Context(), newCall("POST", target, nil)); o.ResponseExcerpt != "direct" {
+	if o := d.Deliver(t.Context(), newCall("POST", rawURL, nil)); o.ResponseExcerpt != "direct" {
 		t.Errorf("outcome = %+v, want the target's answer", o)
 	}
 }

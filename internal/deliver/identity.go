@@ -15,6 +15,7 @@ import (
 
 	"cloud.google.com/go/compute/metadata"
 
+	"github.com/melodia/orchestrator/internal/target"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -36,7 +37,7 @@ const (
 // own account, from the metadata server. It asks with a client of its own; calls
 // of tasks do not get there. Many goroutines may use it.
 type Identity struct {
-	hosts  hostList
+	hosts  target.Hosts
 	server *metadata.Client
 
 	mu       sync.Mutex
@@ -69,12 +70,12 @@ var (
 	errIdentityHTTP = errors.New("needs a url that begins with https://")
 )
 
-// NewIdentity takes the hosts that may be sent a token (see [NewPolicy] for
+// NewIdentity takes the hosts that may be sent a token (see [target.Hosts] for
 // their form). Errors number the entries and do not hold them.
 func NewIdentity(hosts []string) (*Identity, error) {
 	i := &Identity{tokens: make(map[string]*idToken), fetching: make(map[string]*fetch)}
 	for n, host := range hosts {
-		if err := i.hosts.add(host); err != nil {
+		if err := i.hosts.Add(host); err != nil {
 			return nil, errors.New("entry " + strconv.Itoa(n+1) + ": " + err.Error())
 		}
 	}
@@ -94,18 +95,18 @@ func NewIdentity(hosts []string) (*Identity, error) {
 func (i *Identity) CheckURL(rawURL string) error {
 	u, err := task.ParseURL(rawURL)
 	if err != nil {
-		return errNotURL
+		return target.ErrNotURL
 	}
 	return i.check(u)
 }
 
 func (i *Identity) check(u *url.URL) error {
 	switch {
-	case i.hosts.empty():
+	case i.hosts.Empty():
 		return errIdentityOff
-	case !i.hosts.has(u):
+	case !i.hosts.Contains(u):
 		return errIdentityHost
-	case !confidential(u):
+	case !target.Confidential(u):
 		return errIdentityHTTP
 	}
 	return nil

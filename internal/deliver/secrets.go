@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/melodia/orchestrator/internal/target"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -29,7 +30,7 @@ const (
 // certain hosts. Many goroutines may use them.
 type Secrets struct {
 	dir   string
-	hosts map[string]*hostList // by the secret's name
+	hosts map[string]*target.Hosts // by the secret's name
 
 	mu   sync.Mutex
 	read map[string]secretFile // by name
@@ -52,19 +53,19 @@ var (
 
 // NewSecrets takes the folder of the files and, for each secret, the hosts that
 // may be sent it: entries such as "billing=.melodia.app", several per secret
-// where it has several hosts (see [NewPolicy] for their form). Errors number the
+// where it has several hosts (see [target.Hosts] for their form). Errors number the
 // entries and do not hold them.
 func NewSecrets(dir string, entries []string) (*Secrets, error) {
-	s := &Secrets{dir: dir, hosts: make(map[string]*hostList), read: make(map[string]secretFile)}
+	s := &Secrets{dir: dir, hosts: make(map[string]*target.Hosts), read: make(map[string]secretFile)}
 	for i, entry := range entries {
 		name, host, found := strings.Cut(entry, "=")
 		if !found || !task.IsSecretName(name) {
 			return nil, fmt.Errorf("entry %d: must be the name of a secret, an equals sign and a host, like billing=.melodia.app", i+1)
 		}
 		if s.hosts[name] == nil {
-			s.hosts[name] = new(hostList)
+			s.hosts[name] = new(target.Hosts)
 		}
-		if err := s.hosts[name].add(host); err != nil {
+		if err := s.hosts[name].Add(host); err != nil {
 			return nil, fmt.Errorf("entry %d: its host is %w", i+1, err)
 		}
 	}
@@ -76,7 +77,7 @@ func NewSecrets(dir string, entries []string) (*Secrets, error) {
 func (s *Secrets) Check(name, rawURL string) error {
 	u, err := task.ParseURL(rawURL)
 	if err != nil {
-		return errNotURL
+		return target.ErrNotURL
 	}
 	if err := s.check(name, u); err != nil {
 		return err
@@ -90,10 +91,10 @@ func (s *Secrets) Check(name, rawURL string) error {
 // check looks at no file. Of the url it asks first, since that has nothing to do
 // with the secret.
 func (s *Secrets) check(name string, u *url.URL) error {
-	if !confidential(u) {
+	if !target.Confidential(u) {
 		return errSecretHTTP
 	}
-	if hosts := s.hosts[name]; hosts == nil || !hosts.has(u) {
+	if hosts := s.hosts[name]; hosts == nil || !hosts.Contains(u) {
 		return errSecretHost
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/melodia/orchestrator/internal/target"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -213,7 +214,7 @@ func TestCheckSecrets(t *testing.T) {
 	}{
 		{"billing", "https://plays.melodia.app/", nil},
 		{"billing", "https://plays.melodia.app.evil.example/", errSecretHost},
-		{"billing", "https://[", errNotURL},
+		{"billing", "https://[", target.ErrNotURL},
 		{"billing", "http://plays.melodia.app/", errSecretHTTP},
 		{"billing", "http://evil.example/", errSecretHTTP},
 		{"other", "http://plays.melodia.app/", errSecretHTTP},

@@ -171,7 +171,7 @@ func TestCausesAreKept(t *testing.T) {
 	t.Cleanup(d.Close)
 	c := newCall("POST", "http://127.0.0.1:1/", nil)
 	c.Task.Headers = map[string]string{"X-Api-Key": "${secret:a}"}
-	u, err := d.policy.parse(c.Task.URL)
+	u, err := d.policy.Parse(c.Task.URL)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,8 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+
+	"github.com/melodia/orchestrator/internal/target"
 )
 
 // Sizes of a signing secret, by Standard Webhooks.
@@ -45,7 +47,7 @@ var (
 )
 
 // NewSigner takes secrets in the form of Standard Webhooks: whsec_ and the
-// base64 of 24 to 64 bytes. Behind a host and an equals sign (see [NewPolicy] for
+// base64 of 24 to 64 bytes. Behind a host and an equals sign (see [target.Hosts] for
 // the form of hosts), a secret is for that host; alone, for all hosts that no other
 // entry names. Of the entries that name a host those count that name it most
 // exactly: the host itself, then the longest suffix. Several secrets for the
@@ -75,7 +77,7 @@ func (s *Signer) add(entry string) (err error) {
 	if !strings.HasPrefix(secret, secretPrefix) {
 		return errBadSecret
 	}
-	host, isSuffix, err := parseHost(name)
+	host, isSuffix, err := target.ParseHost(name)
 	if err != nil {
 		return fmt.Errorf("its host is %w", err)
 	}
@@ -113,7 +115,7 @@ func (s *Signer) keysFor(u *url.URL) signingKeys {
 	if len(s.exact) == 0 && s.suffixes == nil {
 		return s.others
 	}
-	host, named := hostOf(u)
+	host, named := target.HostOf(u)
 	if keys := s.exact[host]; keys != nil {
 		return keys
 	}

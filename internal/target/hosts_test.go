@@ -1,4 +1,4 @@
-package deliver
+package target
 
 import (
 	"net/url"
@@ -6,12 +6,12 @@ import (
 	"testing"
 )
 
-func hosts(t testing.TB, entries ...string) *hostList {
+func hosts(t testing.TB, entries ...string) *Hosts {
 	t.Helper()
-	l := new(hostList)
+	l := new(Hosts)
 	for _, entry := range entries {
-		if err := l.add(entry); err != nil {
-			t.Fatalf("add(%q): %v", entry, err)
+		if err := l.Add(entry); err != nil {
+			t.Fatalf("Add(%q): %v", entry, err)
 		}
 	}
 	return l
@@ -64,14 +64,14 @@ func TestHostList(t *testing.T) {
 		"https://" + strings.Repeat("a.", 130) + "run.app": false,
 		"https:///plays.melodia.app":                       false,
 		"https:plays.melodia.app":                          false,
-		"//plays.melodia.app":                              true, // no scheme: confidential refuses it
+		"//plays.melodia.app":                              true, // no scheme: Confidential refuses it
 	} {
 		u, err := url.Parse(rawURL)
-		if got := err == nil && l.has(u); got != want {
-			t.Errorf("has(%q) = %t, want %t", rawURL, got, want)
+		if got := err == nil && l.Contains(u); got != want {
+			t.Errorf("Contains(%q) = %t, want %t", rawURL, got, want)
 		}
 	}
-	if u, _ := url.Parse("https://plays.melodia.app"); new(hostList).has(u) {
+	if u, _ := url.Parse("https://plays.melodia.app"); new(Hosts).Contains(u) {
 		t.Error("the empty list has a host")
 	}
 }
@@ -95,8 +95,8 @@ func TestConfidential(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := confidential(u); got != want {
-			t.Errorf("confidential(%q) = %t, want %t", rawURL, got, want)
+		if got := Confidential(u); got != want {
+			t.Errorf("Confidential(%q) = %t, want %t", rawURL, got, want)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package deliver
+package target
 
 import (
 	"errors"
@@ -8,21 +8,24 @@ import (
 	"strings"
 )
 
-// hostList names hosts: exact names and IP addresses, and suffixes such as
+// Hosts is a list of hosts: exact names and IP addresses, and suffixes such as
 // ".melodia.app", which stand for every name below melodia.app but not for
-// melodia.app itself. Case and one trailing dot do not count. A host is meant
-// with all its ports. The zero list is empty.
-type hostList struct {
+// melodia.app itself. Case and one trailing dot do not count. An entry stands for
+// all ports of its host. The zero list is empty. A list that no longer grows may be
+// shared by any number of goroutines.
+type Hosts struct {
 	exact    map[string]bool
 	suffixes []string
 }
 
-// errBadEntry says what an entry must be. It does not hold the entry: that may
-// be a secret in the wrong place.
+// errBadEntry says what an entry must be. It does not hold the entry, which may
+// be a secret that was put in the wrong place.
 var errBadEntry = errors.New("not a name (plays.melodia.app), a suffix (.melodia.app) or an IP address")
 
-func (l *hostList) add(entry string) error {
-	host, isSuffix, err := parseHost(entry)
+// Add adds an entry. The error's text completes "the host is …" and does not hold
+// the entry.
+func (l *Hosts) Add(entry string) error {
+	host, isSuffix, err := ParseHost(entry)
 	switch {
 	case err != nil:
 		return err
@@ -37,8 +40,9 @@ func (l *hostList) add(entry string) error {
 	return nil
 }
 
-// parseHost returns an entry as it is compared. A suffix keeps the dot at its start.
-func parseHost(entry string) (host string, isSuffix bool, err error) {
+// ParseHost returns an entry in the form in which hosts are compared. A suffix keeps the
+// dot at its start. The errors are those of [Hosts.Add].
+func ParseHost(entry string) (host string, isSuffix bool, err error) {
 	if addr, err := netip.ParseAddr(entry); err == nil && addr.Zone() == "" {
 		return addr.Unmap().String(), false, nil
 	}
@@ -50,25 +54,26 @@ func parseHost(entry string) (host string, isSuffix bool, err error) {
 	return host, isSuffix, nil
 }
 
-func (l *hostList) empty() bool { return l.exact == nil && l.suffixes == nil }
+// Empty reports whether the list has no entry.
+func (l *Hosts) Empty() bool { return l.exact == nil && l.suffixes == nil }
 
-func (l *hostList) hasAddr(addr netip.Addr) bool { return l.exact[plain(addr).String()] }
+func (l *Hosts) hasAddr(addr netip.Addr) bool { return l.exact[plain(addr).String()] }
 
 // hasName takes a name as canonicalName returns it.
-func (l *hostList) hasName(name string) bool {
+func (l *Hosts) hasName(name string) bool {
 	return l.exact[name] || slices.ContainsFunc(l.suffixes, func(suffix string) bool { return strings.HasSuffix(name, suffix) })
 }
 
-// has reports whether u's host is in the list. What could be read in two ways
-// is in none.
-func (l *hostList) has(u *url.URL) bool {
-	host, isName := hostOf(u)
+// Contains reports whether u's host is in the list. No list contains a host that
+// programs could read in two ways.
+func (l *Hosts) Contains(u *url.URL) bool {
+	host, isName := HostOf(u)
 	return l.exact[host] || isName && l.hasName(host)
 }
 
-// hostOf returns u's host as entries are compared with it, and whether it is a
-// name. It is empty where it could be read in two ways.
-func hostOf(u *url.URL) (host string, named bool) {
+// HostOf returns u's host in the form of [ParseHost], and whether it is a name. The
+// host is empty where programs could read it in two ways.
+func HostOf(u *url.URL) (host string, named bool) {
 	host = u.Hostname()
 	if addr, err := netip.ParseAddr(host); err == nil {
 		return plain(addr).String(), false
@@ -80,10 +85,10 @@ func hostOf(u *url.URL) (host string, named bool) {
 	return host, true
 }
 
-// confidential reports whether what is sent to u is read by its host alone:
-// over https, where the certificate proves the host whatever the DNS says, or
-// when it does not leave the machine. A name such as localhost proves nothing.
-func confidential(u *url.URL) bool {
+// Confidential reports whether only u's host can read what is sent to u: over
+// https the certificate proves the host, whatever the DNS says; to a loopback
+// address nothing leaves the machine. A name such as localhost proves nothing.
+func Confidential(u *url.URL) bool {
 	addr, err := netip.ParseAddr(u.Hostname())
 	return u.Scheme == "https" || u.Scheme == "http" && err == nil && plain(addr).IsLoopback()
 }
@@ -97,11 +102,17 @@ func isName(s string) bool {
 		return false
 	}
 	for label := range strings.SplitSeq(s, ".") {
-		if label == "" || len(label) > 63 || strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+		if label == "" || len(label) > 63 || strings.ContainsFunc(label, isNoNameRune) {
 			return false
 		}
 	}
 	return true
+}
+
+// isNoNameRune reports whether r may not stand in a label of a host's name. The
+// underscore may: names in container networks have it.
+func isNoNameRune(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '_'
 }
 
 // endsInNumber reports whether name, in lower case, is read as an IPv4 address
