@@ -1,4 +1,4 @@
-package main
+package e2e
 
 import (
 	"bufio"
@@ -8,55 +8,19 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
-
-	"go.uber.org/goleak"
-
-	"github.com/melodia/orchestrator/internal/postgres/pgtest"
 )
 
 // patience is how long a test waits for what must happen soon, on a machine
 // of any speed.
 const patience = time.Minute
-
-// binary is the program under test.
-var binary string
-
-func TestMain(m *testing.M) {
-	os.Exit(buildAndRun(m))
-}
-
-func buildAndRun(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "orchestrator-test-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	binary = filepath.Join(dir, "orchestrator")
-	build := exec.Command("go", "build", "-o", binary, ".")
-	build.Stdout, build.Stderr = os.Stderr, os.Stderr
-	if err := build.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "build the program under test:", err)
-		return 1
-	}
-	code := pgtest.Main(m)
-	http.DefaultClient.CloseIdleConnections()
-	if err := goleak.Find(); code == 0 && err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	return code
-}
 
 // process is a running orchestrator.
 type process struct {
@@ -303,57 +267,6 @@ func eventually(t testing.TB, ok func() bool, complaint func() string) {
 		case <-tick.C:
 		}
 	}
-}
-
-// target is a server that the tasks of a test call.
-type target struct {
-	url string
-
-	mu    sync.Mutex
-	calls map[string][]call // by path
-}
-
-type call struct {
-	at     time.Time
-	method string
-	header http.Header
-	body   string
-}
-
-// newTarget answers the nth call (from 1) of a path with handle.
-func newTarget(t *testing.T, handle func(w http.ResponseWriter, r *http.Request, nth int)) *target {
-	t.Helper()
-	target := &target{calls: map[string][]call{}}
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(r.Body)
-		if err != nil {
-			return
-		}
-		target.mu.Lock()
-		target.calls[r.URL.Path] = append(target.calls[r.URL.Path], call{time.Now(), r.Method, r.Header, string(body)})
-		nth := len(target.calls[r.URL.Path])
-		target.mu.Unlock()
-		handle(w, r, nth)
-	}))
-	t.Cleanup(server.Close)
-	target.url = server.URL
-	return target
-}
-
-func (t *target) got(path string) []call {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return append([]call(nil), t.calls[path]...)
-}
-
-// statusOf lets a path say what is answered: /200, /503/name.
-func statusOf(w http.ResponseWriter, r *http.Request, _ int) {
-	code, err := strconv.Atoi(strings.Split(r.URL.Path, "/")[1])
-	if err != nil {
-		code = http.StatusOK
-	}
-	w.WriteHeader(code)
-	fmt.Fprintf(w, "answered %d", code)
 }
 
 // openDir returns a temporary folder that PostgreSQL's user can reach.

@@ -1,7 +1,6 @@
-package main
+package e2e
 
 import (
-	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/x509"
@@ -11,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -28,13 +28,13 @@ import (
 // newAPIKey makes a key by the command, as an operator does.
 func newAPIKey(t *testing.T, name string, scopes ...string) (key, entry string) {
 	t.Helper()
-	var stdout, stderr bytes.Buffer
-	if code := run(t.Context(), []string{"key", name, strings.Join(scopes, "+")}, &stdout, &stderr); code != 0 {
-		t.Fatalf("key: exit code %d: %s", code, stderr.String())
+	stdout, err := exec.CommandContext(t.Context(), binary, "key", name, strings.Join(scopes, "+")).Output()
+	if err != nil {
+		t.Fatalf("key: %v", err)
 	}
-	printed := regexp.MustCompile(`(?s)\n\s+(ork_\S{43})\n.*\n\s+(\S+:\S+:[0-9a-f]{64})\n$`).FindStringSubmatch(stdout.String())
+	printed := regexp.MustCompile(`(?s)\n\s+(ork_\S{43})\n.*\n\s+(\S+:\S+:[0-9a-f]{64})\n$`).FindStringSubmatch(string(stdout))
 	if printed == nil {
-		t.Fatalf("key prints %q, want a key and its entry", stdout.String())
+		t.Fatalf("key prints %q, want a key and its entry", stdout)
 	}
 	return printed[1], printed[2]
 }
@@ -297,13 +297,17 @@ func TestRates(t *testing.T) {
 // What SECURITY.md says that a test shows, a test of that name shows.
 func TestThreatModelNamesTests(t *testing.T) {
 	t.Parallel()
-	model, err := os.ReadFile("../../.github/SECURITY.md")
+	model, err := os.ReadFile(filepath.Join(repository, ".github", "SECURITY.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	files, err := filepath.Glob("../../*/*/*_test.go")
-	if err != nil {
-		t.Fatal(err)
+	var files []string
+	for _, packages := range []string{"*/*", "*/*/*"} {
+		found, err := filepath.Glob(filepath.Join(repository, packages, "*_test.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, found...)
 	}
 	there := map[string]bool{}
 	for _, file := range files {

@@ -1,6 +1,6 @@
 //go:build faults
 
-package main
+package e2e
 
 import (
 	"encoding/json"
@@ -222,8 +222,7 @@ func Now() Time {
 	usual := binary
 	t.Cleanup(func() { binary = usual })
 	binary = filepath.Join(dir, "orchestrator")
-	build := exec.CommandContext(t.Context(), "go", "build", "-overlay", filepath.Join(dir, "overlay.json"), "-o", binary, ".")
-	if output, err := build.CombinedOutput(); err != nil {
+	if output, err := buildCommand(binary, "-overlay", filepath.Join(dir, "overlay.json")).CombinedOutput(); err != nil {
 		t.Fatalf("build with another clock: %v\n%s", err, output)
 	}
 }
