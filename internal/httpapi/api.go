@@ -310,11 +310,14 @@ func describe(version string) *huma.OpenAPI {
 	}
 }
 
-// documentDefaults writes the settings' values into the document. They are
-// applied by spec, not by huma, since a struct tag cannot know them.
+// documentDefaults says in words which values the settings give to what a request
+// leaves out. The keyword default would have generated clients send those values,
+// or demand them of their callers (openapi-typescript 7 makes such a member
+// required), although another instance's settings may differ.
 func (a *API) documentDefaults() {
 	set := func(schema, property string, value any) {
-		a.registry.Map()[schema].Properties[property].Default = value
+		p := a.registry.Map()[schema].Properties[property]
+		p.Description += fmt.Sprintf(" Default: %v.", value)
 	}
 	for _, schema := range []string{"TaskRequest", "ScheduleRequest", "BatchTask"} {
 		set(schema, "timeout_seconds", a.Defaults.Timeout.Seconds())

@@ -282,7 +282,7 @@ func duration(seconds *float64) *time.Duration {
 // BulkRequest says which tasks to act on.
 type BulkRequest struct {
 	Filter Filter `json:"filter" doc:"Which tasks: the parameters of GET /tasks, with state and reason as lists and labels as an object. At least one."`
-	DryRun *bool  `json:"dry_run,omitempty" default:"true" example:"true" doc:"Only say which tasks match. It must be false to do anything."`
+	DryRun *bool  `json:"dry_run,omitempty" example:"true" doc:"Only say which tasks match. It must be false to do anything. Default: true."`
 }
 
 // BulkRedriveRequest says which tasks to redrive, and how fast.
