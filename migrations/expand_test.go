@@ -19,6 +19,10 @@ import (
 // release adds its own. Before 1.0 there are none.
 var released = map[string]string{}
 
+// No migration has a number from 7 to 9, and none may get one: goose refuses to
+// migrate a database that has 10 and lacks a lower one.
+const beforeGap, gap = 6, 3
+
 func TestMigrationsOnlyExpand(t *testing.T) {
 	t.Parallel()
 	for _, mistake := range review(t, files, released) {
@@ -35,9 +39,12 @@ func review(t *testing.T, migrations fs.FS, released map[string]string) (mistake
 		t.Fatalf("no migrations: %v", err)
 	}
 	for i, name := range names {
-		// goose applies none whose number is below that of one that it has applied.
-		if number, _, _ := strings.Cut(strings.TrimSuffix(name, ".sql"), "_"); strings.TrimLeft(number, "0") != strconv.Itoa(i+1) {
-			mistakes = append(mistakes, fmt.Sprintf("%s: the numbers have a gap or a repeat, this one must be %d", name, i+1))
+		want := i + 1
+		if want > beforeGap {
+			want += gap
+		}
+		if number, _, _ := strings.Cut(strings.TrimSuffix(name, ".sql"), "_"); strings.TrimLeft(number, "0") != strconv.Itoa(want) {
+			mistakes = append(mistakes, fmt.Sprintf("%s: the numbers have a gap or a repeat, this one must be %d", name, want))
 		}
 		b, err := fs.ReadFile(migrations, name)
 		if err != nil {

@@ -328,6 +328,35 @@ func TestRoleWithoutTheRightToMigrate(t *testing.T) {
 	}
 }
 
+// A database that an earlier build has migrated gets what it lacks.
+func TestDatabasesOfEarlierBuilds(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		undo    []string
+		applied int
+	}{
+		"before chains": {[]string{
+			"ALTER TABLE tasks DROP COLUMN hops, DROP COLUMN parent_id, DROP COLUMN root_id, DROP COLUMN round, DROP COLUMN snooze_count",
+			"ALTER TABLE task_history DROP COLUMN hops, DROP COLUMN parent_id, DROP COLUMN root_id, DROP COLUMN round",
+			"DELETE FROM goose_db_version WHERE version_id > 10",
+		}, 2},
+		"with the same columns under other numbers": {[]string{"UPDATE goose_db_version SET version_id = version_id - 3 WHERE version_id >= 10"}, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rawURL := pgtest.URL(t)
+			pool := openPool(t, rawURL)
+			for _, statement := range tt.undo {
+				exec(t, pool, statement)
+			}
+			if applied, err := postgres.Migrate(t.Context(), rawURL, postgres.MigrationObserver{}); applied != tt.applied || err != nil {
+				t.Fatalf("Migrate = %d, %v, want %d", applied, err, tt.applied)
+			}
+			insert(t, openStore(t, rawURL), newTask())
+		})
+	}
+}
+
 func TestSchemaThatIsBehind(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {

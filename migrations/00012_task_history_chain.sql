@@ -1,10 +1,10 @@
 -- +goose Up
 SET LOCAL lock_timeout = '1s';
 ALTER TABLE task_history
-    ADD COLUMN hops      smallint,
-    ADD COLUMN parent_id uuid,
-    ADD COLUMN root_id   uuid,
-    ADD COLUMN round     integer;
+    ADD COLUMN IF NOT EXISTS hops      smallint,
+    ADD COLUMN IF NOT EXISTS parent_id uuid,
+    ADD COLUMN IF NOT EXISTS root_id   uuid,
+    ADD COLUMN IF NOT EXISTS round     integer;
 
 -- +goose Down
 ALTER TABLE task_history
