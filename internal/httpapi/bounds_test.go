@@ -63,6 +63,7 @@ func TestRefusedHeads(t *testing.T) {
 		"too long":       {"GET /tasks HTTP/1.1\r\nHost: x\r\nCookie: " + marker + strings.Repeat("x", httpserver.MaxHead) + "\r\n\r\n", http.StatusRequestHeaderFieldsTooLarge},
 		"two lengths": {strings.Replace(head("/enqueue", len(body)), "\r\n\r\n", "\r\nTransfer-Encoding: chunked\r\n\r\n", 1) +
 			fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(body), body), http.StatusBadRequest},
+		"length twice": {strings.Replace(head("/enqueue", len(body)), "\r\n\r\n", fmt.Sprintf("\r\nContent-Length: %d\r\n\r\n%s", len(body), body), 1), http.StatusBadRequest},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := s.on(t)

@@ -33,7 +33,9 @@ var (
 	errHeadTooLarge = &Refusal{http.StatusRequestHeaderFieldsTooLarge, "The request line and the headers must be at most 16 KiB (16384 bytes) and at most 100 header lines."}
 	// A proxy before the service may have gone by the other one of the two, and
 	// take what follows for another request (RFC 9112 §6.3).
-	errTwoLengths   = &Refusal{http.StatusBadRequest, "The request must not have both Content-Length and Transfer-Encoding."}
+	errTwoLengths = &Refusal{http.StatusBadRequest, "The request must not have both Content-Length and Transfer-Encoding."}
+	// Where they differ one of them is wrong, and equal ones may be refused (§6.3).
+	errLengthTwice  = &Refusal{http.StatusBadRequest, "The request must have Content-Length once at most."}
 	errOldEncoding  = &Refusal{http.StatusBadRequest, "A request with Transfer-Encoding must be HTTP/1.1."}
 	errTrailerLarge = errors.New("the trailer of a chunked body is too large")
 )
@@ -50,6 +52,7 @@ type framing struct {
 	earlyCount           int
 	scanned              int  // how many of its other bytes are whole lines
 	old, chunked, length bool // HTTP/1.0; has Transfer-Encoding; has Content-Length
+	lengthTwice          bool
 
 	left  int64 // bytes of the body, or of the chunk with its line's end
 	sized bool  // the digits of the chunk's size are over; the trailer's line is not empty
@@ -102,6 +105,8 @@ func (f *framing) follow(b []byte) (ready, whole int, err error) {
 			switch {
 			case f.chunked && f.length:
 				return ready, whole, errTwoLengths
+			case f.lengthTwice:
+				return ready, whole, errLengthTwice
 			case f.chunked && f.old:
 				return ready, whole, errOldEncoding
 			case f.chunked:
@@ -173,8 +178,8 @@ func (f *framing) headLine(line []byte) {
 		return
 	}
 	if value, ok := field(line, "content-length:"); ok {
-		f.length = true
-		// net/http refuses what is no number, or another one than before.
+		f.lengthTwice, f.length = f.length, true
+		// net/http refuses what is no number.
 		n, _ := strconv.ParseUint(string(bytes.TrimSpace(value)), 10, 63)
 		f.left = int64(n) //nolint:gosec // of 63 bits
 	} else if _, ok := field(line, "transfer-encoding:"); ok {

@@ -88,6 +88,8 @@ func TestFraming(t *testing.T) {
 		"two lengths, reversed":  {"POST / HTTP/1.1\r\ntransfer-encoding:chunked\r\nHost: x\r\ncontent-length:0\r\n\r\n", 0, 0, errTwoLengths},
 		"two lengths, identity":  {"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: identity\r\n\r\n", 0, 0, errTwoLengths},
 		"two lengths, no number": {"POST / HTTP/1.1\r\nContent-Length: x\r\nTransfer-Encoding: chunked\r\n\r\n", 0, 0, errTwoLengths},
+		"a length twice":         {"POST / HTTP/1.1\r\nContent-Length: 5\r\nHost: x\r\ncontent-length: 5\r\n\r\nabcde", 0, 0, errLengthTwice},
+		"a length thrice":        {"POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde", 0, 0, errLengthTwice},
 		"chunks in HTTP/1.0":     {"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 0, 0, errOldEncoding},
 	} {
 		for how, cut := range cuts {

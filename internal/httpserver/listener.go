@@ -32,7 +32,7 @@ const (
 // all are being answered, the one goes that has been so for longest.
 //
 // A head of more than [MaxHead] bytes or [MaxHeadLines] does not reach the server's
-// handler, nor one whose body might have either of two lengths: see [RefusalOf].
+// handler, nor one that says twice how long its body is: see [RefusalOf].
 type Listener struct {
 	net.Listener
 	max     int
@@ -110,20 +110,23 @@ func (l *Listener) Accept() (net.Conn, error) {
 // hold counts n more bytes of an unfinished head.
 func (l *Listener) hold(c *conn, n int) {
 	l.mu.Lock()
-	var victim *conn
 	if c.queue != nil {
 		c.counted += n
 		l.held += n
 	}
-	if l.held > l.maxHeld {
-		victim = l.waiting.first
-		for victim != nil && victim.counted == 0 {
-			victim = victim.next
+	var victims []*conn
+	for victim := l.waiting.first; victim != nil && l.held > l.maxHeld; {
+		next := victim.next
+		if victim.counted > 0 {
+			l.remove(victim)
+			victims = append(victims, victim)
 		}
-		l.remove(victim)
+		victim = next
 	}
 	l.mu.Unlock()
-	l.evict(victim)
+	for _, victim := range victims {
+		l.evict(victim)
+	}
 }
 
 // letGo says that nothing is held of c.

@@ -257,11 +257,31 @@ func TestHeldBytes(t *testing.T) {
 	s.empty()
 }
 
+// A long head takes the place of as many short ones as it needs.
+func TestLongHead(t *testing.T) {
+	t.Parallel()
+	s := serve(t, 100)
+	s.listener.mu.Lock()
+	s.listener.maxHeld = 7 * minHeld // fits the long one also where it comes in pieces
+	s.listener.mu.Unlock()
+	var short []*client
+	for i := range 5 {
+		short = append(short, s.dial(get))
+		s.eventually("it is held", func(l *Listener) bool { return l.held == (i+1)*minHeld })
+	}
+	long := s.dial(get + "X: " + strings.Repeat("x", 3300))
+	short[0].expectClosed()
+	short[1].expectClosed()
+	s.eventually("the bound holds", func(l *Listener) bool { return l.held > 3300 && l.held <= l.maxHeld })
+	long.send("\r\n\r\n")
+	long.expect(http.StatusForbidden, refused)
+}
+
 // A head that comes in pieces has ReadHeaderTimeout, on a kept connection too.
 func TestUnfinishedHead(t *testing.T) {
 	t.Parallel()
 	s := serve(t, 10, func(server *http.Server) {
-		server.ReadHeaderTimeout, server.IdleTimeout = 50*time.Millisecond, time.Hour
+		server.ReadHeaderTimeout, server.IdleTimeout = 2*time.Second, time.Hour
 	})
 	kept := s.dial("")
 	kept.send(get + "\r\n")
@@ -292,6 +312,7 @@ func TestRefusals(t *testing.T) {
 		"long path":      {"GET /" + strings.Repeat("x", MaxHead), "", errHeadTooLarge},
 		"short method":   {"A /" + strings.Repeat("x", MaxHead), "", errHeadTooLarge},
 		"two lengths":    {"POST / HTTP/1.1", "\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + get, errTwoLengths},
+		"length twice":   {"POST / HTTP/1.1", "\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc" + get, errLengthTwice},
 		"HTTP/1.0":       {"POST / HTTP/1.0", "\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + get, errOldEncoding},
 	} {
 		for how, before := range map[string]string{"first": "", "second": get + "\r\n", "behind chunks": "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n"} {
