@@ -162,8 +162,7 @@ type API struct {
 	rates      *rates
 	bodies     atomic.Int64 // bytes of request bodies in memory
 	callBodies atomic.Int64 // of those whose calls are under way
-	shown      atomic.Int64 // of bodies of calls in answers that are being written
-	answers    atomic.Int64 // bytes of answers that are being written
+	answers    atomic.Int64 // bytes of answers that are being made of bodies of calls, or written
 	bulkActs   atomic.Bool  // whether an act on many tasks is under way
 	refusals   turnedAway
 	strangers  turnedAway // answers of 401 and 403
@@ -344,10 +343,11 @@ var meanings = map[string]string{
 	"413": "The body is larger than 1 MiB.",
 	"415": "The body is not JSON by its Content-Type, or is compressed by its Content-Encoding.",
 	"422": "The request breaks rules; errors says which.",
+	"431": "The request line and the headers are larger than 16 KiB, or are more than 100 header lines. The connection is closed.",
 	"429": "More is under way than the service can take on, or this caller sends more requests than it may. Nothing was stored or carried out. Try again after Retry-After.",
 	"500": "Something went wrong inside the service. The log has the cause under the problem's instance.",
 	"502": "The target refused, failed, or answered anything but 2xx; or the task could not start any more. Where the target asked for the call later (outcome snoozed), Retry-After says after how many seconds.",
-	"503": "The database, or the issuer of ID tokens, is out of reach, the service is shutting down, or (/worker-endpoint) lacks what a call needs. Try again after Retry-After.",
+	"503": "The database, or the issuer of ID tokens, is out of reach; the service is starting or shutting down; answers that callers have not read take too much memory; or (/worker-endpoint) the service lacks what a call needs. Try again after Retry-After.",
 	"504": "The target did not answer within the timeout.",
 	"508": "More calls led to this request than MAX_HOPS allows, or it is a call that /worker-endpoint made itself. Orchestrator-Retry: never tells a task that made it to give up.",
 }
@@ -399,8 +399,9 @@ func (a *API) completeDocument() {
 			if operation.RequestBody != nil {
 				delete(operation.RequestBody.Content, "application/octet-stream") // comes with RawBody
 			}
-			if scopeOf(operation) != "" {
-				a.documentAdmission(operation)
+			a.documentProblems(operation, http.StatusRequestHeaderFieldsTooLarge) // refuseHeads
+			if scopeOf(operation) != "" {                                         // admit, waitUntilReady
+				a.documentProblems(operation, http.StatusUnauthorized, http.StatusForbidden, http.StatusTooManyRequests, http.StatusServiceUnavailable)
 			}
 			for status, response := range operation.Responses {
 				for _, header := range response.Headers {
@@ -470,10 +471,10 @@ func (a *API) documentRepeats() {
 	}
 }
 
-// documentAdmission adds the answers of admit to an operation.
-func (a *API) documentAdmission(operation *huma.Operation) {
+// documentProblems adds problems that an operation is answered with before it begins.
+func (a *API) documentProblems(operation *huma.Operation, statuses ...int) {
 	problem := a.registry.Schema(reflect.TypeFor[Problem](), true, "")
-	for _, status := range []int{http.StatusUnauthorized, http.StatusForbidden, http.StatusTooManyRequests, http.StatusServiceUnavailable} {
+	for _, status := range statuses {
 		if code := strconv.Itoa(status); operation.Responses[code] == nil {
 			operation.Responses[code] = &huma.Response{Content: map[string]*huma.MediaType{"application/problem+json": {Schema: problem}}}
 		}

@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"strings"
 	"unicode/utf8"
 
@@ -24,9 +23,9 @@ const (
 	bytesContent = "application/octet-stream"
 )
 
-// maxShown bounds the bodies of calls in all answers that are being written. Each
-// takes three times its size, eight times where all of it must be escaped.
-const maxShown = 8 << 20
+// shownGrowth is how many times its size a body takes while it becomes a part of an
+// answer: three, or eight where all of it must be escaped.
+const shownGrowth = 8
 
 // includePayload is the value of the query parameter include.
 const includePayload = "payload"
@@ -96,19 +95,17 @@ func contentType(t *task.Task) string {
 	return t.ContentType
 }
 
-// shownKey leads to the bytes of a body of a call, among the values of the
+// shownKey leads to what is reserved for a body of a call, among the values of the
 // context of the request that is answered with it.
 type shownKey struct{}
 
-// countShown is for an operation that may show the body of a call: until the answer
-// is written, that counts towards maxShown.
+// countShown is for an operation that may show the body of a call. What is made of
+// that counts among the answers until it is one.
 func (a *API) countShown(ctx huma.Context, next func(huma.Context)) {
-	shown := new(int64)
-	defer func() { a.shown.Add(-*shown) }()
-	next(huma.WithValue(ctx, shownKey{}, shown))
+	reserved := new(int)
+	defer func() { a.release(*reserved) }()
+	next(huma.WithValue(ctx, shownKey{}, reserved))
 }
-
-var errTooManyShown = fmt.Errorf("%w: the payloads in all answers together are larger than 8 MiB", task.ErrOverloaded)
 
 // getTaskWithBody is what getTask answers with include=payload.
 func (a *API) getTaskWithBody(ctx context.Context, id task.ID) (*taskOutput, error) {
@@ -116,9 +113,10 @@ func (a *API) getTaskWithBody(ctx context.Context, id task.ID) (*taskOutput, err
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
-	shown := ctx.Value(shownKey{}).(*int64)
-	if *shown = int64(len(t.Body)); a.shown.Add(*shown) > maxShown {
-		return nil, a.fail(ctx, errTooManyShown)
+	reserved := ctx.Value(shownKey{}).(*int)
+	*reserved = shownGrowth * len(t.Body)
+	if !a.reserve(*reserved) {
+		return nil, a.fail(ctx, tooManyAnswers())
 	}
 	out := newTaskOutput(t)
 	out.Body.show(t)
