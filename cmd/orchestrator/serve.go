@@ -17,6 +17,7 @@ import (
 
 	"github.com/melodia/orchestrator/internal/auth"
 	"github.com/melodia/orchestrator/internal/config"
+	"github.com/melodia/orchestrator/internal/credentials"
 	"github.com/melodia/orchestrator/internal/deliver"
 	"github.com/melodia/orchestrator/internal/dispatch"
 	"github.com/melodia/orchestrator/internal/httpapi"
@@ -73,7 +74,7 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	// It answers before it has its database: migrations may wait for hours, and a
 	// probe that gets no answer would end the process in their midst.
 	api := httpapi.New(httpapi.Options{
-		Policy: calls.Policy, Identity: calls.Identity, Secrets: calls.Secrets,
+		Policy: calls.Policy, Identity: calls.Credentials.Identity, Secrets: calls.Credentials.Secrets,
 		Callers: callers, Rate: c.RateLimit, Burst: c.RateBurst, HideDocs: c.Docs == "off", ShowPayloads: c.ShowPayloads == "on",
 		Defaults: c.Defaults(), Lease: c.LeaseDuration, MaxHops: c.MaxHops, NewID: newLocalID, Version: version, ExampleURL: t.exampleURL, Log: log,
 	})
@@ -227,13 +228,13 @@ func deliverOptions(c *config.Config) (deliver.Options, error) {
 	if o.Policy, err = targets.NewPolicy(c.TargetAllowHosts, c.TargetAllowNetworks, c.TargetRequireHTTPS); err != nil {
 		return o, fmt.Errorf("TARGET_ALLOW_HOSTS: %w", err)
 	}
-	if o.Identity, err = deliver.NewIdentity(c.OIDCTargetHosts); err != nil {
+	if o.Credentials.Identity, err = credentials.NewIdentity(c.OIDCTargetHosts); err != nil {
 		return o, fmt.Errorf("OIDC_TARGET_HOSTS: %w", err)
 	}
-	if o.Signer, err = deliver.NewSigner(c.SigningSecrets); err != nil {
+	if o.Credentials.Signer, err = credentials.NewSigner(c.SigningSecrets); err != nil {
 		return o, fmt.Errorf("SIGNING_SECRETS: %w", err)
 	}
-	if o.Secrets, err = deliver.NewSecrets(c.SecretsDir, c.SecretHosts); err != nil {
+	if o.Credentials.Secrets, err = credentials.NewSecrets(c.SecretsDir, c.SecretHosts); err != nil {
 		return o, fmt.Errorf("SECRET_HOSTS: %w", err)
 	}
 	return o, nil

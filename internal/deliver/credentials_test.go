@@ -11,7 +11,9 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,6 +22,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/melodia/orchestrator/internal/credentials"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -27,8 +30,32 @@ import (
 // is what httptest's certificate is for.
 const listed = "example.com"
 
-// planted is the secret.
-const planted = "pl4nt3d-s3cr3t"
+// planted is the secret "billing", odd and short are two more.
+const (
+	planted = "pl4nt3d-s3cr3t"
+	odd     = `s3cr3t "q" <&> \ é %`
+	short   = "~"
+)
+
+// newSecrets has the secrets billing, odd and short for these hosts.
+func newSecrets(t testing.TB, hosts ...string) *credentials.Secrets {
+	t.Helper()
+	dir := t.TempDir()
+	var entries []string
+	for name, content := range map[string]string{"billing": planted + "\n", "odd": odd, "short": short} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, host := range hosts {
+			entries = append(entries, name+"="+host)
+		}
+	}
+	s, err := credentials.NewSecrets(dir, entries)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
 
 // newArmed makes a deliverer with everything on: the whole loopback network is
 // open, and each name stands for a loopback address.
@@ -36,18 +63,12 @@ func newArmed(t *testing.T, roots ...*x509.Certificate) *Deliverer {
 	t.Helper()
 	newMetadata(t)
 	o := Options{Policy: policy(t, nil, "127.0.0.0/8", "::1/128"), Concurrency: 10}
-	dir := t.TempDir()
-	write(t, filepath.Join(dir, "billing"), planted+"\n")
 	var err error
-	if o.Identity, err = NewIdentity([]string{listed, "." + listed}); err != nil {
+	if o.Credentials.Identity, err = credentials.NewIdentity([]string{listed, "." + listed}); err != nil {
 		t.Fatal(err)
 	}
-	if o.Secrets, err = NewSecrets(dir, []string{"billing=" + listed, "billing=." + listed}); err != nil {
-		t.Fatal(err)
-	}
-	if o.Signer, err = NewSigner([]string{signingSecret(1, 24)}); err != nil {
-		t.Fatal(err)
-	}
+	o.Credentials.Secrets = newSecrets(t, listed, "."+listed)
+	o.Credentials.Signer = newSigner(t, signingSecret(1, 24))
 	d := New(o)
 	t.Cleanup(d.Close)
 	d.resolver = newResolver(t, always("127.0.0.1"))
@@ -142,11 +163,11 @@ func TestCredentialsReachNoOtherHost(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			rawURL := strings.ReplaceAll(tt.url, "PORT", evil)
-			if err := d.identity.CheckURL(rawURL); err == nil {
-				t.Error("an ID token is admitted")
+			if err := d.credentials.Identity.CheckURL(rawURL); err == nil {
+				t.Error("an ID token is allowed")
 			}
-			if err := d.secrets.Check("billing", rawURL); err == nil {
-				t.Error("the secret is admitted")
+			if err := d.credentials.Secrets.Check("billing", rawURL); err == nil {
+				t.Error("the secret is allowed")
 			}
 			for name, c := range armed(rawURL) {
 				o := d.Deliver(t.Context(), c)
@@ -184,10 +205,10 @@ func TestCredentialsReachTheirHost(t *testing.T) {
 	rawURL, certificate := newListed(t, func(_ http.ResponseWriter, r *http.Request) { got.Store(r.Header) })
 	d := newArmed(t, certificate)
 	for _, rawURL := range []string{rawURL, strings.Replace(rawURL, listed, "EXAMPLE.com.", 1)} {
-		if err := d.identity.CheckURL(rawURL); err != nil {
+		if err := d.credentials.Identity.CheckURL(rawURL); err != nil {
 			t.Errorf("CheckURL = %v, want nil", err)
 		}
-		if err := d.secrets.Check("billing", rawURL); err != nil {
+		if err := d.credentials.Secrets.Check("billing", rawURL); err != nil {
 			t.Errorf("Check = %v, want nil", err)
 		}
 		token := "Bearer " + jwt(began.Add(time.Hour), 1)
@@ -249,7 +270,6 @@ func TestCredentialsDoNotFollowTheDNS(t *testing.T) {
 
 // What a target repeats of what it was sent is not kept.
 func TestEchoedCredentialsAreNotKept(t *testing.T) {
-	const odd = `s3cr3t "q" <&> \ é %`
 	ways := map[string]http.HandlerFunc{
 		"as it is": func(w http.ResponseWriter, r *http.Request) { r.Header.Write(w) },
 		"as JSON":  func(w http.ResponseWriter, r *http.Request) { json.NewEncoder(w).Encode(r.Header) },
@@ -291,10 +311,6 @@ func TestEchoedCredentialsAreNotKept(t *testing.T) {
 		way(w, r)
 	})
 	d := newArmed(t, certificate)
-	for name, content := range map[string]string{"odd": odd, "short": "~"} {
-		write(t, filepath.Join(d.secrets.dir, name), content)
-		d.secrets.hosts[name] = d.secrets.hosts["billing"]
-	}
 	c := identified(rawURL, "a", 1, 0)
 	c.Task.Headers = map[string]string{"X-Key": "${secret:billing}", "X-Odd": "${secret:odd}", "X-Short": "${secret:short}"}
 	for name, f := range ways {
@@ -308,7 +324,7 @@ func TestEchoedCredentialsAreNotKept(t *testing.T) {
 				t.Errorf("%s: %q is kept in\n%s", name, secret, kept)
 			}
 		}
-		if !strings.Contains(kept, redacted) && !strings.Contains(kept, url.PathEscape(redacted)) && !strings.HasPrefix(name, "where") && name != "as a host" {
+		if !strings.Contains(kept, credentials.Redacted) && !strings.Contains(kept, url.PathEscape(credentials.Redacted)) && !strings.HasPrefix(name, "where") && name != "as a host" {
 			t.Errorf("%s: nothing is redacted in\n%s", name, kept)
 		}
 		if len(o.ResponseExcerpt) > excerptBytes {
@@ -346,5 +362,91 @@ func TestEchoedLiteralsAreNotKept(t *testing.T) {
 				t.Errorf("%s is not in\n%s", shown, kept)
 			}
 		}
+	}
+}
+
+// A caller has its task send a secret to a target that repeats the body, and
+// chooses the body. What is kept of the answer tells nothing about the secret
+// until the body holds all of it: neither at the end of what is kept, nor where
+// the answer breaks off, nor by a literal that begins before the secret.
+func TestGuessesTellNothing(t *testing.T) {
+	t.Parallel()
+	server := newServer(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if at, err := strconv.Atoi(r.URL.Query().Get("break")); err == nil {
+			w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+			body = body[:at]
+		}
+		switch r.URL.Path {
+		case "/refuse":
+			w.WriteHeader(http.StatusUnprocessableEntity)
+		case "/moved":
+			w.Header().Set("Location", "/"+string(body))
+			w.WriteHeader(http.StatusFound)
+		}
+		_, _ = w.Write(body)
+	})
+	d := newDeliverer(t)
+	d.credentials.Secrets = newSecrets(t, "127.0.0.1")
+	call := func(query, body, literal string) task.Outcome {
+		c := newCall("POST", server.URL+query, []byte(body))
+		c.Task.Headers = map[string]string{"X-Key": "${secret:billing}", "X-Token": literal}
+		o := d.Deliver(t.Context(), c)
+		o.Duration = 0
+		return o
+	}
+	for n := 1; n < len(planted); n++ {
+		// Wrong guesses differ from the right one in one character, which no secret here has.
+		right := planted[:n]
+		for _, wrong := range []string{"~" + right[1:], right[:n-1] + "~"} {
+			for name, tt := range map[string]struct{ query, before, after string }{
+				"where the excerpt ends":             {"/ok", strings.Repeat("x", excerptBytes-n), strings.Repeat("x", 100)},
+				"where that of a refusal ends":       {"/refuse", strings.Repeat("x", excerptBytes-n), strings.Repeat("x", 100)},
+				"across the end":                     {"/ok", strings.Repeat("x", excerptBytes-1), strings.Repeat("x", 100)},
+				"where the answer ends":              {"/ok", strings.Repeat("x", excerptBytes-n), ""},
+				"where the answer breaks off":        {"/ok?break=" + strconv.Itoa(1000+n), strings.Repeat("x", 1000), "!"},
+				"where a refusal breaks off":         {"/refuse?break=" + strconv.Itoa(1000+n), strings.Repeat("x", 1000), "!"},
+				"where it breaks off behind the end": {"/ok?break=" + strconv.Itoa(excerptBytes+10), strings.Repeat("x", excerptBytes+10-n), "!"},
+				"in a short answer":                  {"/ok", "", ""},
+				"in a redirect":                      {"/moved", "", "/"},
+				"in a long redirect":                 {"/moved", strings.Repeat("x", 120-n), strings.Repeat("x", 200)},
+			} {
+				got := call(tt.query, tt.before+right+tt.after, "")
+				want := call(tt.query, tt.before+wrong+tt.after, "")
+				want.ResponseExcerpt = strings.ReplaceAll(want.ResponseExcerpt, wrong, right)
+				want.Error = strings.ReplaceAll(want.Error, wrong, right)
+				// Of a guess that is kept in part, the other part differs.
+				if kept, _, found := strings.Cut(want.ResponseExcerpt, "~"); found {
+					want.ResponseExcerpt = kept + got.ResponseExcerpt[min(len(kept), len(got.ResponseExcerpt)):]
+				}
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Fatalf("%s, %d characters (-wrong +right):\n%s", name, n, diff)
+				}
+			}
+			// The secret itself is there, and a literal reaches into it.
+			for name, literal := range map[string]func(guess string) string{
+				"from the front": func(guess string) string { return "in front:" + guess },
+				"from behind":    nil,
+			} {
+				body, g, w := "in front:"+planted+":behind", right, wrong
+				if literal == nil {
+					g, w = planted[len(planted)-n:], "~"+planted[len(planted)-n+1:]
+					literal = func(guess string) string { return guess + ":behind" }
+				}
+				for _, at := range []int{0, 1000, excerptBytes - 20, excerptBytes - 12, excerptBytes - 5} {
+					inside := at + len("in front:") + len(planted)/2
+					for _, query := range []string{"/ok", "/refuse", "/moved", "/ok?break=" + strconv.Itoa(inside), "/ok?break=" + strconv.Itoa(at+len(body)-3)} {
+						long := strings.Repeat("x", at) + body + strings.Repeat("x", 200)
+						if diff := cmp.Diff(call(query, long, literal(w)), call(query, long, literal(g))); diff != "" {
+							t.Fatalf("a literal %s, %d characters at %d, %s (-wrong +right):\n%s", name, n, at, query, diff)
+						}
+					}
+				}
+			}
+		}
+	}
+	// All of it is hidden, and nothing else.
+	if o := call("/ok", "in front:"+planted+":behind", ""); o.ResponseExcerpt != "in front:[redacted]:behind" {
+		t.Errorf("excerpt = %q", o.ResponseExcerpt)
 	}
 }

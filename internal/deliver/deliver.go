@@ -20,22 +20,10 @@
 // their timeouts. Connections are kept for further calls to the same host and
 // port; one on which bytes arrive that nobody asked for is closed.
 //
-// What proves who calls is added when the call is made and kept nowhere: an ID
-// token ([Identity]), secrets that headers refer to ([Secrets]), signatures
-// ([Signer]). Tokens and secrets go to the hosts that the settings name for them,
-// over https, and to no others: a host is told by the name in the URL, which its
-// certificate must bear, so neither redirects, which are not followed, nor DNS
-// answers lead them elsewhere.
-//
-// When a target answers 401 to an ID token, the token may have been withdrawn. It
-// is not sent again within the attempt, since that would be a second request;
-// the attempt is retryable instead, and the next one has a new token. Attempts
-// after the first have one that was just fetched, so a second 401 counts as any
-// (while the metadata server is away they make do with an older one).
+// A call carries what package credentials adds to it.
 package deliver
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -52,6 +40,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/melodia/orchestrator/internal/credentials"
 	"github.com/melodia/orchestrator/internal/target"
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -69,12 +58,8 @@ const (
 type Options struct {
 	// Policy must not be nil.
 	Policy *target.Policy
-	// Identity gets the ID tokens that tasks ask for; nil allows none.
-	Identity *Identity
-	// Secrets are what the headers of tasks may refer to; nil is none.
-	Secrets *Secrets
-	// Signer signs calls; nil signs none.
-	Signer *Signer
+	// Credentials are what calls may carry.
+	Credentials credentials.Set
 	// Version goes into the User-Agent.
 	Version string
 	// Concurrency is how many calls are expected at once. That many
@@ -86,9 +71,7 @@ type Options struct {
 // goroutines may use it.
 type Deliverer struct {
 	policy      *target.Policy
-	identity    *Identity
-	secrets     *Secrets
-	signer      *Signer
+	credentials credentials.Set
 	userAgent   string
 	connections connections
 	nameServers nameServers
@@ -102,13 +85,11 @@ type Deliverer struct {
 // New makes a deliverer. Whoever made it calls Close when no Deliver runs any more.
 func New(o Options) *Deliverer {
 	d := &Deliverer{
-		policy:    o.Policy,
-		identity:  cmp.Or(o.Identity, new(Identity)),
-		secrets:   cmp.Or(o.Secrets, new(Secrets)),
-		signer:    o.Signer,
-		userAgent: "orchestrator/" + o.Version,
-		excerpts:  sync.Pool{New: func() any { return new([excerptBytes]byte) }},
-		tlsConfig: &tls.Config{NextProtos: []string{"http/1.1"}},
+		policy:      o.Policy,
+		credentials: o.Credentials,
+		userAgent:   "orchestrator/" + o.Version,
+		excerpts:    sync.Pool{New: func() any { return new([excerptBytes]byte) }},
+		tlsConfig:   &tls.Config{NextProtos: []string{"http/1.1"}},
 	}
 	d.connections.most = max(o.Concurrency, 1)
 	return d
@@ -149,7 +130,9 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) (
 		// The policy may have changed since the task was handed in.
 		return task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: "the task's url " + err.Error()}, nil
 	}
-	added, err := d.credentials(ctx, start.Add(c.Task.Timeout), u, c)
+	added, err := d.credentials.For(ctx, u, credentials.Wanted{
+		Headers: c.Task.Headers, Audience: c.Task.OIDCAudience, At: c.At, Retry: c.Attempt > 1, Deadline: start.Add(c.Task.Timeout),
+	})
 	if err != nil {
 		return d.notMade(ctx, c, start, err, "no ID token"), nil
 	}
@@ -181,7 +164,7 @@ func idempotent(method string) bool {
 
 // send sends the request once, over a new connection where fresh says so. lost
 // reports that a kept connection ended before a byte of the answer.
-func (d *Deliverer) send(ctx context.Context, c task.Call, u *url.URL, added credentials, start time.Time, fresh bool) (o task.Outcome, kept *connection, lost bool) {
+func (d *Deliverer) send(ctx context.Context, c task.Call, u *url.URL, added credentials.Added, start time.Time, fresh bool) (o task.Outcome, kept *connection, lost bool) {
 	deadline := start.Add(c.Task.Timeout)
 	conn, err := d.connect(ctx, deadline, u, fresh)
 	if err != nil {
@@ -207,18 +190,16 @@ func (d *Deliverer) send(ctx context.Context, c task.Call, u *url.URL, added cre
 	return o, conn, false
 }
 
-var errCutRequest = &callError{text: "it ended the connection before it had the whole request"}
+var errCutRequest = errors.New("it ended the connection before it had the whole request")
 
 // exchange sends the request that conn holds and says what came back. reusable says that this is all
 // there is, so that the connection can be used again.
-func (d *Deliverer) exchange(ctx context.Context, conn *connection, r *http.Request, c task.Call, added credentials, start time.Time) (o task.Outcome, reusable bool) {
+func (d *Deliverer) exchange(ctx context.Context, conn *connection, r *http.Request, c task.Call, added credentials.Added, start time.Time) (o task.Outcome, reusable bool) {
 	resp, err := conn.roundTrip(r, c.Task.Body) //nolint:bodyclose // see there
 	if err != nil {
 		return failed(ctx, c, start, err, "no answer"), false
 	}
-	if added.secrets != nil {
-		redactLocation(resp.Header, added.secrets)
-	}
+	added.RedactHeader(resp.Header, "Location") // statusError quotes it
 	o = task.Outcome{
 		Kind:       task.Classify(resp.StatusCode),
 		StatusCode: resp.StatusCode,
@@ -230,7 +211,7 @@ func (d *Deliverer) exchange(ctx context.Context, conn *connection, r *http.Requ
 		o.StatusCode = 0
 	case resp.StatusCode == http.StatusSwitchingProtocols:
 		return o, false // what follows is no body
-	case resp.StatusCode == http.StatusUnauthorized && added.token != nil && d.identity.refused(added.token, c.At):
+	case resp.StatusCode == http.StatusUnauthorized && d.credentials.TokenRefused(added, c.At):
 		o.Kind = task.OutcomeRetryable
 		o.Error += "; the next attempt has a new ID token"
 	}
@@ -238,7 +219,7 @@ func (d *Deliverer) exchange(ctx context.Context, conn *connection, r *http.Requ
 		o.RetryAfter = retryAfter(resp.Header, c.At.Add(time.Since(start)))
 	}
 	var whole bool
-	o.ResponseExcerpt, whole, err = d.read(resp.Body, added.secrets)
+	o.ResponseExcerpt, whole, err = d.read(resp.Body, added)
 	reusable = whole && !resp.Close && resp.ProtoAtLeast(1, 1)
 	conn.idle = idleLimit(resp.Header)
 	if o.Kind == task.OutcomeSucceeded {
@@ -265,19 +246,13 @@ func (d *Deliverer) exchange(ctx context.Context, conn *connection, r *http.Requ
 
 // read returns the start of body, without secrets, and reads on for as long as
 // the connection is worth it; whole says that this was to the end.
-func (d *Deliverer) read(body io.Reader, secrets *hidden) (text string, whole bool, err error) {
+func (d *Deliverer) read(body io.Reader, added credentials.Added) (text string, whole bool, err error) {
 	buf := d.excerpts.Get().(*[excerptBytes]byte)
 	defer d.excerpts.Put(buf)
-	n, err := readFull(body, buf[:])
-	b, rest := buf[:n], int64(drainBytes)
-	if secrets != nil {
-		var ahead int
-		b, ahead, err = secrets.redactBody(b, body, err)
-		rest -= int64(ahead)
-	}
+	b, ahead, err := added.Read(body, buf[:], drainBytes)
 	text = excerpt(b)
 	if err == nil {
-		_, err = io.CopyN(io.Discard, body, rest)
+		_, err = io.CopyN(io.Discard, body, int64(drainBytes-ahead))
 	}
 	if err == io.EOF {
 		return text, true, nil
@@ -285,28 +260,18 @@ func (d *Deliverer) read(body io.Reader, secrets *hidden) (text string, whole bo
 	return text, false, err
 }
 
-// readFull reads until buf is full or r ends, whose error it returns as it is.
-func readFull(r io.Reader, buf []byte) (n int, err error) {
-	for n < len(buf) && err == nil {
-		var m int
-		m, err = r.Read(buf[n:])
-		n += m
-	}
-	return n, err
-}
-
 // appendHead appends the head of the request for c: its lines, and the empty one
 // behind them. Its fields are legal: the domain's rules saw to that, and are asked
 // again of what credentials add.
-func (d *Deliverer) appendHead(b []byte, u *url.URL, c task.Call, added credentials) []byte {
+func (d *Deliverer) appendHead(b []byte, u *url.URL, c task.Call, added credentials.Added) []byte {
 	t := c.Task
 	b = append(append(b, t.Method...), ' ')
 	b = append(append(b, u.RequestURI()...), " HTTP/1.1\r\n"...)
 	b = appendField(b, "Host", u.Host)
 	hasAgent, hasType := false, t.Body == nil || t.ContentType == ""
-	for name, value := range added.headers {
-		if d.signer != nil && isWebhook(name) || added.token != nil && strings.EqualFold(name, "Authorization") {
-			continue // a signature, or a token, that is not ours
+	for name, value := range added.Headers {
+		if added.Replaces(name) {
+			continue
 		}
 		hasAgent = hasAgent || strings.EqualFold(name, "User-Agent")
 		hasType = hasType || strings.EqualFold(name, "Content-Type")
@@ -330,28 +295,19 @@ func (d *Deliverer) appendHead(b []byte, u *url.URL, c task.Call, added credenti
 	if c.ViaWorkerEndpoint {
 		b = appendField(b, "Orchestrator-Via", "worker-endpoint")
 	}
-	if added.token != nil {
-		b = appendField(b, "Authorization", "Bearer "+added.token.value)
+	if token := added.Token(); token != "" {
+		b = appendField(b, "Authorization", "Bearer "+token)
 	}
-	if keys := d.signer.keysFor(u); keys != nil {
-		timestamp := strconv.FormatInt(c.At.Unix(), 10)
+	if timestamp, signature, signed := added.Signature(id, c.At, t.Body); signed {
 		b = appendField(b, "Webhook-Id", id)
 		b = appendField(b, "Webhook-Timestamp", timestamp)
-		b = appendField(b, "Webhook-Signature", keys.sign(id, timestamp, t.Body))
+		b = appendField(b, "Webhook-Signature", signature)
 	}
 	// RFC 9110 §8.6: where the method gives content a meaning, its absence is said too.
 	if len(t.Body) > 0 || t.Method == http.MethodPost || t.Method == http.MethodPut || t.Method == http.MethodPatch {
 		b = appendNumber(b, "Content-Length", len(t.Body))
 	}
 	return append(b, "\r\n"...)
-}
-
-// isWebhook reports whether a header is Webhook-…, also by the spelling with _,
-// which a target may take for it. Tasks that are stored may have such ones since
-// before the domain refused them.
-func isWebhook(name string) bool {
-	const mark = len("Webhook")
-	return len(name) > mark && (name[mark] == '-' || name[mark] == '_') && strings.EqualFold(name[:mark], "Webhook")
 }
 
 func appendField(b []byte, name, value string) []byte {
@@ -365,7 +321,7 @@ func appendNumber(b []byte, name string, n int) []byte {
 }
 
 var (
-	errRefused    = &callError{text: "the target policy refuses the address that the host name stands for", refused: true}
+	errRefused    = errors.New("the target policy refuses the address that the host name stands for")
 	errPassedOver = errors.New("address passed over")
 	errHandshake  = errors.New("TLS handshake")
 )

@@ -40,6 +40,7 @@ func describe(err error) string {
 		{syscall.ENETUNREACH, "the target's network cannot be reached"},
 		{syscall.EADDRNOTAVAIL, "the service has no address to connect from to the target's: the machine lacks IPv4 or IPv6, or has no port left"},
 		{errHeadTooLarge, errHeadTooLarge.Error()},
+		{errCutRequest, errCutRequest.Error()},
 	} {
 		if errors.Is(err, known.err) {
 			return known.text

@@ -11,11 +11,12 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/melodia/orchestrator/internal/credentials"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-// failed says what came of a call that ended in err. missing says what was not
-// there when the timeout was over.
+// failed returns the outcome of a call that ended with err. missing says what had
+// not come when the timeout was over.
 func failed(ctx context.Context, c task.Call, start time.Time, err error, missing string) task.Outcome {
 	switch {
 	// Not asked of err: a dial that meets its deadline says so a little before its context does.
@@ -25,11 +26,14 @@ func failed(ctx context.Context, c task.Call, start time.Time, err error, missin
 	case ctx.Err() != nil:
 		return task.Outcome{Kind: task.OutcomeInterrupted, Error: "the call was called off before it ended"}
 	}
-	if e, ok := errors.AsType[*callError](err); ok {
-		if e.refused {
-			return task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: e.text}
+	if e, ok := errors.AsType[*credentials.Error](err); ok {
+		if e.Refused() {
+			return task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: e.Error()}
 		}
-		return task.Outcome{Kind: task.OutcomeRetryable, Error: e.text}
+		return task.Outcome{Kind: task.OutcomeRetryable, Error: e.Error()}
+	}
+	if errors.Is(err, errRefused) {
+		return task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: errRefused.Error()}
 	}
 	return task.Outcome{Kind: task.OutcomeRetryable, Error: describe(err)}
 }
@@ -52,7 +56,7 @@ func statusError(resp *http.Response) string {
 			if location.Opaque != "" {
 				location.Opaque = "…"
 			}
-			shown := strings.ReplaceAll(location.String(), url.PathEscape(redacted), redacted) // the mark is ours
+			shown := strings.ReplaceAll(location.String(), url.PathEscape(credentials.Redacted), credentials.Redacted) // the mark is ours
 			text += " and points to " + clip(shown) + "; redirects are not followed"
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/melodia/orchestrator/internal/credentials"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -107,7 +108,7 @@ func TestRequestTargetOfAnyText(t *testing.T) {
 		if given[0] == '?' {
 			want = "/" + want
 		}
-		line, _, _ := strings.Cut(string(d.appendHead(nil, u, c, credentials{})), "\r\n")
+		line, _, _ := strings.Cut(string(d.appendHead(nil, u, c, credentials.Added{})), "\r\n")
 		if line != "POST "+want+" HTTP/1.1" {
 			t.Errorf("%q is sent as %q, want %q", given, line, want)
 		}
@@ -139,7 +140,7 @@ func TestHostField(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%q is refused: %v", raw, err)
 		}
-		head := strings.Split(string(d.appendHead(nil, u, c, credentials{})), "\r\n")
+		head := strings.Split(string(d.appendHead(nil, u, c, credentials.Added{})), "\r\n")
 		if head[1] != "Host: "+want {
 			t.Errorf("%q: sent %q, want Host: %s", raw, head[1], want)
 		}
@@ -158,7 +159,7 @@ func TestHeaderNamesKeepTheirCase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	head := strings.Split(string(d.appendHead(nil, u, c, credentials{headers: given})), "\r\n")
+	head := strings.Split(string(d.appendHead(nil, u, c, credentials.Added{Headers: given})), "\r\n")
 	for name, value := range given {
 		if !slices.Contains(head, name+": "+value) {
 			t.Errorf("no line %s: %s in %q", name, value, head)

@@ -2,12 +2,10 @@ package deliver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -44,7 +42,7 @@ func TestShortageOf(t *testing.T) {
 		{"unreachable", dialling(here, syscall.ENETUNREACH), ""},
 		{"in a handshake", fmt.Errorf("%w: %w", errHandshake, dialling(here, syscall.ENOBUFS)), task.ShortageMemory},
 		{"while looking up", &net.OpError{Op: "dial", Err: &net.DNSError{Name: "x", Err: "dial udp 127.0.0.1:53: socket: " + syscall.EMFILE.Error()}}, task.ShortageDescriptors},
-		{"a secret's file", &callError{text: "the secret a cannot be read", cause: &os.PathError{Op: "open", Path: "/a", Err: syscall.ENFILE}}, task.ShortageDescriptors},
+		{"a secret's file", fmt.Errorf("the secret a cannot be read: %w", &os.PathError{Op: "open", Path: "/a", Err: syscall.ENFILE}), task.ShortageDescriptors},
 		{"a name that says so", &net.DNSError{Name: syscall.EMFILE.Error(), Err: "no such host", IsNotFound: true}, ""},
 	} {
 		now := time.Now()
@@ -154,42 +152,4 @@ func newRawServerAt(t *testing.T, host string) (address string) {
 		<-served
 	})
 	return listener.Addr().String()
-}
-
-// TestCausesAreKept has files and servers that cannot be reached: the shortage that may be behind
-// it must still be known where the outcome is decided.
-func TestCausesAreKept(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.Symlink(filepath.Join(dir, "a"), filepath.Join(dir, "a")); err != nil {
-		t.Fatal(err)
-	}
-	s, err := NewSecrets(dir, []string{"a=127.0.0.1"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := New(Options{Policy: policy(t, nil, "127.0.0.0/8"), Secrets: s})
-	t.Cleanup(d.Close)
-	c := newCall("POST", "http://127.0.0.1:1/", nil)
-	c.Task.Headers = map[string]string{"X-Api-Key": "${secret:a}"}
-	u, err := d.policy.Parse(c.Task.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := d.credentials(t.Context(), time.Now().Add(patience), u, c); !errors.Is(err, syscall.ELOOP) || describe(err) == "" {
-		t.Errorf("a secret's file: %v, want one that wraps ELOOP", err)
-	}
-
-	listener, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	listener.Close()
-	t.Setenv("GCE_METADATA_HOST", listener.Addr().String())
-	i, err := NewIdentity([]string{"127.0.0.1"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := i.token(t.Context(), "a", time.Now(), anyAge); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("the metadata server: %v, want one that wraps ECONNREFUSED", err)
-	}
 }

@@ -1,4 +1,4 @@
-package deliver
+package credentials
 
 import (
 	"context"
@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	// fetchTimeout bounds a question to the metadata server, which is near.
+	// fetchTimeout bounds a request to the metadata server, which is near.
 	fetchTimeout = 5 * time.Second
 	// renewBefore is how long before its end a token is renewed. It is below the
 	// five minutes before which the metadata server hands out the same one again.
@@ -33,9 +33,9 @@ const (
 	maxTokenBytes = 16 << 10
 )
 
-// Identity proves to targets who calls them: with ID tokens of the service's
-// own account, from the metadata server. It asks with a client of its own; calls
-// of tasks do not get there. Many goroutines may use it.
+// Identity fetches ID tokens of the service's own account from the metadata
+// server, by a client of its own: the calls of tasks never reach that server. The nil
+// Identity allows no token. Any number of goroutines may use it.
 type Identity struct {
 	hosts  target.Hosts
 	server *metadata.Client
@@ -53,13 +53,13 @@ type idToken struct {
 	used             uint64 // Identity.uses when it was used last
 }
 
-// fetch is a question to the metadata server that is under way. Its result may
-// be read when done is closed.
+// fetch is a request to the metadata server that is under way. Its result may be
+// read when done is closed.
 type fetch struct {
 	done  chan struct{}
 	token *idToken
 	err   error
-	// abandoned: whoever asked went away before the answer.
+	// abandoned: the call that carried it out ended before the answer.
 	abandoned bool
 }
 
@@ -102,7 +102,7 @@ func (i *Identity) CheckURL(rawURL string) error {
 
 func (i *Identity) check(u *url.URL) error {
 	switch {
-	case i.hosts.Empty():
+	case i == nil || i.hosts.Empty():
 		return errIdentityOff
 	case !i.hosts.Contains(u):
 		return errIdentityHost
@@ -112,10 +112,10 @@ func (i *Identity) check(u *url.URL) error {
 	return nil
 }
 
-// token returns a token for audience that is good at now, and was fetched at
-// most maxAge before. Where it cannot be renewed, an older one will do for as
-// long as it is good. It blocks until ctx is done at the longest. For one
-// audience at a time one question is asked, and all who wait share its answer.
+// token returns a token for audience that is valid at now and was fetched at most
+// maxAge before. Where none can be fetched, it returns an older one that is still
+// valid. It blocks until ctx is done at most. There is one fetch at a time for an
+// audience; all calls that wait for it share its result.
 func (i *Identity) token(ctx context.Context, audience string, now time.Time, maxAge time.Duration) (*idToken, error) {
 	for {
 		t, f, mine := i.lookUp(audience, now, maxAge)
@@ -135,7 +135,7 @@ func (i *Identity) token(ctx context.Context, audience string, now time.Time, ma
 		case f.err == nil:
 			return f.token, nil
 		case f.abandoned && ctx.Err() == nil:
-			continue // somebody else's end is not ours
+			continue // the other call has ended, this one has not
 		case t != nil && now.Before(t.expires):
 			return t, nil
 		default:
@@ -144,9 +144,8 @@ func (i *Identity) token(ctx context.Context, audience string, now time.Time, ma
 	}
 }
 
-// lookUp returns the token that is known for audience, if any. Unless that will
-// do, f is the fetch to wait for, which is the caller's to carry out where mine
-// says so.
+// lookUp returns the token that is known for audience, if any. Where that is too old,
+// f is the fetch to wait for; where mine is true, the caller must carry it out.
 func (i *Identity) lookUp(audience string, now time.Time, maxAge time.Duration) (t *idToken, f *fetch, mine bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -166,7 +165,7 @@ func (i *Identity) lookUp(audience string, now time.Time, maxAge time.Duration) 
 	return t, f, true
 }
 
-// carryOut asks the metadata server, and keeps what it answers.
+// carryOut fetches a token from the metadata server and keeps it.
 func (i *Identity) carryOut(ctx context.Context, f *fetch, audience string, now time.Time) {
 	f.err, f.abandoned = errors.New("fetch ID token: gave up"), true // in case of a panic
 	defer func() {
@@ -183,8 +182,8 @@ func (i *Identity) carryOut(ctx context.Context, f *fetch, audience string, now 
 	f.err, f.abandoned = err, ctx.Err() != nil
 }
 
-// keep puts t into the cache, and the least recently used token out where there
-// are too many. i.mu is held.
+// keep adds t to the cache. Where the cache is full it drops the least recently used
+// token. i.mu is held.
 func (i *Identity) keep(t *idToken) {
 	if len(i.tokens) >= maxTokens && i.tokens[t.audience] == nil {
 		var oldest *idToken
@@ -200,15 +199,15 @@ func (i *Identity) keep(t *idToken) {
 	i.tokens[t.audience] = t
 }
 
-// ask gets a token from the metadata server, and reads when it expires. Nobody
-// but the target needs to check its signature.
+// ask gets a token from the metadata server, and reads when it expires. Its signature
+// is for the target to check.
 func (i *Identity) ask(ctx context.Context, audience string) (value string, expires time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	// Without format=full, tokens from Compute Engine lack the account's email.
 	value, err = i.server.GetWithContext(ctx, "instance/service-accounts/default/identity?format=full&audience="+url.QueryEscape(audience))
 	if err != nil {
-		return "", time.Time{}, &callError{text: "no ID token could be had: " + describeMetadata(err), cause: err}
+		return "", time.Time{}, &Error{text: "no ID token could be had: " + describeMetadata(err), cause: err}
 	}
 	value = strings.TrimSpace(value)
 	parts := strings.Split(value, ".")
@@ -225,10 +224,10 @@ func (i *Identity) ask(ctx context.Context, audience string) (value string, expi
 	return value, time.Unix(int64(claims.Expires), 0), nil
 }
 
-var errNoToken = &callError{text: "no ID token could be had: what the metadata server answered is none"}
+var errNoToken = &Error{text: "no ID token could be had: what the metadata server answered is none"}
 
-// describeMetadata puts a failed question into words of its own: what the
-// server sent is not for the task's story.
+// describeMetadata says in words of its own why a request to the metadata server
+// failed: what the server sent must not be stored with the task.
 func describeMetadata(err error) string {
 	if _, ok := errors.AsType[metadata.NotDefinedError](err); ok {
 		return "the metadata server answered 404: the service has no account there"
@@ -242,8 +241,8 @@ func describeMetadata(err error) string {
 	return "the metadata server cannot be reached"
 }
 
-// refused tells that a target answered 401 to a token. It reports whether the
-// next attempt may do better with another: then the next token is a new one.
+// refused takes note that a target answered 401 to t at now. It reports whether
+// another token may do better: then t is dropped, and the next token is a new one.
 func (i *Identity) refused(t *idToken, now time.Time) bool {
 	if now.Sub(t.fetched) <= freshFor {
 		return false

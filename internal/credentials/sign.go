@@ -1,4 +1,4 @@
-package deliver
+package credentials
 
 import (
 	"bytes"
@@ -107,7 +107,7 @@ func (k signingKeys) with(secret string) (signingKeys, error) {
 	return append(k, key), nil
 }
 
-// keysFor returns the keys that a call to u is signed with; none: it is not signed.
+// keysFor returns the keys that sign a call to u; nil where it is not signed.
 func (s *Signer) keysFor(u *url.URL) signingKeys {
 	if s == nil {
 		return nil

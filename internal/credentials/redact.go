@@ -1,11 +1,10 @@
-package deliver
+package credentials
 
 import (
 	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
-	"net/http"
 	"net/url"
 	"regexp"
 	"slices"
@@ -15,15 +14,15 @@ import (
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-// hidden are the secrets of one call, which must not be kept when its target
+// hidden are the secrets of one call, which must not be stored when its target
 // sends them back. It is for targets that repeat what they were sent, as it was
-// or quoted for JSON or a URL: one that is out to give a secret away can do so in
-// other ways.
+// or quoted for JSON or a URL: a target that means to give a secret away can do so
+// in other ways.
 //
-// A caller may not know a secret that its task refers to, and yet choose what the
-// target repeats, and read what is kept of it. So what is kept may depend on
+// A principal may not know a secret that its task refers to, and yet choose what the
+// target repeats, and read what is stored of it. So what is stored may depend on
 // whether the whole secret stands there, and never on whether a part of it does:
-// that would let the caller guess the secret character by character.
+// that would let the principal guess the secret character by character.
 type hidden struct {
 	// values are secrets of the service: contents of files, and an ID token.
 	values []string
@@ -31,10 +30,11 @@ type hidden struct {
 	literals []string
 }
 
-const redacted = "[redacted]"
+// Redacted is what stands in the place of secrets.
+const Redacted = "[redacted]"
 
 // leastLiteral is the length from which on the value of a secret header is
-// looked for in answers. Shorter ones are in every text: X-Max-Tokens: 5.
+// looked for in answers. Shorter ones stand in every text: X-Max-Tokens: 5.
 const leastLiteral = 8
 
 // literals returns the values of secret headers, and what follows the scheme in
@@ -52,16 +52,19 @@ func literals(headers map[string]string) (values []string) {
 	return values
 }
 
-// redactBody returns what may be kept of a body that begins with b. Where reading
-// b ended without an error, the body goes on in rest; ahead is how much of that
-// redactBody read, and the error with which this ended.
+// Read reads the start of an answer's body into buf, and returns what may be stored
+// of it: at most len(buf) bytes, without the secrets of the call. Where the body goes
+// on behind buf, Read reads ahead bytes more of it, most at most. err is the error
+// with which reading ended, [io.EOF] at the end of the body.
 //
 // What may be the start of a secret must not be told from what is none. So the
 // decision about each byte that is kept needs all bytes that a secret could
 // reach from there: they are read ahead, and where the body breaks off before,
 // as many bytes are left out at its end, whatever they are.
-func (h *hidden) redactBody(b []byte, rest io.Reader, err error) (kept []byte, ahead int, _ error) {
-	if err == io.EOF && !h.fits(len(b)) {
+func (a Added) Read(body io.Reader, buf []byte, most int) (kept []byte, ahead int, err error) {
+	n, err := readFull(body, buf)
+	b, h := buf[:n], a.hidden
+	if h == nil || err == io.EOF && !h.fits(n) {
 		return b, 0, err
 	}
 	values, literals := spellings(h.values), spellings(h.literals)
@@ -71,7 +74,7 @@ func (h *hidden) redactBody(b []byte, rest io.Reader, err error) (kept []byte, a
 		reach := reachOf(values) + reachOf(literals)
 		if err == nil {
 			b = append(make([]byte, 0, len(b)+reach), b...)
-			ahead, err = readFull(rest, b[len(b):len(b)+min(reach, drainBytes)])
+			ahead, err = readFull(body, b[len(b):len(b)+min(reach, most)])
 			b = b[:len(b)+ahead]
 		}
 		if !errors.Is(err, io.EOF) {
@@ -84,16 +87,17 @@ func (h *hidden) redactBody(b []byte, rest io.Reader, err error) (kept []byte, a
 		}
 	}
 	text := redact(string(b), end, values, literals)
-	return []byte(text[:min(len(text), excerptBytes)]), ahead, err // it may have grown
+	return []byte(text[:min(len(text), len(buf))]), ahead, err // it may have grown
 }
 
-// redactLocation hides secrets in the one header of an answer that is quoted.
-func redactLocation(header http.Header, h *hidden) {
-	for i, location := range header["Location"] {
-		if h.fits(len(location)) {
-			header["Location"][i] = redact(location, len(location), spellings(h.values), spellings(h.literals))
-		}
+// readFull reads until buf is full or r ends, whose error it returns as it is.
+func readFull(r io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var m int
+		m, err = r.Read(buf[n:])
+		n += m
 	}
+	return n, err
 }
 
 // fits reports whether any of the secrets can be in a text of n bytes. No spelling
@@ -113,7 +117,7 @@ func reachOf(texts []string) (n int) {
 
 // redact returns the first end bytes of text, where each stretch that is made
 // up of values and literals is replaced. A literal that shares only a part of a
-// value with it is none: a caller who chooses the literal would see which part.
+// value with it is none: a principal that chooses the literal would see which part.
 func redact(text string, end int, values, literals []string) string {
 	var hide, within marks // within: the byte before it belongs to the same value
 	for _, value := range values {
@@ -143,7 +147,7 @@ func redact(text string, end int, values, literals []string) string {
 		case !hide[i]:
 			b.WriteByte(text[i])
 		case i == 0 || !hide[i-1]:
-			b.WriteString(redacted)
+			b.WriteString(Redacted)
 		}
 	}
 	return b.String()

@@ -1,4 +1,4 @@
-package deliver
+package credentials
 
 import (
 	"errors"
@@ -18,16 +18,17 @@ import (
 )
 
 const (
-	// maxSecretBytes is what all headers of a submission may come to as well.
+	// maxSecretBytes bounds one secret. All headers of a submission have the same bound.
 	maxSecretBytes = task.MaxHeaderBytes
 	// maxFilledBytes bounds the headers with their secrets: few servers take more.
 	maxFilledBytes = 32 << 10
-	// rereadAfter is for file systems that do not tell of a change.
+	// rereadAfter is when a file is read again although nothing shows that it
+	// changed: some file systems do not show it.
 	rereadAfter = time.Minute
 )
 
 // Secrets are files whose contents the headers of calls may refer to, each for
-// certain hosts. Many goroutines may use them.
+// certain hosts. The nil Secrets have none. Any number of goroutines may use them.
 type Secrets struct {
 	dir   string
 	hosts map[string]*target.Hosts // by the secret's name
@@ -36,7 +37,7 @@ type Secrets struct {
 	read map[string]secretFile // by name
 }
 
-// secretFile is what was read, and what the file was like just before.
+// secretFile is what was read at a moment, and the file's attributes just before.
 type secretFile struct {
 	info  fs.FileInfo
 	at    time.Time
@@ -45,8 +46,8 @@ type secretFile struct {
 
 // Errors of [Secrets.Check]. Their texts complete "headers.X …".
 var (
-	// errSecretHost does not tell whether the secret exists: that is for callers
-	// whom SECRET_HOSTS lets use it.
+	// errSecretHost does not tell whether the secret exists: a principal that may
+	// not use it must not learn that.
 	errSecretHost = errors.New("refers to a secret that does not exist, or that SECRET_HOSTS does not allow for the url's host")
 	errSecretHTTP = errors.New("refers to a secret, which needs a url that begins with https://")
 )
@@ -88,20 +89,19 @@ func (s *Secrets) Check(name, rawURL string) error {
 	return nil
 }
 
-// check looks at no file. Of the url it asks first, since that has nothing to do
-// with the secret.
+// check reads no file. It checks the URL first, which tells nothing about the secret.
 func (s *Secrets) check(name string, u *url.URL) error {
 	if !target.Confidential(u) {
 		return errSecretHTTP
 	}
-	if hosts := s.hosts[name]; hosts == nil || !hosts.Contains(u) {
+	if s == nil || s.hosts[name] == nil || !s.hosts[name].Contains(u) {
 		return errSecretHost
 	}
 	return nil
 }
 
-// fill puts secrets in the place of the references to them, and returns which
-// they were. Where there are none it returns headers itself.
+// fill returns headers with each reference replaced by its secret, and the secrets.
+// Where there is no reference it returns headers itself.
 func (s *Secrets) fill(u *url.URL, headers map[string]string) (filled map[string]string, secrets []string, err error) {
 	filled = headers
 	size := 0
@@ -114,22 +114,22 @@ func (s *Secrets) fill(u *url.URL, headers map[string]string) (filled map[string
 		var b strings.Builder
 		for ; found; before, secret, rest, found = task.CutSecret(rest) {
 			if err := s.check(secret, u); err != nil {
-				return nil, nil, &callError{text: "the task's header " + name + " " + err.Error(), refused: true}
+				return nil, nil, &Error{text: "the task's header " + name + " " + err.Error(), refused: true}
 			}
 			v, err := s.value(secret)
 			if err != nil {
-				return nil, nil, &callError{text: "the secret " + secret + " " + err.Error(), cause: err}
+				return nil, nil, &Error{text: "the secret " + secret + " " + err.Error(), cause: err}
 			}
 			b.WriteString(before)
 			b.WriteString(v)
 			secrets = append(secrets, v)
 			if size += len(v); size > maxFilledBytes {
-				return nil, nil, &callError{text: "the headers are larger than 32 KiB with their secrets"}
+				return nil, nil, &Error{text: "the headers are larger than 32 KiB with their secrets"}
 			}
 		}
 		b.WriteString(before)
 		if !task.IsFieldValue(b.String()) {
-			return nil, nil, &callError{text: "the header " + name + " is not legal with its secret: no control characters, no space at either end"}
+			return nil, nil, &Error{text: "the header " + name + " is not legal with its secret: no control characters, no space at either end"}
 		}
 		if !own {
 			filled, own = maps.Clone(headers), true
@@ -148,7 +148,7 @@ func (s *Secrets) value(name string) (string, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return "", errors.New("is not there")
 	case err != nil || !info.Mode().IsRegular():
-		return "", &callError{text: "cannot be read", cause: err}
+		return "", &Error{text: "cannot be read", cause: err}
 	}
 	s.mu.Lock()
 	known := s.read[name]
@@ -174,14 +174,14 @@ func (f secretFile) is(info fs.FileInfo) bool {
 func readSecret(path string) (string, error) {
 	file, err := os.Open(path)
 	if err != nil {
-		return "", &callError{text: "cannot be read", cause: err}
+		return "", &Error{text: "cannot be read", cause: err}
 	}
 	defer file.Close()
 	b, err := io.ReadAll(io.LimitReader(file, maxSecretBytes+1))
 	value := strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r")
 	switch {
 	case err != nil:
-		return "", &callError{text: "cannot be read", cause: err}
+		return "", &Error{text: "cannot be read", cause: err}
 	case len(b) > maxSecretBytes:
 		return "", errors.New("is larger than 8 KiB")
 	case value == "":

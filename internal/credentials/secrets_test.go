@@ -1,4 +1,4 @@
-package deliver
+package credentials
 
 import (
 	"errors"
@@ -101,7 +101,7 @@ func TestSecretsAreFilledIn(t *testing.T) {
 			}
 			if tt.err != "" {
 				refused := strings.HasPrefix(tt.err, "the task's header")
-				if e, ok := errors.AsType[*callError](err); !ok || e.text != tt.err || e.refused != refused {
+				if e, ok := errors.AsType[*Error](err); !ok || e.text != tt.err || e.refused != refused {
 					t.Errorf("error %#v, want %q, refused %t", err, tt.err, refused)
 				}
 				return
