@@ -36,7 +36,7 @@ func (l *checklist) fail(topic string, err error) {
 
 // checkCommand looks at what serve would start with, changes nothing, and says what to
 // do. It returns an error where serve would not work.
-func checkCommand(ctx context.Context, stdout, _ io.Writer) error {
+func checkCommand(ctx context.Context, stdout io.Writer) error {
 	l := &checklist{w: stdout}
 	misspelt := config.MisspeltHere()
 	for _, name := range slices.Sorted(maps.Keys(misspelt)) {

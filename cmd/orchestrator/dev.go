@@ -181,7 +181,7 @@ Calls appear below. End with Ctrl-C.
 `
 
 // echoCommand runs the echo target alone, on PORT, for compose.yml and for trials.
-func echoCommand(ctx context.Context, stdout, _ io.Writer) error {
+func echoCommand(ctx context.Context, stdout io.Writer) error {
 	c, err := config.Load()
 	if err != nil {
 		return err

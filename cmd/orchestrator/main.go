@@ -74,39 +74,9 @@ var errUsage = errors.New("wrong arguments")
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	command := "serve"
 	if len(args) > 0 {
-		command = args[0]
+		command, args = args[0], args[1:]
 	}
-	commands := map[string]func(context.Context, io.Writer, io.Writer) error{
-		"serve": serveCommand,
-		"dev": func(ctx context.Context, stdout, stderr io.Writer) error {
-			return devCommand(ctx, args[1:], stdout, stderr)
-		},
-		"migrate": migrateCommand,
-		"check":   checkCommand,
-		"key": func(context.Context, io.Writer, io.Writer) error {
-			return keyCommand(args[1], args[2], stdout)
-		},
-		"openapi": openapiCommand,
-		"echo":    echoCommand,
-		"version": func(context.Context, io.Writer, io.Writer) error {
-			_, err := fmt.Fprintln(stdout, version)
-			return err
-		},
-		"help": func(context.Context, io.Writer, io.Writer) error {
-			_, err := fmt.Fprint(stdout, usage)
-			return err
-		},
-	}
-	if command == "-h" || command == "--help" {
-		command = "help"
-	}
-	carryOut, ok := commands[command]
-	arguments := map[string]int{"key": 2}[command]
-	if !ok || command != "dev" && max(len(args), 1) != 1+arguments {
-		fmt.Fprint(stderr, usage)
-		return 2
-	}
-	err := carryOut(ctx, stdout, stderr)
+	err := runCommand(ctx, command, args, stdout, stderr)
 	if errors.Is(err, errUsage) {
 		fmt.Fprint(stderr, usage)
 		return 2
@@ -120,7 +90,40 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-func serveCommand(ctx context.Context, stdout, _ io.Writer) error {
+// runCommand carries out one command with its arguments. It returns errUsage where there
+// is no such command, or where it does not take such arguments.
+func runCommand(ctx context.Context, command string, args []string, stdout, stderr io.Writer) error {
+	takes := map[string]int{"key": 2}[command]
+	if command != "dev" && len(args) != takes { // dev reads flags
+		return errUsage
+	}
+	switch command {
+	case "serve":
+		return serveCommand(ctx, stdout)
+	case "dev":
+		return devCommand(ctx, args, stdout, stderr)
+	case "migrate":
+		return migrateCommand(ctx, stdout, stderr)
+	case "check":
+		return checkCommand(ctx, stdout)
+	case "key":
+		return keyCommand(args[0], args[1], stdout)
+	case "openapi":
+		return openapiCommand(stdout)
+	case "echo":
+		return echoCommand(ctx, stdout)
+	case "version":
+		_, err := fmt.Fprintln(stdout, version)
+		return err
+	case "help", "-h", "--help":
+		_, err := fmt.Fprint(stdout, usage)
+		return err
+	default:
+		return errUsage
+	}
+}
+
+func serveCommand(ctx context.Context, stdout io.Writer) error {
 	c, err := load()
 	if err != nil {
 		return err
@@ -129,6 +132,7 @@ func serveCommand(ctx context.Context, stdout, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
+	defer func() { _ = listener.Close() }()
 	log, lines := logging.New(stdout, c.LogFormat, c.LogLevel)
 	defer lines.Flush()
 	return serve(ctx, c, listener, log, trial{exampleURL: exampleURL})
@@ -161,7 +165,7 @@ func migrateCommand(ctx context.Context, stdout, stderr io.Writer) error {
 	return err
 }
 
-func openapiCommand(_ context.Context, stdout, _ io.Writer) error {
+func openapiCommand(stdout io.Writer) error {
 	// What the settings would change is shown with its defaults.
 	defaults := task.Spec{Timeout: defaultTimeout, Retry: task.DefaultRetryPolicy()}
 	return httpapi.New(httpapi.Options{Defaults: defaults, Version: version, ExampleURL: exampleURL}).WriteDocument(stdout)

@@ -32,12 +32,9 @@ const (
 	// reserved for documentation (RFC 2606 §3).
 	exampleURL     = "https://example.com/plays"
 	defaultTimeout = 30 * time.Second
-	// databaseWait is how long the database may be away at the start.
-	databaseWait = 30 * time.Second
-	// drainTime is what the last answers, and the pool, each get at the end.
-	// With SHUTDOWN_GRACE, the dispatcher's last writes and the log's it stays
-	// below the 10 s after which Cloud Run kills.
-	drainTime = 200 * time.Millisecond
+	// dispatchTime is what the dispatcher gets after SHUTDOWN_GRACE: about a second for
+	// its last writes and for signing off.
+	dispatchTime = 1200 * time.Millisecond
 )
 
 // trial is what differs when the service is tried out by dev.
@@ -50,107 +47,93 @@ type trial struct {
 	logTargets bool
 }
 
-// serve runs the service until ctx ends, then stops it in order.
+// serve runs the service until ctx ends, then stops it in order. The listener is closed
+// where it began to serve; the caller closes it otherwise.
 func serve(ctx context.Context, c *config.Config, listener net.Listener, log *slog.Logger, t trial) error {
 	warnMisspelt(log)
 	calls, err := deliverOptions(c)
 	if err != nil {
-		_ = listener.Close()
 		return err
 	}
+	down := teardown{log: log}
+	defer down.run() // where the start fails halfway
+
 	callers, err := newCallers(c)
 	if err != nil {
-		_ = listener.Close()
 		return err
 	}
-	defer callers.Close()
+	down.push("callers", 0, func(context.Context) { callers.Close() })
 	stopDebug, err := serveDebug(ctx, c.DebugPort, log)
 	if err != nil {
-		_ = listener.Close()
 		return err
 	}
-	defer stopDebug()
+	down.push("profiles", 0, func(context.Context) { stopDebug() })
+	deliverer := deliver.New(calls)
+	down.push("deliverer", 0, func(context.Context) { deliverer.Close() })
 
-	// It answers before it has its database: migrations may wait for hours, and a
-	// probe that gets no answer would end the process in their midst.
 	api := httpapi.New(httpapi.Options{
 		Policy: calls.Policy, Identity: calls.Credentials.Identity, Secrets: calls.Credentials.Secrets,
 		Callers: callers, Rate: c.RateLimit, Burst: c.RateBurst, HideDocs: c.Docs == "off", ShowPayloads: c.ShowPayloads == "on",
 		Defaults: c.Defaults(), Lease: c.LeaseDuration, MaxHops: c.MaxHops, NewID: newLocalID, Version: version, ExampleURL: t.exampleURL, Log: log,
 	})
+	opening := startOpening(ctx, c, log, api.Starting)
+	down.push("database", 0, opening.close)
+
+	// The service answers before it has its database: migrations may wait for hours, and
+	// a probe that gets no answer would end the process in their midst.
 	server := api.Server()
-	served := make(chan error, 1)
 	accepting := &acceptor{Listener: listener}
 	connections := httpserver.Bound(accepting, maxConnections(c, log), log)
+	served := make(chan error, 1)
 	go func() { served <- connections.Serve(server) }()
-	defer func() { _ = server.Close() }()
+	down.push("connections", 0, func(context.Context) { _ = server.Close() })
+	// Requests are served until the dispatcher has stopped: a call may come back to our own /worker-endpoint.
+	down.push("HTTP server", c.ShutdownGrace, func(ctx context.Context) { _ = server.Shutdown(ctx) })
 
-	opening, stopOpening := context.WithCancel(ctx)
-	defer stopOpening()
-	opened := make(chan openedStore, 1)
-	go func() {
-		store, err := openStore(opening, c, log, api.Starting)
-		opened <- openedStore{store, err}
-	}()
-	var o openedStore
 	select {
-	case o = <-opened:
-	case err := <-served:
-		stopOpening()
-		if o = <-opened; o.store != nil {
-			o.store.Close()
-		}
-		return fmt.Errorf("serve HTTP: %w", err)
+	case <-opening.done:
+		err = opening.err
+	case err = <-served:
+		err = fmt.Errorf("serve HTTP: %w", err)
 	}
-	if o.err != nil {
+	if err != nil {
+		_ = server.Close()    // no request can be answered but with 503
 		if ctx.Err() != nil { // as it was told to
 			log.Info("stopped before the database was ready")
 			return nil
 		}
-		return o.err
+		return err
 	}
-	store := o.store
-	deliverer := deliver.New(calls)
+	store := opening.store
 	options := dispatchOptions(c, store, log)
 	options.LogTargets = t.logTargets
 	dispatcher := dispatch.New(options, store, deliverer)
 	accepting.dispatcher.Store(dispatcher)
 	dispatching, stopDispatching := context.WithCancel(ctx)
-	defer stopDispatching()
 	dispatched := make(chan struct{})
 	go func() {
 		defer close(dispatched)
 		dispatcher.Run(dispatching)
 	}()
+	down.push("dispatcher", c.ShutdownGrace+dispatchTime, func(context.Context) {
+		stopDispatching()
+		<-dispatched
+	})
 	api.Ready(store, dispatcher, store.NewID)
 	log.Info("serving", "address", listener.Addr().String(), "version", version)
 	if t.ready != nil {
 		t.ready()
 	}
 
-	var failure error
 	select {
 	case <-ctx.Done():
-	case failure = <-served:
-		failure = fmt.Errorf("serve HTTP: %w", failure)
+	case err = <-served:
+		err = fmt.Errorf("serve HTTP: %w", err)
 	}
 	log.Info("stopping")
-	graceEnds := time.Now().Add(c.ShutdownGrace)
-	stopDispatching()
-	// Requests are served meanwhile: a call may come back to our own /worker-endpoint.
-	<-dispatched
-	within(max(time.Until(graceEnds), drainTime), func(ctx context.Context) { _ = server.Shutdown(ctx) })
-	_ = server.Close()
-	within(drainTime, func(context.Context) { store.Close() })
-	deliverer.Close()
+	down.run()
 	log.Info("stopped")
-	return failure
-}
-
-// openedStore is how opening the store ended.
-type openedStore struct {
-	store *postgres.Store
-	err   error
+	return err
 }
 
 // warnMisspelt names what is in the environment and nearly a setting.
@@ -206,21 +189,6 @@ func (a *acceptor) Accept() (net.Conn, error) {
 	return conn, err
 }
 
-// within runs f and waits for it, but not for longer than limit.
-func within(limit time.Duration, f func(context.Context)) {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f(ctx)
-	}()
-	select {
-	case <-done:
-	case <-ctx.Done():
-	}
-	cancel()
-}
-
 // deliverOptions reads what the settings say about calls.
 func deliverOptions(c *config.Config) (deliver.Options, error) {
 	o := deliver.Options{Version: version, Concurrency: c.DispatchConcurrency}
@@ -258,69 +226,6 @@ func dispatchOptions(c *config.Config, store *postgres.Store, log *slog.Logger) 
 		o.Concurrency = c.DispatchConcurrency
 	}
 	return o
-}
-
-// openStore migrates the database if it is to, and connects. It waits for a
-// database that is just starting, and says for what: to starting, at once, and to the log.
-func openStore(ctx context.Context, c *config.Config, log *slog.Logger, starting func(reason string)) (*postgres.Store, error) {
-	patience := time.NewTimer(databaseWait) // a migration may take longer
-	defer patience.Stop()
-	for {
-		store, err := tryOpen(ctx, c, log, starting)
-		if !errors.Is(err, task.ErrUnavailable) {
-			return store, err
-		}
-		starting("the database is not ready: the log says why")
-		if ctx.Err() == nil {
-			log.Warn("the database is not there yet, trying again", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("stopped while waiting for the database: %w", err)
-		case <-patience.C:
-			return nil, fmt.Errorf("gave up after %s: %w", databaseWait, err)
-		case <-time.After(time.Second):
-		}
-	}
-}
-
-func tryOpen(ctx context.Context, c *config.Config, log *slog.Logger, starting func(reason string)) (*postgres.Store, error) {
-	if c.MigrateOnStart {
-		applied, err := postgres.Migrate(ctx, c.DatabaseURL, observeMigrations(log, starting))
-		if err != nil {
-			return nil, err
-		}
-		if applied > 0 {
-			log.Info("migrated the database", "applied", applied)
-		}
-	}
-	return postgres.Open(ctx, postgres.Options{
-		URL: c.DatabaseURL, MaxConns: c.DatabaseMaxConns, Callbacks: c.Defaults(), IdempotencyWindow: c.IdempotencyWindow,
-	})
-}
-
-// waitingInterval is how often the log says what migrations wait for.
-const waitingInterval = 10 * time.Second
-
-// observeMigrations has the log say what migrations wait for: at once, when that
-// changes, and every 10 s.
-func observeMigrations(log *slog.Logger, starting func(reason string)) postgres.MigrationObserver {
-	var last string
-	var logged time.Time
-	return postgres.MigrationObserver{
-		Waiting: func(reason string) {
-			if reason == "" {
-				return
-			}
-			starting(reason)
-			if reason == last && time.Since(logged) < waitingInterval {
-				return
-			}
-			last, logged = reason, time.Now()
-			log.Warn("migrating the database", "reason", reason)
-		},
-		Rebuilt: func(index string) { log.Info("made an invalid index anew", "index", index) },
-	}
 }
 
 // listen takes the port before anything else is set up: that it is taken
