@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -179,7 +180,8 @@ func TestSlowloris(t *testing.T) {
 // Who waits for the end of a task, looks at it or finds it holds nothing of what its
 // call carries.
 func TestWaitersHoldNoBodies(t *testing.T) {
-	const tasks, waiters, most = 20, 1500, 150 << 20
+	const tasks, waiters = 20, 1500
+	most := withinReason(150 << 20)
 	p := start(t, "serve", "DATABASE_URL="+pgtest.URL(t), "LOG_LEVEL=info")
 	body := strings.Repeat("x", 1000<<10)
 	ids := make([]string, tasks)
@@ -214,15 +216,98 @@ func TestWaitersHoldNoBodies(t *testing.T) {
 	}
 }
 
+// Strangers with heads that they do not finish take little, and others are answered
+// meanwhile.
+func TestHeadsOfStrangers(t *testing.T) {
+	const strangers = 3000
+	most := withinReason(200 << 20)
+	const begin = "POST /enqueue HTTP/1.1\r\nHost: x\r\n"
+	for name, head := range map[string]string{
+		"long":              begin + "X: " + strings.Repeat("x", 15<<10),
+		"of many lines":     begin + strings.Repeat("a:\r\n", 95),
+		"of too many lines": begin + strings.Repeat("a:\r\n", 8000),
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := start(t, "serve", "DATABASE_URL="+pgtest.URL(t), "LOG_LEVEL=info")
+			p.ready()
+			stopProbe := p.probe()
+			for range strangers {
+				_, _ = io.WriteString(p.dial(), head) // it may have been cut off already
+			}
+			wantHealthSoon(t, stopProbe())
+			worst := p.memory("VmHWM")
+			t.Logf("%d strangers: %d MiB at the most", strangers, worst>>20)
+			if worst > most {
+				t.Errorf("the process took %d MiB, want at most %d", worst>>20, most>>20)
+			}
+		})
+	}
+}
+
+// Answers that nobody reads take a bounded part of the memory; then large ones are
+// answered 503, and the rest goes on.
+func TestAnswersThatNobodyReads(t *testing.T) {
+	const waves, size = 25, 12
+	most := withinReason(450 << 20)
+	p := start(t, "serve", "DATABASE_URL="+pgtest.URL(t), "LOG_LEVEL=info")
+	// Each byte of what is kept of this answer takes six in an answer of ours. All of
+	// them are far more than the system takes by itself.
+	target := newTarget(t, func(w http.ResponseWriter, _ *http.Request, _ int) {
+		w.WriteHeader(http.StatusNotFound)
+		_, _ = w.Write(bytes.Repeat([]byte{1}, 4<<10))
+	})
+	var headers []string
+	for i := range 50 {
+		headers = append(headers, fmt.Sprintf(`"H%d":%q`, i, strings.Repeat("y", 155)))
+	}
+	one := `{"url":"` + target.url + `/` + strings.Repeat("u", 1900) + `","headers":{` + strings.Join(headers, ",") + `}},`
+	for range 4 {
+		if a := p.do(http.MethodPost, "/tasks/batch", `{"tasks":[`+strings.TrimSuffix(strings.Repeat(one, 50), ",")+`]}`); a.status != http.StatusAccepted {
+			t.Fatalf("POST /tasks/batch = %d %.300s, want 202", a.status, a.raw)
+		}
+	}
+	eventually(t, func() bool {
+		return strings.Contains(p.do(http.MethodGet, "/tasks?state=pending,running", "").raw, `"tasks":[]`)
+	},
+		func() string { return "tasks are left" })
+	length := len(p.do(http.MethodGet, "/tasks?limit=200", "").raw)
+	for range waves {
+		for range size {
+			conn := p.dial()
+			_ = conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+			if _, err := io.WriteString(conn, "GET /tasks?limit=200 HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		<-time.After(200 * time.Millisecond) // searches take turns
+	}
+	var last answer
+	eventually(t, func() bool { // 429 while others wait for their turn
+		last = p.do(http.MethodGet, "/tasks?limit=200", "")
+		return last.status == http.StatusServiceUnavailable && last.header.Get("Retry-After") != ""
+	}, func() string {
+		return fmt.Sprintf("GET /tasks = %d %.300s, want 503 with Retry-After", last.status, last.raw)
+	})
+	if a := p.do(http.MethodGet, "/health", ""); a.status != http.StatusOK {
+		t.Errorf("/health = %d %s, want 200", a.status, a.raw)
+	}
+	p.submit("/enqueue", `{"url":"http://127.0.0.1:1/"}`)
+	worst := p.memory("VmHWM")
+	t.Logf("%d answers of %d KiB that nobody reads: %d MiB at the most", waves*size, length>>10, worst>>20)
+	if worst > most {
+		t.Errorf("the process took %d MiB, want at most %d", worst>>20, most>>20)
+	}
+}
+
 // Connections that nobody uses cost little, and a stop does not wait for them.
 func TestIdleConnections(t *testing.T) {
 	const n = 5000
 	var limit syscall.Rlimit // Go has raised the soft one to the hard one, here and in the process
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Max < n+500 {
-		t.Fatalf("the process may open %d files (ulimit -Hn), this test needs %d: %v", limit.Max, n+500, err)
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Max < n+1500 {
+		t.Fatalf("the process may open %d files (ulimit -Hn), this test needs %d: %v", limit.Max, n+1500, err)
 	}
 	database := pgtest.URL(t)
-	p := start(t, "serve", "DATABASE_URL="+database, "LOG_LEVEL=info")
+	p := start(t, "serve", "DATABASE_URL="+database, "LOG_LEVEL=info", fmt.Sprint("MAX_CONNECTIONS=", n+500))
 	j := newJournal(t)
 	j.audit(database)
 	before, memory := p.ready(), p.memory("VmRSS")
