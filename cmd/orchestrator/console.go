@@ -50,6 +50,7 @@ const (
 var events = map[string]struct{ color, sign string }{
 	"task succeeded":             {green, "✓"},
 	"attempt failed, will retry": {yellow, "↻"},
+	"task snoozed":               {yellow, "↻"},
 	"task failed":                {red, "✗"},
 	"task cancelled":             {dim, "–"},
 	"attempt interrupted":        {dim, "–"},

@@ -162,13 +162,25 @@ func maxConnections(c *config.Config, log *slog.Logger) int {
 	// log, the profiles, and whatever libraries open.
 	others := 2*c.DispatchConcurrency + c.DatabaseMaxConns + 100
 	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > uint64(c.MaxConnections+others) {
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return c.MaxConnections
 	}
-	fit := max(int(limit.Cur)-others, int(limit.Cur)/4)
-	log.Warn("the process may open too few files for MAX_CONNECTIONS, so that fewer callers can be connected: raise ulimit -n or lower MAX_CONNECTIONS",
-		"max_connections", min(fit, c.MaxConnections), "open_files", limit.Cur, "needed", c.MaxConnections+others)
-	return min(fit, c.MaxConnections)
+	fit := connectionsWithin(limit.Cur, c.MaxConnections, others)
+	if fit < c.MaxConnections {
+		log.Warn("the process may open too few files for MAX_CONNECTIONS, so that fewer callers can be connected: raise ulimit -n or lower MAX_CONNECTIONS",
+			"max_connections", fit, "open_files", limit.Cur, "needed", c.MaxConnections+others)
+	}
+	return fit
+}
+
+// connectionsWithin returns how many of the wanted connections a limit of descriptors
+// leaves room for beside others: a quarter of the limit at least.
+func connectionsWithin(limit uint64, wanted, others int) int {
+	if limit >= uint64(wanted+others) { //nolint:gosec // neither is negative
+		return wanted
+	}
+	fit := max(int(limit)-others, int(limit)/4, 1) //nolint:gosec // it is less than their sum
+	return min(fit, wanted)
 }
 
 // acceptor tells where connections of callers cannot be accepted for lack of descriptors, so

@@ -25,6 +25,8 @@ func TestDescriptorsRunOut(t *testing.T) {
 	limited.Env = cmd.Env
 	p := startCommand(t, limited)
 
+	eventually(t, func() bool { return p.count(`"max_connections":18,"open_files":72`) > 0 }, func() string { return "no line says that fewer callers can be connected" })
+
 	one := `{"url":"` + target.url + `/held","payload":1,"retry":{"max_attempts":1}},`
 	if a := p.do(http.MethodPost, "/tasks/batch", `{"tasks":[`+strings.TrimSuffix(strings.Repeat(one, tasks), ",")+`]}`); a.status != http.StatusAccepted {
 		t.Fatalf("POST /tasks/batch = %d %s, want 202", a.status, a.raw)
