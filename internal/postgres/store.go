@@ -136,7 +136,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	}
 	s.inserts = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, GatherSlow: gatherSlow, MaxWaiting: maxWaiting, Timeout: callTimeout, Isolate: isRowError}, s.insert)
 	s.finishes = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, Gather: gatherTime, GatherSlow: gatherSlow, Isolate: isRowError}, s.finish)
-	// Tasks are as large as they were sent.
+	// A task's story may be of some hundred KiB.
 	s.gets = batch.New(batch.Options{MaxSize: 16, MaxFlushes: flushes, MaxWaiting: maxWaiting, Timeout: callTimeout}, s.get)
 	s.probes = batch.New(batch.Options{MaxSize: 1000, MaxFlushes: 1}, s.probe)
 	return s, nil
