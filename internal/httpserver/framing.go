@@ -35,8 +35,10 @@ var (
 	// take what follows for another request (RFC 9112 §6.3).
 	errTwoLengths = &Refusal{http.StatusBadRequest, "The request must not have both Content-Length and Transfer-Encoding."}
 	// Where they differ one of them is wrong, and equal ones may be refused (§6.3).
-	errLengthTwice  = &Refusal{http.StatusBadRequest, "The request must have Content-Length once at most."}
-	errOldEncoding  = &Refusal{http.StatusBadRequest, "A request with Transfer-Encoding must be HTTP/1.1."}
+	errLengthTwice = &Refusal{http.StatusBadRequest, "The request must have Content-Length once at most."}
+	errOldEncoding = &Refusal{http.StatusBadRequest, "A request with Transfer-Encoding must be HTTP/1.1."}
+	// net/http would join the lines, and find a Content-Length that is not in one (§5.2).
+	errFolded       = &Refusal{http.StatusBadRequest, "A header line must not begin with a space or a tab."}
 	errTrailerLarge = errors.New("the trailer of a chunked body is too large")
 )
 
@@ -52,7 +54,7 @@ type framing struct {
 	earlyCount           int
 	scanned              int  // how many of its other bytes are whole lines
 	old, chunked, length bool // HTTP/1.0; has Transfer-Encoding; has Content-Length
-	lengthTwice          bool
+	lengthTwice, folded  bool // has Content-Length twice; has a line that goes on with the one before
 
 	left  int64 // bytes of the body, or of the chunk with its line's end
 	sized bool  // the digits of the chunk's size are over; the trailer's line is not empty
@@ -107,6 +109,8 @@ func (f *framing) follow(b []byte) (ready, whole int, err error) {
 				return ready, whole, errTwoLengths
 			case f.lengthTwice:
 				return ready, whole, errLengthTwice
+			case f.folded:
+				return ready, whole, errFolded
 			case f.chunked && f.old:
 				return ready, whole, errOldEncoding
 			case f.chunked:
@@ -177,7 +181,9 @@ func (f *framing) headLine(line []byte) {
 		f.old = bytes.HasSuffix(line, []byte("HTTP/1.0"))
 		return
 	}
-	if value, ok := field(line, "content-length:"); ok {
+	if line[0] == ' ' || line[0] == '\t' {
+		f.folded = true
+	} else if value, ok := field(line, "content-length:"); ok {
 		f.lengthTwice, f.length = f.length, true
 		// net/http refuses what is no number.
 		n, _ := strconv.ParseUint(string(bytes.TrimSpace(value)), 10, 63)

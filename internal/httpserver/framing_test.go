@@ -90,6 +90,8 @@ func TestFraming(t *testing.T) {
 		"two lengths, no number": {"POST / HTTP/1.1\r\nContent-Length: x\r\nTransfer-Encoding: chunked\r\n\r\n", 0, 0, errTwoLengths},
 		"a length twice":         {"POST / HTTP/1.1\r\nContent-Length: 5\r\nHost: x\r\ncontent-length: 5\r\n\r\nabcde", 0, 0, errLengthTwice},
 		"a length thrice":        {"POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde", 0, 0, errLengthTwice},
+		"a folded length":        {"POST / HTTP/1.1\r\nHost: x\r\nContent-Length:\r\n 5\r\n\r\nabcde", 0, 0, errFolded},
+		"folded with a tab":      {get + "X: y\r\n\tz\r\n\r\n", 0, 0, errFolded},
 		"chunks in HTTP/1.0":     {"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 0, 0, errOldEncoding},
 	} {
 		for how, cut := range cuts {

@@ -313,6 +313,7 @@ func TestRefusals(t *testing.T) {
 		"short method":   {"A /" + strings.Repeat("x", MaxHead), "", errHeadTooLarge},
 		"two lengths":    {"POST / HTTP/1.1", "\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + get, errTwoLengths},
 		"length twice":   {"POST / HTTP/1.1", "\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc" + get, errLengthTwice},
+		"folded":         {"POST / HTTP/1.1", "\r\nHost: x\r\nContent-Length:\r\n 3\r\n\r\nabc" + get, errFolded},
 		"HTTP/1.0":       {"POST / HTTP/1.0", "\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + get, errOldEncoding},
 	} {
 		for how, before := range map[string]string{"first": "", "second": get + "\r\n", "behind chunks": "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n"} {
