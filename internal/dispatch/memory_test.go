@@ -306,7 +306,9 @@ func (m *memory) Reap(ctx context.Context, worker task.ID, held []task.ID, lease
 
 // lose is what reaping does to a running task.
 func (r *row) lose(now time.Time) {
-	r.Attempts = append(r.Attempts, task.Attempt{Number: r.AttemptCount + 1, StartedAt: r.claimedAt, Outcome: task.OutcomeLost})
+	r.Attempts = append(r.Attempts, task.Attempt{
+		Number: r.AttemptCount + 1, StartedAt: r.claimedAt, Duration: now.Sub(r.claimedAt), Outcome: task.OutcomeLost, Error: "lost",
+	})
 	r.AttemptCount = min(r.AttemptCount+1, r.Retry.MaxAttempts)
 	r.State, r.RunAt, r.worker = task.Pending, now, task.ID{}
 }
@@ -331,7 +333,8 @@ func (m *memory) InsertClaimed(ctx context.Context, worker task.ID, t *task.Task
 	err = m.do(ctx, asked{op: "InsertClaimed", worker: worker}, func() {
 		r := m.insert(t)
 		if _, known := m.workers[worker]; known {
-			c = m.take(r, worker)
+			t.State = task.Running
+			c = m.take(r, t, worker, t.CreatedAt)
 		}
 	})
 	if err != nil {
@@ -378,7 +381,7 @@ func (m *memory) Claim(ctx context.Context, worker task.ID, limit int) (claims [
 			return cmp.Or(a.RunAt.Compare(b.RunAt), slices.Compare(a.ID[:], b.ID[:]))
 		})
 		for _, r := range due[:min(limit, len(due))] {
-			claims = append(claims, m.take(r, worker))
+			claims = append(claims, m.take(r, r.sent(), worker, m.now()))
 		}
 	})
 	if err != nil {
@@ -400,7 +403,7 @@ func (m *memory) ClaimOne(ctx context.Context, worker, id task.ID) (c *task.Clai
 		case !known:
 			refused = fmt.Errorf("claim task %s: %w: not registered", id, task.ErrUnavailable)
 		default:
-			c = m.take(r, worker)
+			c = m.take(r, r.sent(), worker, m.now())
 		}
 	})
 	if err = cmp.Or(err, refused); err != nil {
@@ -409,18 +412,23 @@ func (m *memory) ClaimOne(ctx context.Context, worker, id task.ID) (c *task.Clai
 	return c, nil
 }
 
-// take makes a pending task running.
-func (m *tables) take(r *row, worker task.ID) *task.Claim {
-	r.State, r.worker, r.claimedAt = task.Running, worker, m.now()
+// sent returns what a claim carries of a stored task.
+func (r *row) sent() *task.Task {
+	t := r.Task
+	t.State, t.Labels, t.Attempts = task.Running, nil, nil
+	return &t
+}
+
+// take makes a pending task running. t is handed out of it.
+func (m *tables) take(r *row, t *task.Task, worker task.ID, now time.Time) *task.Claim {
+	r.State, r.worker, r.claimedAt = task.Running, worker, now
 	r.claim++
 	r.claims++
 	if r.firstAt.IsZero() {
-		r.firstAt = m.now()
+		r.firstAt = now
 	}
-	t := r.Task
-	t.Labels, t.Attempts = nil, nil
-	m.claimed[&t] = r.claim
-	return &task.Claim{Task: &t, Number: r.claim, At: r.claimedAt, FirstAt: r.firstAt}
+	m.claimed[t] = r.claim
+	return &task.Claim{Task: t, Number: r.claim, At: r.claimedAt, FirstAt: r.firstAt}
 }
 
 // Finish tells of one result after the other, as the real store does of those
