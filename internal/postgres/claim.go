@@ -20,7 +20,12 @@ import (
 // a join's size it knows nothing, and may read the whole table instead. These
 // rows are locked, so they are found where they are (ctid), without an index;
 // one that was given back at this very moment is left to the next look.
-const claimDueSQL = `-- name: claim due tasks
+func claimSQL(l columns) (due, one string) {
+	const set = `UPDATE tasks t SET state = 'running', claim = t.claim + 1, worker_id = $1,
+    claimed_at = now(), first_claimed_at = COALESCE(t.first_claimed_at, now())`
+	returning := `
+RETURNING ` + l.with(useClaim).instead("t.", nil) + `, t.claimed_at, t.first_claimed_at`
+	return `-- name: claim due tasks
 WITH due AS MATERIALIZED (
     SELECT ctid FROM tasks
     WHERE state = 'pending' AND run_at >= $3 AND run_at <= now() AND EXISTS (SELECT FROM workers WHERE id = $1)
@@ -28,23 +33,11 @@ WITH due AS MATERIALIZED (
     LIMIT $2
     FOR UPDATE SKIP LOCKED
 )
-UPDATE tasks t SET ` + claimSet + `
-WHERE t.ctid = ANY (ARRAY(SELECT ctid FROM due))
-RETURNING ` + claimColumns
-
-const claimOneSQL = `-- name: claim one task
-UPDATE tasks t SET ` + claimSet + `
-WHERE t.id = $2 AND t.state = 'pending' AND EXISTS (SELECT FROM workers WHERE id = $1)
-RETURNING ` + claimColumns
-
-const claimSet = `state = 'running', claim = t.claim + 1, worker_id = $1,
-    claimed_at = now(), first_claimed_at = COALESCE(t.first_claimed_at, now())`
-
-const claimColumns = `t.claim, t.claimed_at, t.first_claimed_at, t.attempt_count, t.id, t.run_at, t.created_at, t.expires_at,
-    t.timeout_seconds, t.max_retry_duration_seconds, t.min_backoff_seconds, t.max_backoff_seconds,
-    t.max_attempts, t.max_doublings, t.retry_client_errors,
-    t.method, t.url, t.content_type, t.headers, t.body, t.oidc_audience, t.cancel_requested_at,
-    t.hops, t.round, t.snooze_count`
+` + set + `
+WHERE t.ctid = ANY (ARRAY(SELECT ctid FROM due))` + returning, `-- name: claim one task
+` + set + `
+WHERE t.id = $2 AND t.state = 'pending' AND EXISTS (SELECT FROM workers WHERE id = $1)` + returning
+}
 
 // Claim takes up to limit due tasks, the longest due first, for worker. A
 // worker that is not registered gets none. The tasks come without what
@@ -56,11 +49,11 @@ func (s *Store) Claim(ctx context.Context, worker task.ID, limit int) ([]*task.C
 	defer cancel()
 	limit = min(limit, maxBatch)
 	from := s.lowWater.from()
-	rows, err := s.pool.Query(ctx, claimDueSQL, [16]byte(worker), limit, from)
+	rows, err := s.pool.Query(ctx, s.sql.claimDue, [16]byte(worker), limit, from)
 	if err != nil {
 		return nil, fmt.Errorf("claim %d tasks: %w", limit, classify(err))
 	}
-	claims, err := pgx.AppendRows(make([]*task.Claim, 0, limit), rows, scanClaim)
+	claims, err := pgx.AppendRows(make([]*task.Claim, 0, limit), rows, s.scanClaim())
 	if err != nil {
 		return nil, fmt.Errorf("claim %d tasks: %w", limit, classify(err))
 	}
@@ -92,11 +85,11 @@ func (s *Store) claimOne(ctx context.Context, worker, id task.ID) (*task.Claim, 
 		return nil, err
 	}
 	defer s.managing.release()
-	rows, err := s.pool.Query(ctx, claimOneSQL, [16]byte(worker), [16]byte(id))
+	rows, err := s.pool.Query(ctx, s.sql.claimOne, [16]byte(worker), [16]byte(id))
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectExactlyOneRow(rows, scanClaim)
+	return pgx.CollectExactlyOneRow(rows, s.scanClaim())
 }
 
 // whyNotClaimed explains a ClaimOne without a row.
@@ -112,55 +105,18 @@ func (s *Store) whyNotClaimed(ctx context.Context, id task.ID) error {
 	}
 }
 
-// scanClaim reads one row of claimColumns.
-func scanClaim(row pgx.CollectableRow) (*task.Claim, error) {
-	c := &task.Claim{Task: &task.Task{State: task.Running}}
-	t := c.Task
-	var (
-		spec            specRow
-		headers         []byte
-		audience        *string
-		cancelRequested *time.Time
-
-		hops, round, snoozes *int
-	)
-	err := row.Scan(&c.Number, &c.At, &c.FirstAt, &t.AttemptCount, (*[16]byte)(&t.ID), &t.RunAt, &t.CreatedAt, &spec.expiresAt,
-		&spec.timeout, &spec.maxRetryDuration, &spec.minBackoff, &spec.maxBackoff,
-		&t.Retry.MaxAttempts, &t.Retry.MaxDoublings, &t.Retry.RetryClientErrors,
-		&t.Method, &t.URL, &t.ContentType, &headers, &t.Body, &audience, &cancelRequested,
-		&hops, &round, &snoozes)
-	if err != nil {
-		return nil, err
+// scanClaim returns what reads the rows of a statement that claims.
+func (s *Store) scanClaim() pgx.RowToFunc[*task.Claim] {
+	var at, firstAt time.Time
+	r := s.sql.claimed.reader(&at, &firstAt)
+	return func(row pgx.CollectableRow) (*task.Claim, error) {
+		t, err := r.read(row)
+		if err != nil {
+			return nil, err
+		}
+		t.State = task.Running
+		return &task.Claim{Task: t, Number: t.LastClaim, At: at, FirstAt: firstAt}, nil
 	}
-	spec.fill(&t.Spec)
-	t.BodyBytes = len(t.Body)
-	t.OIDCAudience = zeroNull(audience)
-	t.CancelRequestedAt = zeroNull(cancelRequested)
-	t.Hops, t.Round, t.SnoozeCount = zeroNull(hops), zeroNull(round), zeroNull(snoozes)
-	t.Headers, err = decodeMap(headers)
-	return c, err
-}
-
-// specRow holds the columns of a task.Spec whose Go types differ.
-type specRow struct {
-	expiresAt                                         *time.Time
-	timeout, maxRetryDuration, minBackoff, maxBackoff float64
-}
-
-func (r *specRow) fill(s *task.Spec) {
-	s.ExpiresAt = zeroNull(r.expiresAt)
-	s.Timeout = duration(r.timeout)
-	s.Retry.MaxRetryDuration = duration(r.maxRetryDuration)
-	s.Retry.MinBackoff = duration(r.minBackoff)
-	s.Retry.MaxBackoff = duration(r.maxBackoff)
-}
-
-// zeroNull makes NULL the zero value.
-func zeroNull[T any](p *T) (v T) {
-	if p != nil {
-		v = *p
-	}
-	return v
 }
 
 const nextDueSQL = `-- name: when is the next task due

@@ -11,11 +11,12 @@ import (
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-const explainSQL = `-- name: explain a task
+func explainSQL(l columns) string {
+	return `-- name: explain a task
 WITH t AS (
-    SELECT ` + liveColumns + `, worker_id, claimed_at FROM tasks WHERE id = $1
+    SELECT ` + l.shownOf(live) + `, worker_id, claimed_at FROM tasks WHERE id = $1
     UNION ALL
-    SELECT ` + endedColumns + `, NULL, NULL FROM task_history WHERE id = $1
+    SELECT ` + l.shownOf(history) + `, NULL, NULL FROM task_history WHERE id = $1
 ), dispatcher AS (
     SELECT *, heartbeat_at >= now() - make_interval(secs => $2) AS alive FROM workers WHERE concurrency IS DISTINCT FROM 0
 )
@@ -27,6 +28,7 @@ SELECT t.*, now(), w.name, w.heartbeat_at,
     CASE WHEN t.state = 'pending' AND t.run_at <= now() THEN (SELECT count(*) FROM (
         SELECT FROM tasks a WHERE a.state = 'pending' AND (a.run_at, a.id) < (t.run_at, t.id) LIMIT $3) ahead) END
 FROM t LEFT JOIN workers w ON w.id = t.worker_id`
+}
 
 // Explain returns a task, or [task.ErrNotFound], and the facts around it.
 // Workers that were silent for lease do not count. It is bounded like Find.
@@ -34,7 +36,7 @@ func (s *Store) Explain(ctx context.Context, id task.ID, lease time.Duration) (*
 	var t *task.Task
 	f := task.Facts{Lease: lease}
 	err := s.search(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, explainSQL, searchMode, [16]byte(id), seconds(lease), task.MaxAhead)
+		rows, err := tx.Query(ctx, s.sql.explain, searchMode, [16]byte(id), seconds(lease), task.MaxAhead)
 		if err != nil {
 			return err
 		}
@@ -45,7 +47,7 @@ func (s *Store) Explain(ctx context.Context, id task.ID, lease time.Duration) (*
 				claimedAt, holderSeen, anyoneSeen *time.Time
 				slots, ahead                      *int
 			)
-			t, err := scanTask(row, &worker, &claimedAt, &f.Now, &holder, &holderSeen, &f.Instances, &slots, &anyoneSeen, &f.Running, &ahead)
+			t, err := s.sql.shown.reader(&worker, &claimedAt, &f.Now, &holder, &holderSeen, &f.Instances, &slots, &anyoneSeen, &f.Running, &ahead).read(row)
 			f.ClaimedAt, f.HolderSeenAt, f.InstanceSeenAt = zeroNull(claimedAt), zeroNull(holderSeen), zeroNull(anyoneSeen)
 			f.Holder, f.Slots, f.Ahead = zeroNull(holder), zeroNull(slots), zeroNull(ahead)
 			return t, err

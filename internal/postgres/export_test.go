@@ -2,22 +2,25 @@ package postgres
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/melodia/orchestrator/internal/task"
 )
 
 // The hot statements, for tests of their plans.
-const (
-	ClaimDueSQL = claimDueSQL
-	FinishSQL   = finishSQL
+var (
+	ClaimDueSQL = taskSQL.claimDue
+	FinishSQL   = taskSQL.finish.sql
 	NextDueSQL  = nextDueSQL
 
 	CancelledSQL         = cancelledSQL
-	FinishCancelledSQL   = finishCancelledSQL
-	FinishCallingBackSQL = finishCallingBackSQL
-	CancelManySQL        = cancelManySQL
+	FinishCancelledSQL   = taskSQL.finishCancelled.sql
+	FinishCallingBackSQL = taskSQL.finishCallingBack.sql
+	CancelManySQL        = taskSQL.cancelMany
 )
 
 // SessionSettings are those of a direct connection.
@@ -29,7 +32,7 @@ func (s *Store) LookBack(again <-chan time.Time) { s.lowWater.back = again }
 
 // FindSQL makes the statement of Find, and BeginSearch what comes before it.
 var (
-	FindSQL     = findSQL
+	FindSQL     = taskSQL.find
 	BeginSearch = beginSearch
 )
 
@@ -72,3 +75,22 @@ var (
 
 // Wrap has each statement run as behind a pooler whose default isolation is another.
 func (s *Store) Wrap() { s.pool.wrapped, s.leases.wrapped = true, true }
+
+// AddColumn makes the statements from a list with one more column, "fingerprint", a
+// task's Fingerprint: submissions send it, changes set it, and all that reads tasks
+// reads it.
+func (s *Store) AddColumn() {
+	s.sql = newStatements(append(slices.Clone(taskColumns), column{"fingerprint", "bytea", both, useSpec | useInherit,
+		notNull(func(t *task.Task) []byte { return t.Fingerprint }, func(t *task.Task, b []byte) error { t.Fingerprint = b; return nil })}))
+}
+
+// Columns returns the names of the columns in the list that tasks and task_history have.
+func Columns() (tasks, taskHistory []string) {
+	for _, c := range taskColumns.of(live) {
+		tasks = append(tasks, c.name)
+	}
+	for _, c := range taskColumns.of(history) {
+		taskHistory = append(taskHistory, c.name)
+	}
+	return tasks, taskHistory
+}

@@ -28,7 +28,7 @@ const (
 //
 // One statement sees one snapshot: a task that ends meanwhile is found once.
 func (s *Store) Find(ctx context.Context, f *task.Filter, behind task.Position, limit int) ([]*task.Task, error) {
-	sql, args := findSQL(f, behind, limit)
+	sql, args := s.sql.find(f, behind, limit)
 	if sql == "" {
 		return nil, nil // a failed task that is running, say
 	}
@@ -38,7 +38,7 @@ func (s *Store) Find(ctx context.Context, f *task.Filter, behind task.Position, 
 		if err != nil {
 			return err
 		}
-		found, err = pgx.CollectRows(rows, scanTaskOnly)
+		found, err = pgx.CollectRows(rows, s.scanTask())
 		return err
 	})
 	if err != nil {
@@ -74,19 +74,19 @@ func (s *Store) Match(ctx context.Context, f *task.Filter, limit int) ([]task.ID
 // selection is what a search reads of either table, and what it returns of that.
 type selection struct{ live, ended, found string }
 
-var (
-	wholeTasks = selection{liveColumns, endedColumns, listColumns}
-	idsAlone   = selection{"id, run_at, NULL::timestamptz AS finished_at", "id, run_at, finished_at", "id"}
-)
+var idsAlone = selection{"id, run_at, NULL::timestamptz AS finished_at", "id, run_at, finished_at", "id"}
 
-// listColumns are those of a task in a list, for scanTask: of its attempts the last.
-var listColumns = `id, claim, run_at, created_at, finished_at, cancel_requested_at, state, reason, snooze_count, attempt_count,
-    CASE WHEN jsonb_array_length(attempts) > 1 THEN jsonb_build_array(attempts -> -1 || jsonb_build_object('round', ` + lastRound + `)) ELSE attempts END, ` +
-	strings.Replace(shownColumns, "octet_length(body) AS ", "", 1) // both branches made it
+// wholeTasks is what a list shows of tasks: of the attempts the last one.
+func wholeTasks(l columns) selection {
+	return selection{l.shownOf(live), l.shownOf(history), l.with(useShow).instead("", map[string]string{
+		"attempts": `CASE WHEN jsonb_array_length(attempts) > 1
+        THEN jsonb_build_array(attempts -> -1 || jsonb_build_object('round', ` + lastRound + `)) ELSE attempts END`,
+	})}
+}
 
-// findSQL is the statement of Find.
-func findSQL(f *task.Filter, behind task.Position, limit int) (sql string, args []any) {
-	return searchSQL(wholeTasks, f, behind, limit)
+// find is the statement of Find.
+func (q *statements) find(f *task.Filter, behind task.Position, limit int) (sql string, args []any) {
+	return searchSQL(q.whole, f, behind, limit)
 }
 
 // searchSQL puts a search together: from each table, and for each state that has

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -69,10 +71,11 @@ func finishError(id task.ID, err error) error {
 // tested where a row is locked: a claim that was overtaken meanwhile matches
 // nothing. The state is not compared with 'running', which would tempt the
 // planner to search the index of all running tasks.
-const (
-	finishSQL = `-- name: finish tasks
+func finishSQL(l columns) statement {
+	var p parameters
+	return p.statement(`-- name: finish tasks
 WITH result AS MATERIALIZED (
-    SELECT ` + resultColumns + ` ORDER BY id
+    SELECT ` + resultColumns(&p) + ` ORDER BY id
 ), again AS (
     UPDATE tasks t SET state = 'pending', run_at = now() + make_interval(secs => r.wait_seconds),
         worker_id = NULL, claimed_at = NULL,
@@ -81,70 +84,102 @@ WITH result AS MATERIALIZED (
     FROM result r WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending' AND r.state = 'pending'
         AND t.cancel_requested_at IS NULL
     RETURNING t.id, t.claim
-), ended AS (
-    ` + deleteEnded + ` AND ` + callbackOf + ` IS NULL
-    ` + returningEnded + `
-), ` + historyOfEnded + `
-SELECT id, claim FROM again UNION ALL SELECT id, claim FROM ended`
+), ` + moveFinished(l, callbackOf+` IS NULL`) + `
+SELECT id, claim FROM again UNION ALL SELECT id, claim FROM finished`)
+}
 
-	resultColumns = `unnest($1::uuid[]) AS id, unnest($2::bigint[]) AS claim, unnest($3::text[]) AS state, unnest($4::text[]) AS reason,
-        unnest($5::float8[]) AS wait_seconds, unnest($6::text[]) AS attempts, unnest($7::int[]) AS counted,
-        unnest($8::bool[]) AS snoozed`
+// resultColumns is the results that a statement finishes, as write sends them.
+func resultColumns(p *parameters) string {
+	return `unnest(` + p.of("id") + `::uuid[]) AS id, unnest(` + p.of("claim") + `::bigint[]) AS claim,
+        unnest(` + p.of("state") + `::text[]) AS state, unnest(` + p.of("reason") + `::text[]) AS reason,
+        unnest(` + p.of("wait_seconds") + `::float8[]) AS wait_seconds, unnest(` + p.of("attempts") + `::text[]) AS attempts,
+        unnest(` + p.of("counted") + `::int[]) AS counted, unnest(` + p.of("snoozed") + `::bool[]) AS snoozed`
+}
 
-	deleteEnded = `DELETE FROM tasks t USING result r
-    WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending' AND r.state NOT IN ('pending', 'cancelled')`
+// callbackOf is t's callback for the end that r is.
+const callbackOf = `t.callbacks -> CASE r.state WHEN 'succeeded' THEN 'on_success' ELSE 'on_failure' END`
 
-	// callbackOf is t's callback for the end that r is.
-	callbackOf = `t.callbacks -> CASE r.state WHEN 'succeeded' THEN 'on_success' ELSE 'on_failure' END`
-
-	returningEnded = `RETURNING t.id, t.claim, t.run_at, t.created_at, r.state, r.reason, t.attempt_count + r.counted AS attempt_count,
-        ` + keptAttempts + ` || r.attempts::jsonb AS attempts, ` + specColumns
-
-	historyOfEnded = `moved AS (
-    INSERT INTO task_history (finished_at, id, claim, run_at, created_at, state, reason, attempt_count, attempts, ` + specColumns + `)
-    SELECT now(), * FROM ended
+// moveFinished moves the tasks that end with their results and for which a condition
+// is true to the history.
+func moveFinished(l columns, condition string) string {
+	return `finished AS (
+    DELETE FROM tasks t USING result r
+    WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending' AND r.state NOT IN ('pending', 'cancelled') AND ` + condition + `
+    RETURNING ` + l.of(history).instead("t.", finishedAs("r.state", "r.reason")) + `
+), moved AS (
+    INSERT INTO task_history (` + l.of(history).names() + `)
+    SELECT ` + l.of(history).names() + ` FROM finished
 )`
-)
+}
+
+// finishedAs is what the history gets of t and its result r in place of t's columns.
+func finishedAs(state, reason string) map[string]string {
+	return map[string]string{
+		"finished_at": `now()`, "state": state, "reason": reason,
+		"attempt_count": `t.attempt_count + r.counted`, "attempts": keptAttempts + ` || r.attempts::jsonb`,
+	}
+}
 
 // Its first parameters are those of finishSQL. It ends the tasks that have a
-// callback for that end, and stores the callbacks: what $9 names, with the
-// timeout and retries that follow.
-const finishCallingBackSQL = `-- name: finish tasks and call back
+// callback for that end, and stores the callbacks with their ids, timeout and retries.
+func finishCallingBackSQL(l columns) statement {
+	var p parameters
+	callback := map[string]string{
+		"id":           `r.callback_id`,
+		"run_at":       `now()`,
+		"created_at":   `now()`,
+		"method":       `'POST'`,
+		"url":          `c.callback ->> 'url'`,
+		"content_type": `'application/json'`,
+		"headers":      `COALESCE(c.callback -> 'headers', '{}')`,
+		"labels":       `jsonb_build_object('callback_of', t.id)`,
+		"body":         `convert_to(row_to_json(told)::text, 'UTF8')`,
+		"parent_id":    `t.id`,
+		"root_id":      `COALESCE(t.root_id, t.id)`,
+		"hops":         `LEAST(COALESCE(t.hops, 0) + 1, ` + mostHops + `)`,
+	}
+	result := resultColumns(&p) + `, unnest(` + p.of("callback_id") + `::uuid[]) AS callback_id`
+	for _, c := range l {
+		switch {
+		case c.use&useSetting != 0:
+			callback[c.name] = c.stored(p.of(c.name) + "::" + c.sentType())
+		case c.use&useInherit != 0:
+			callback[c.name] = `t.` + c.name
+		}
+	}
+	into := slices.DeleteFunc(l.of(live), func(c column) bool { return callback[c.name] == "" })
+	return p.statement(`-- name: finish tasks and call back
 WITH result AS MATERIALIZED (
-    SELECT ` + resultColumns + `, unnest($9::uuid[]) AS callback_id ORDER BY id
-), ended AS (
-    ` + deleteEnded + ` AND ` + callbackOf + ` IS NOT NULL
-    ` + returningEnded + `
-), ` + historyOfEnded + `, called_back AS (
-    INSERT INTO tasks (id, run_at, created_at, timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
-        max_attempts, max_doublings, retry_client_errors, method, url, content_type, headers, labels, body, created_by,
-        parent_id, root_id, hops)
-    SELECT r.callback_id, now(), now(), $10, $11, $12, $13, $14, $15, $16, 'POST', c.callback ->> 'url', 'application/json',
-        COALESCE(c.callback -> 'headers', '{}'), jsonb_build_object('callback_of', t.id), convert_to(row_to_json(told)::text, 'UTF8'), t.created_by,
-        t.id, COALESCE(t.root_id, t.id), LEAST(COALESCE(t.hops, 0) + 1, ` + mostHops + `)
-    FROM ended t JOIN result r ON r.id = t.id AND r.claim = t.claim,
+    SELECT ` + result + ` ORDER BY id
+), ` + moveFinished(l, callbackOf+` IS NOT NULL`) + `, called_back AS (
+    INSERT INTO tasks (` + into.names() + `)
+    SELECT ` + into.instead("t.", callback) + `
+    FROM finished t JOIN result r ON r.id = t.id AND r.claim = t.claim,
         LATERAL (SELECT ` + callbackOf + ` AS callback, t.attempts -> -1 AS attempt) c,
         LATERAL (SELECT t.id, t.state, NULLIF(t.reason, '') AS reason, t.attempt_count,
             c.attempt -> 'status_code' AS last_status_code, c.attempt -> 'error' AS last_error,
             c.attempt -> 'response_excerpt' AS last_response_excerpt, t.labels,
             to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS finished_at) told
 )
-SELECT id, claim FROM ended`
+SELECT id, claim FROM finished`)
+}
 
 // Its parameters are those of finishSQL. It ends what is not to be tried again
-// because somebody wants it to be cancelled: the decision says so, or was made
-// before that was known.
-const finishCancelledSQL = `-- name: finish cancelled tasks
+// because its cancellation was requested: the decision says so, or was made before
+// the request.
+func finishCancelledSQL(l columns) statement {
+	var p parameters
+	return p.statement(`-- name: finish cancelled tasks
 WITH result AS MATERIALIZED (
-    SELECT * FROM (SELECT ` + resultColumns + `) r WHERE state IN ('pending', 'cancelled') ORDER BY id
+    SELECT * FROM (SELECT ` + resultColumns(&p) + `) r WHERE state IN ('pending', 'cancelled') ORDER BY id
 ), gone AS (
     DELETE FROM tasks t USING result r
     WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending'
         AND (r.state = 'cancelled' OR t.cancel_requested_at IS NOT NULL)
-    RETURNING t.id, t.claim, t.run_at, t.created_at, t.attempt_count + r.counted AS attempt_count,
-        ` + keptAttempts + ` || r.attempts::jsonb AS attempts, ` + specColumns + `
-), ` + historyOfGone + `
-SELECT id, claim FROM gone`
+    RETURNING ` + l.of(history).instead("t.", finishedAs(`'cancelled'`, `''`)) + `
+), ` + historyOfGone(l) + `
+SELECT id, claim FROM gone`)
+}
 
 // keptAttempts is t's story without what is dropped for one more attempt: of a task
 // that is redriven again and again the last 200 are kept, so that it can be read and
@@ -159,7 +194,7 @@ const mostHops = `32767`
 func (s *Store) finish(ctx context.Context, results []Result) ([]written, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	matched, err := s.write(ctx, finishSQL, results)
+	matched, err := s.write(ctx, &s.sql.finish, results, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -178,12 +213,12 @@ func (s *Store) finish(ctx context.Context, results []Result) ([]written, error)
 		}
 	}
 	writeRest(told, toldAt, func(some []Result) ([]bool, error) {
-		return s.write(ctx, finishCallingBackSQL, some, s.callbackParameters(len(some))...)
+		return s.write(ctx, &s.sql.finishCallingBack, some, s.callbackArguments(len(some)))
 	})
 	for _, w := range toldAt {
 		w.calledBack = w.matched
 	}
-	writeRest(cancelled, cancelledAt, func(some []Result) ([]bool, error) { return s.write(ctx, finishCancelledSQL, some) })
+	writeRest(cancelled, cancelledAt, func(some []Result) ([]bool, error) { return s.write(ctx, &s.sql.finishCancelled, some, nil) })
 	return out, nil
 }
 
@@ -206,20 +241,23 @@ func writeRest(results []Result, out []*written, write func([]Result) ([]bool, e
 	}
 }
 
-// callbackParameters are those that finishCallingBackSQL has of its own, with
-// the ids of n callbacks.
-func (s *Store) callbackParameters(n int) []any {
+// callbackArguments are those that finishCallingBackSQL has of its own, with the
+// ids of n callbacks.
+func (s *Store) callbackArguments(n int) map[string]any {
 	ids := make([][16]byte, n)
 	for i := range ids {
 		ids[i] = s.NewID()
 	}
-	retry := s.callbacks.Retry
-	return []any{ids, seconds(s.callbacks.Timeout), seconds(retry.MaxRetryDuration), seconds(retry.MinBackoff), seconds(retry.MaxBackoff),
-		retry.MaxAttempts, retry.MaxDoublings, retry.RetryClientErrors}
+	values := map[string]any{"callback_id": ids}
+	for _, c := range s.sql.settings {
+		values[c.name] = c.value(&task.Task{Spec: s.callbacks})
+	}
+	return values
 }
 
-// write writes results with one of the statements, and returns which matched.
-func (s *Store) write(ctx context.Context, sql string, results []Result, more ...any) ([]bool, error) {
+// write writes results with one of the statements, which may have more arguments,
+// and returns which matched.
+func (s *Store) write(ctx context.Context, statement *statement, results []Result, more map[string]any) ([]bool, error) {
 	n := len(results)
 	var (
 		ids      = make([][16]byte, n)
@@ -245,7 +283,11 @@ func (s *Store) write(ctx context.Context, sql string, results []Result, more ..
 			setNullable(&snoozed, i, n, null(true))
 		}
 	}
-	rows, err := s.pool.Query(ctx, sql, append([]any{ids, claims, states, reasons, waits, attempts, counted, snoozed}, more...)...)
+	values := map[string]any{
+		"id": ids, "claim": claims, "state": states, "reason": reasons, "wait_seconds": waits, "attempts": attempts, "counted": counted, "snoozed": snoozed,
+	}
+	maps.Copy(values, more)
+	rows, err := s.pool.Query(ctx, statement.sql, statement.arguments(values)...)
 	if err != nil {
 		return nil, classify(err)
 	}

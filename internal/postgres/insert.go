@@ -1,10 +1,11 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -79,49 +80,49 @@ func (s *Store) insertOne(ctx context.Context, t newTask) (inserted, error) {
 // insertion is a statement that inserts tasks. Where any of them has a parent it
 // takes another form, which looks the roots of parents up: that locks all partitions
 // of the history, for which others need not wait.
-type insertion struct{ plain, children string }
+type insertion struct{ plain, children statement }
 
-func newInsertion(before, after string) insertion {
-	return insertion{
-		plain:    before + insertTasks + `NULL::uuid` + insertTasksFrom + after + insertReturning,
-		children: before + insertTasks + rootOfParent + insertTasksFrom + after + insertReturning + `, root_id`,
+// newInsertion makes one of what stands before and behind INSERT … SELECT.
+func newInsertion(l columns, before func(*parameters) string, after string) insertion {
+	form := func(computed map[string]string, returned string) statement {
+		var p parameters
+		into := slices.DeleteFunc(l.of(live), func(c column) bool { return c.use&useInsert == 0 && computed[c.name] == "" })
+		return p.statement(before(&p) + `INSERT INTO tasks (` + into.names() + `)
+SELECT ` + into.exprs(func(c column) string { return cmp.Or(computed[c.name], c.stored("t."+c.name)) }) + `
+FROM (SELECT *, CASE WHEN claimed THEN (SELECT id FROM workers WHERE id = ` + p.of("worker") + `) END AS worker_id FROM (
+    SELECT ` + l.with(useInsert).exprs(func(c column) string { return "unnest(" + p.of(c.name) + "::" + c.sentType() + "[])" }) + `,
+        unnest(` + p.of("claimed") + `::bool[]) AS claimed) submitted) t` + after + `
+RETURNING ` + returned)
 	}
+	const returned = `id, run_at, created_at, claim`
+	computed := maps.Clone(insertedAs)
+	computed["root_id"] = rootOfParent
+	return insertion{plain: form(insertedAs, returned), children: form(computed, returned+`, root_id`)}
 }
-
-var insertSQL = newInsertion("-- name: insert tasks\n", "")
 
 // The arrays are taken apart in the select list, side by side. In FROM each would
 // be written to a store of its own first: for 30 tasks that takes 125 µs, this 28.
-const insertTasks = `INSERT INTO tasks (id, worker_id, state, claim, claimed_at, first_claimed_at, run_at, created_at, ` + specColumns + `)
-SELECT t.id, t.worker_id, CASE WHEN t.worker_id IS NULL THEN 'pending' ELSE 'running' END, (t.worker_id IS NOT NULL)::int,
-    CASE WHEN t.worker_id IS NOT NULL THEN now() END, CASE WHEN t.worker_id IS NOT NULL THEN now() END,
-    GREATEST(COALESCE(run_at, now() + make_interval(secs => delay_seconds)), now()), now(),
-    expires_at, timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
-    max_attempts, max_doublings, retry_client_errors, method, url, content_type,
-    COALESCE(headers::jsonb, '{}'), COALESCE(labels::jsonb, '{}'), body, callbacks::jsonb, oidc_audience, created_by, idempotency_key,
-    parent_id, `
+func insertSQL(l columns) insertion {
+	return newInsertion(l, func(*parameters) string { return "-- name: insert tasks\n" }, "")
+}
+
+// insertedAs is what a submission does not send as it is stored. A task that has a
+// worker is inserted as claimed.
+var insertedAs = map[string]string{
+	"worker_id":        `t.worker_id`,
+	"state":            `CASE WHEN t.worker_id IS NULL THEN 'pending' ELSE 'running' END`,
+	"claim":            `(t.worker_id IS NOT NULL)::int`,
+	"claimed_at":       `CASE WHEN t.worker_id IS NOT NULL THEN now() END`,
+	"first_claimed_at": `CASE WHEN t.worker_id IS NOT NULL THEN now() END`,
+	"run_at":           `GREATEST(COALESCE(t.run_at, now() + make_interval(secs => t.delay_seconds)), now())`,
+	"created_at":       `now()`,
+}
 
 // rootOfParent is looked up in the history only where the task is none of the others.
-const rootOfParent = `CASE WHEN parent_id IS NOT NULL THEN COALESCE(
+const rootOfParent = `CASE WHEN t.parent_id IS NOT NULL THEN COALESCE(
         (SELECT COALESCE(p.root_id, p.id) FROM tasks p WHERE p.id = t.parent_id),
         (SELECT COALESCE(p.root_id, p.id) FROM task_history p WHERE p.id = t.parent_id LIMIT 1),
-        parent_id) END`
-
-const insertTasksFrom = `, hops, NULL::int
-FROM (SELECT *, CASE WHEN claimed THEN (SELECT id FROM workers WHERE id = $23) END AS worker_id FROM (
-    SELECT unnest($1::uuid[]) AS id, unnest($2::bool[]) AS claimed, unnest($3::timestamptz[]) AS run_at,
-    unnest($4::float8[]) AS delay_seconds, unnest($5::timestamptz[]) AS expires_at,
-    unnest($6::float8[]) AS timeout_seconds, unnest($7::float8[]) AS max_retry_duration_seconds,
-    unnest($8::float8[]) AS min_backoff_seconds, unnest($9::float8[]) AS max_backoff_seconds,
-    unnest($10::int[]) AS max_attempts, unnest($11::int[]) AS max_doublings,
-    unnest($12::bool[]) AS retry_client_errors, unnest($13::text[]) AS method, unnest($14::text[]) AS url,
-    unnest($15::text[]) AS content_type, unnest($16::text[]) AS headers, unnest($17::text[]) AS labels,
-    unnest($18::bytea[]) AS body, unnest($19::text[]) AS callbacks, unnest($20::text[]) AS oidc_audience,
-    unnest($21::text[]) AS created_by, unnest($22::text[]) AS idempotency_key,
-    unnest($24::uuid[]) AS parent_id, unnest($25::smallint[]) AS hops) submitted) t`
-
-const insertReturning = `
-RETURNING id, run_at, created_at, claim`
+        t.parent_id) END`
 
 // insert is the flush of Insert.
 func (s *Store) insert(ctx context.Context, tasks []newTask) (_ []inserted, err error) {
@@ -135,7 +136,7 @@ func (s *Store) insert(ctx context.Context, tasks []newTask) (_ []inserted, err 
 	if slices.ContainsFunc(tasks, func(t newTask) bool { return t.IdempotencyKey != "" }) {
 		return s.insertOnce(ctx, tasks)
 	}
-	return s.insertRows(ctx, insertSQL, tasks)
+	return s.insertRows(ctx, s.sql.insert, tasks, nil)
 }
 
 // InsertBatch stores tasks in one statement: all, or none of them. It is
@@ -180,79 +181,40 @@ func (s *Store) insertBatch(ctx context.Context, b *task.Batch) (_ []inserted, e
 	if b.IdempotencyKey != "" {
 		return s.insertBatchOnce(ctx, b, tasks)
 	}
-	return s.insertRows(ctx, insertSQL, tasks)
+	return s.insertRows(ctx, s.sql.insert, tasks, nil)
 }
 
 // insertRows runs one of the statements that insert tasks; more are its further
 // arguments. What it did not insert has no createdAt.
-func (s *Store) insertRows(ctx context.Context, statement insertion, tasks []newTask, more ...any) ([]inserted, error) {
+func (s *Store) insertRows(ctx context.Context, i insertion, tasks []newTask, more map[string]any) ([]inserted, error) {
 	n := len(tasks)
-	var (
-		ids          = make([][16]byte, n)
-		timeouts     = make([]float64, n)
-		maxDurations = make([]float64, n)
-		minBackoffs  = make([]float64, n)
-		maxBackoffs  = make([]float64, n)
-		maxAttempts  = make([]int32, n)
-		maxDoublings = make([]int32, n)
-		clientErrors = make([]bool, n)
-		methods      = make([]string, n)
-		urls         = make([]string, n)
-		contentTypes = make([]string, n)
-		bodies       = make([][]byte, n)
-
-		// What is for nothing in most tasks. Where it is NULL for all of them the
-		// array itself is, and unnest fills it up.
-		runAts, expiresAts                                    []*time.Time
-		delays                                                []*float64
-		headers, labels, callbacks, audiences, creators, keys []*string
-		parents                                               []*[16]byte
-		hops                                                  []*int16
-		claimed                                               []*bool
-		worker                                                task.ID
-	)
+	ids := make([][16]byte, n)
+	var claimed []*bool
+	var worker task.ID
+	children := false
 	for i, t := range tasks {
 		ids[i] = t.ID
-		setNullable(&runAts, i, n, nullTime(t.RunAt))
-		setNullable(&delays, i, n, null(seconds(t.Delay)))
-		setNullable(&expiresAts, i, n, nullTime(t.ExpiresAt))
-		timeouts[i] = seconds(t.Timeout)
-		maxDurations[i] = seconds(t.Retry.MaxRetryDuration)
-		minBackoffs[i] = seconds(t.Retry.MinBackoff)
-		maxBackoffs[i] = seconds(t.Retry.MaxBackoff)
-		maxAttempts[i] = int32(t.Retry.MaxAttempts)   //nolint:gosec // at most task.MaxAttemptsLimit
-		maxDoublings[i] = int32(t.Retry.MaxDoublings) //nolint:gosec // at most task.MaxDoublingsLimit
-		clientErrors[i] = t.Retry.RetryClientErrors
-		methods[i] = t.Method
-		urls[i] = t.URL
-		contentTypes[i] = t.ContentType
-		bodies[i] = t.Body
-		setNullable(&headers, i, n, nullMap(t.Headers))
-		setNullable(&labels, i, n, nullMap(t.Labels))
-		setNullable(&callbacks, i, n, encodeCallbacks(&t.Spec))
-		setNullable(&audiences, i, n, null(t.OIDCAudience))
-		setNullable(&creators, i, n, null(t.CreatedBy))
-		setNullable(&keys, i, n, null(t.IdempotencyKey))
-		setNullable(&parents, i, n, null([16]byte(t.ParentID)))
-		setNullable(&hops, i, n, null(int16(t.Hops))) //nolint:gosec // at most task.MaxHops
+		children = children || t.ParentID != task.ID{}
 		// There are two workers when one has just lost its lease, and claims nothing.
 		if t.worker != (task.ID{}) && (worker == task.ID{} || worker == t.worker) {
 			worker = t.worker
 			setNullable(&claimed, i, n, null(true))
 		}
 	}
+	values := make(map[string]any, len(s.sql.inserted)+8)
+	for _, c := range s.sql.inserted {
+		values[c.name] = c.array(tasks)
+	}
+	values["claimed"], values["worker"] = claimed, [16]byte(worker)
+	maps.Copy(values, more)
 	var in inserted
 	var root *[16]byte
-	sql, columns := statement.plain, []any{nil, &in.runAt, &in.createdAt, &in.claim}
-	if parents != nil {
-		sql, columns = statement.children, append(columns, &root)
+	statement, columns := &i.plain, []any{nil, &in.runAt, &in.createdAt, &in.claim}
+	if children {
+		statement, columns = &i.children, append(columns, &root)
 	}
 	before := localTime()
-	rows, err := s.pool.Query(ctx, sql, append([]any{
-		ids, claimed, runAts, delays, expiresAts, timeouts, maxDurations,
-		minBackoffs, maxBackoffs, maxAttempts, maxDoublings, clientErrors,
-		methods, urls, contentTypes, headers, labels, bodies, callbacks, audiences, creators, keys, [16]byte(worker), parents, hops,
-	}, more...)...)
+	rows, err := s.pool.Query(ctx, statement.sql, statement.arguments(values)...)
 	if err != nil {
 		return nil, classify(err)
 	}
@@ -276,88 +238,4 @@ func (s *Store) insertRows(ctx context.Context, statement insertion, tasks []new
 		s.clock.saw(in.createdAt, before, localTime())
 	}
 	return out, nil
-}
-
-// setNullable sets the value of task i of n in a column that is nil while all are NULL.
-func setNullable[T any](column *[]*T, i, n int, v *T) {
-	if v == nil {
-		return
-	}
-	if *column == nil {
-		*column = make([]*T, n)
-	}
-	(*column)[i] = v
-}
-
-// nullTime makes the zero time NULL.
-func nullTime(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	return &t
-}
-
-// null makes the zero value NULL.
-func null[T comparable](v T) *T {
-	var zero T
-	if v == zero {
-		return nil
-	}
-	return &v
-}
-
-// callbacksRow is the callbacks column.
-type callbacksRow struct {
-	OnSuccess *task.Callback `json:"on_success,omitempty"`
-	OnFailure *task.Callback `json:"on_failure,omitempty"`
-}
-
-func encodeCallbacks(s *task.Spec) *string {
-	if s.OnSuccess == nil && s.OnFailure == nil {
-		return nil
-	}
-	b, err := json.Marshal(callbacksRow{s.OnSuccess, s.OnFailure})
-	if err != nil {
-		panic(err) // strings always encode
-	}
-	text := string(b)
-	return &text
-}
-
-// nullMap makes the empty map NULL.
-func nullMap(m map[string]string) *string {
-	if len(m) == 0 {
-		return nil
-	}
-	text := encodeMap(m)
-	return &text
-}
-
-func encodeMap(m map[string]string) string {
-	if len(m) == 0 {
-		return "{}"
-	}
-	b, err := json.Marshal(m)
-	if err != nil {
-		panic(err) // a map of strings always encodes
-	}
-	return string(b)
-}
-
-func decodeCallbacks(b []byte) (onSuccess, onFailure *task.Callback, err error) {
-	if b == nil {
-		return nil, nil, nil
-	}
-	var c callbacksRow
-	err = json.Unmarshal(b, &c)
-	return c.OnSuccess, c.OnFailure, err
-}
-
-func decodeMap(b []byte) (map[string]string, error) {
-	if len(b) <= len("{}") {
-		return nil, nil
-	}
-	var m map[string]string
-	err := json.Unmarshal(b, &m)
-	return m, err
 }

@@ -18,29 +18,38 @@ const insertTries = 3
 // do not wait for each other, each takes its keys in their order; of equal keys
 // in one statement the first counts. A key that has expired is taken over. The
 // row of one that has not is locked and stays as it is.
-var insertOnceSQL = newInsertion(`-- name: insert tasks once
+func insertOnceSQL(l columns) insertion {
+	return newInsertion(l, func(p *parameters) string {
+		return `-- name: insert tasks once
 WITH taken AS (
     INSERT INTO idempotency_keys (key, fingerprint, task_ids, expires_at)
-    SELECT DISTINCT ON (key) key, fingerprint, ARRAY[id], now() + make_interval(secs => $27)
-    FROM unnest($1::uuid[], $22::text[], $26::bytea[]) WITH ORDINALITY AS k (id, key, fingerprint, place)
+    SELECT DISTINCT ON (key) key, fingerprint, ARRAY[id], now() + make_interval(secs => ` + p.of("key_seconds") + `)
+    FROM unnest(` + p.of("id") + `::uuid[], ` + p.of("idempotency_key") + `::text[], ` + p.of("fingerprints") + `::bytea[])
+        WITH ORDINALITY AS k (id, key, fingerprint, place)
     WHERE key IS NOT NULL
     ORDER BY key, place
-    `+takeExpired+`
+    ` + takeExpired + `
     RETURNING task_ids[1] AS id
 )
-`, `
+`
+	}, `
 WHERE t.idempotency_key IS NULL OR t.id IN (SELECT id FROM taken)`)
+}
 
 // As insertOnceSQL, with one key for all tasks.
-var insertBatchOnceSQL = newInsertion(`-- name: insert batch once
+func insertBatchOnceSQL(l columns) insertion {
+	return newInsertion(l, func(p *parameters) string {
+		return `-- name: insert batch once
 WITH taken AS (
     INSERT INTO idempotency_keys (key, fingerprint, task_ids, expires_at)
-    VALUES ($26, $27, $1::uuid[], now() + make_interval(secs => $28))
-    `+takeExpired+`
+    VALUES (` + p.of("key") + `, ` + p.of("key_fingerprint") + `, ` + p.of("id") + `::uuid[], now() + make_interval(secs => ` + p.of("key_seconds") + `))
+    ` + takeExpired + `
     RETURNING key
 )
-`, `
+`
+	}, `
 WHERE EXISTS (SELECT FROM taken)`)
+}
 
 const takeExpired = `ON CONFLICT (key) DO UPDATE
         SET fingerprint = excluded.fingerprint, task_ids = excluded.task_ids, expires_at = excluded.expires_at
@@ -55,7 +64,7 @@ func (s *Store) insertOnce(ctx context.Context, tasks []newTask) ([]inserted, er
 	for i, t := range tasks {
 		fingerprints[i] = t.Fingerprint
 	}
-	out, err := s.insertRows(ctx, insertOnceSQL, tasks, fingerprints, seconds(s.keyWindow))
+	out, err := s.insertRows(ctx, s.sql.insertOnce, tasks, map[string]any{"fingerprints": fingerprints, "key_seconds": seconds(s.keyWindow)})
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +91,9 @@ func (s *Store) insertOnce(ctx context.Context, tasks []newTask) ([]inserted, er
 
 // insertBatchOnce inserts a batch under its idempotency key, unless that is taken.
 func (s *Store) insertBatchOnce(ctx context.Context, b *task.Batch, tasks []newTask) ([]inserted, error) {
-	out, err := s.insertRows(ctx, insertBatchOnceSQL, tasks, b.IdempotencyKey, b.Fingerprint, seconds(s.keyWindow))
+	out, err := s.insertRows(ctx, s.sql.insertBatchOnce, tasks, map[string]any{
+		"key": b.IdempotencyKey, "key_fingerprint": b.Fingerprint, "key_seconds": seconds(s.keyWindow),
+	})
 	if err != nil || !out[0].createdAt.IsZero() {
 		return out, err
 	}

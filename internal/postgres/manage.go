@@ -19,13 +19,14 @@ import (
 // at the very moment.
 const manageTries = 3
 
-// historyOfGone moves the rows of the CTE gone to the history as cancelled, and
-// releases their idempotency keys, but for such as others have by now. Keys are
-// locked in their order (see insertOnceSQL).
-const historyOfGone = `moved AS (
-    INSERT INTO task_history (finished_at, id, claim, run_at, created_at, state, reason, attempt_count, attempts, ` + specColumns + `)
-    SELECT now(), id, claim, run_at, created_at, 'cancelled', '', attempt_count, attempts, ` + specColumns + ` FROM gone
-    RETURNING ` + endedColumns + `
+// historyOfGone moves the rows of the CTE gone to the history, and releases their
+// idempotency keys, unless another task took the key over. Keys are locked in their
+// order (see insertOnceSQL).
+func historyOfGone(l columns) string {
+	return `moved AS (
+    INSERT INTO task_history (` + l.of(history).names() + `)
+    SELECT ` + l.of(history).names() + ` FROM gone
+    RETURNING ` + l.shownOf(history) + `
 ), released AS (
     DELETE FROM idempotency_keys WHERE key = ANY (ARRAY(
         SELECT key FROM idempotency_keys
@@ -33,27 +34,29 @@ const historyOfGone = `moved AS (
             AND task_ids <@ ARRAY(SELECT id FROM gone)
         ORDER BY key FOR UPDATE))
 )`
+}
 
-// The rows are locked first, in the order of their ids: then their state
-// stands, and decides what becomes of them.
-const cancel = `WITH locked AS MATERIALIZED (
+// The rows are locked first, in the order of their ids: from then on their state
+// stands, and decides which are deleted.
+func cancelSQL(l columns) (one, many string) {
+	cancel := `WITH locked AS MATERIALIZED (
     SELECT id, state, cancel_requested_at FROM tasks WHERE id = ANY ($1) ORDER BY id FOR UPDATE
 ), asked AS (
     UPDATE tasks SET cancel_requested_at = now()
     WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE state = 'running' AND cancel_requested_at IS NULL))
-    RETURNING ` + liveColumns + `
+    RETURNING ` + l.shownOf(live) + `
 ), gone AS (
     DELETE FROM tasks WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE state = 'pending'))
-    RETURNING id, claim + 1 AS claim, run_at, created_at, attempt_count, attempts, ` + specColumns + `
-), ` + historyOfGone
-
-const cancelSQL = `-- name: cancel task
+    RETURNING ` + l.of(history).instead("", map[string]string{
+		"claim": "claim + 1", "state": "'cancelled'", "reason": "''", "finished_at": "now()",
+	}) + `
+), ` + historyOfGone(l)
+	return `-- name: cancel task
 ` + cancel + `
-SELECT * FROM asked UNION ALL SELECT * FROM moved`
-
-const cancelManySQL = `-- name: cancel tasks
+SELECT * FROM asked UNION ALL SELECT * FROM moved`, `-- name: cancel tasks
 ` + cancel + `
 SELECT id, claim, true FROM asked UNION ALL SELECT id, claim, false FROM moved`
+}
 
 // Cancel ends a pending task as cancelled, and asks for the end of a running
 // one: then it has a CancelRequestedAt, its holder is to cut the call off, and
@@ -61,7 +64,7 @@ SELECT id, claim, true FROM asked UNION ALL SELECT id, claim, false FROM moved`
 // it is then, or [task.ErrNotFound], [task.ErrEnded] or
 // [task.ErrCancelRequested].
 func (s *Store) Cancel(ctx context.Context, id task.ID) (*task.Task, error) {
-	return s.manage(ctx, "cancel", id, (*task.Task).Cancellable, cancelSQL, [][16]byte{id})
+	return s.manage(ctx, "cancel", id, (*task.Task).Cancellable, s.sql.cancel, [][16]byte{id})
 }
 
 // CancelMany is Cancel of some hundred tasks in one statement; those that
@@ -76,7 +79,7 @@ func (s *Store) CancelMany(ctx context.Context, ids []task.ID) (count int, runni
 		if isRunning {
 			running[id] = claim
 		}
-	}, cancelManySQL, uuids(ids))
+	}, s.sql.cancelMany, uuids(ids))
 	if err != nil {
 		return 0, nil, fmt.Errorf("cancel %d tasks: %w", len(ids), err)
 	}
@@ -84,38 +87,51 @@ func (s *Store) CancelMany(ctx context.Context, ids []task.ID) (count int, runni
 }
 
 // An overdue task keeps its place.
-const makeDueSQL = `-- name: make task due
+func makeDueSQL(l columns) string {
+	return `-- name: make task due
 WITH due AS (
     UPDATE tasks SET run_at = now(), claim = claim + 1
     WHERE id = $1 AND state = 'pending' AND cancel_requested_at IS NULL AND run_at > now()
-    RETURNING ` + liveColumns + `
+    RETURNING ` + l.shownOf(live) + `
 )
 SELECT * FROM due
 UNION ALL
-SELECT ` + liveColumns + ` FROM tasks
+SELECT ` + l.shownOf(live) + ` FROM tasks
 WHERE id = $1 AND state = 'pending' AND cancel_requested_at IS NULL AND run_at <= now()`
+}
 
 // MakeDue makes a pending task due, and returns it; or [task.ErrNotFound],
 // [task.ErrNotPending] or [task.ErrCancelRequested].
 func (s *Store) MakeDue(ctx context.Context, id task.ID) (*task.Task, error) {
-	return s.manage(ctx, "run", id, (*task.Task).Changeable, makeDueSQL, [16]byte(id))
+	return s.manage(ctx, "run", id, (*task.Task).Changeable, s.sql.makeDue, [16]byte(id))
 }
 
 // Of a failed or cancelled task its story stays; its attempts, and the time
 // for retries, begin anew. Who redrives it from within a chain of calls makes it a
 // link of that chain: a task that redrives another must not begin anew.
-const redrive = `WITH locked AS MATERIALIZED (
+func redriveSQL(l columns) (one, many string) {
+	redrive := `WITH locked AS MATERIALIZED (
     SELECT id FROM task_history WHERE id = ANY ($1) AND state IN ('failed', 'cancelled') ORDER BY id FOR UPDATE
 ), gone AS (
     DELETE FROM task_history WHERE id = ANY (ARRAY(SELECT id FROM locked))
-    RETURNING id, claim, created_at, attempts, CASE WHEN expires_at > ` + redriveAt + ` THEN expires_at END AS expires_at, ` + keptColumns + `,
-        GREATEST(hops, NULLIF($4::int, 0)) AS hops, GREATEST(round, ` + lastRound + `) + 1 AS round
+    RETURNING ` + l.with(useRedrive).instead("", map[string]string{
+		"claim":      `claim + 1`,
+		"run_at":     redriveAt,
+		"expires_at": `CASE WHEN expires_at > ` + redriveAt + ` THEN expires_at END`,
+		"hops":       `GREATEST(hops, NULLIF($4::int, 0))`,
+		"round":      `GREATEST(round, ` + lastRound + `) + 1`,
+	}) + `
 ), again AS (
-    INSERT INTO tasks (id, claim, run_at, created_at, attempts, ` + specColumns + `)
-    SELECT id, claim + 1, ` + redriveAt + `, created_at, attempts, ` + specColumns + `
-    FROM gone
-    RETURNING ` + liveColumns + `
+    INSERT INTO tasks (` + l.with(useRedrive).names() + `)
+    SELECT ` + l.with(useRedrive).names() + ` FROM gone
+    RETURNING ` + l.shownOf(live) + `
 )`
+	return `-- name: redrive task
+` + redrive + `
+SELECT * FROM again`, `-- name: redrive tasks
+` + redrive + `
+SELECT id FROM again`
+}
 
 // redriveAt is when a redriven task is due.
 const redriveAt = `now() + make_interval(secs => $2::float8 + $3::float8 * (array_position($1, id) - 1))`
@@ -129,20 +145,12 @@ const lastRound = `COALESCE((attempts -> -1 ->> 'round')::int, 1 + (
         FROM jsonb_array_elements(attempts) WITH ORDINALITY AS attempt (a, place)) numbers
     WHERE number < next))`
 
-const redriveSQL = `-- name: redrive task
-` + redrive + `
-SELECT * FROM again`
-
-const redriveManySQL = `-- name: redrive tasks
-` + redrive + `
-SELECT id FROM again`
-
 // Redrive makes a failed or cancelled task pending again, due at once and with
 // no attempt counted; an expires_at before that is dropped. Its Hops become
 // hops where they are fewer. It returns the task, or [task.ErrNotFound] or
 // [task.ErrNotRedrivable].
 func (s *Store) Redrive(ctx context.Context, id task.ID, hops int) (*task.Task, error) {
-	return s.manage(ctx, "redrive", id, (*task.Task).Redrivable, redriveSQL, [][16]byte{id}, 0.0, 0.0, hops)
+	return s.manage(ctx, "redrive", id, (*task.Task).Redrivable, s.sql.redrive, [][16]byte{id}, 0.0, 0.0, hops)
 }
 
 // RedriveMany is Redrive of some hundred tasks in one statement; those that
@@ -150,20 +158,30 @@ func (s *Store) Redrive(ctx context.Context, id task.ID, hops int) (*task.Task, 
 // one apart later. It returns their number.
 func (s *Store) RedriveMany(ctx context.Context, ids []task.ID, wait, apart time.Duration, hops int) (count int, err error) {
 	var id task.ID
-	count, err = s.manageMany(ctx, []any{(*[16]byte)(&id)}, func() {}, redriveManySQL, uuids(ids), seconds(wait), seconds(apart), hops)
+	count, err = s.manageMany(ctx, []any{(*[16]byte)(&id)}, func() {}, s.sql.redriveMany, uuids(ids), seconds(wait), seconds(apart), hops)
 	if err != nil {
 		return 0, fmt.Errorf("redrive %d tasks: %w", len(ids), err)
 	}
 	return count, nil
 }
 
-const changeSQL = `-- name: change task
-UPDATE tasks SET claim = claim + 1, run_at = GREATEST(COALESCE($3, now() + make_interval(secs => $4)), LEAST(run_at, now())),
-    expires_at = $5, timeout_seconds = $6, max_retry_duration_seconds = $7, min_backoff_seconds = $8, max_backoff_seconds = $9,
-    max_attempts = $10, max_doublings = $11, retry_client_errors = $12, headers = $13::text::jsonb, labels = $14::text::jsonb,
-    content_type = CASE WHEN $15 THEN $16 ELSE content_type END, body = CASE WHEN $15 THEN $17 ELSE body END
-WHERE id = $1 AND claim = $2 AND state = 'pending' AND cancel_requested_at IS NULL
-RETURNING ` + liveColumns
+func changeSQL(l columns) statement {
+	var p parameters
+	set := `UPDATE tasks SET claim = claim + 1, run_at = GREATEST(
+    COALESCE(` + p.of("run_at") + `, now() + make_interval(secs => ` + p.of("delay_seconds") + `)), LEAST(run_at, now()))`
+	for _, c := range l.with(useChange | useContent) {
+		value := c.stored(p.of(c.name) + "::" + c.sentType())
+		if c.use&useContent != 0 {
+			value = `CASE WHEN ` + p.of("has_content") + ` THEN ` + value + ` ELSE ` + c.name + ` END`
+		}
+		set += `,
+    ` + c.name + ` = ` + value
+	}
+	return p.statement(`-- name: change task
+` + set + `
+WHERE id = ` + p.of("id") + ` AND claim = ` + p.of("claim") + ` AND state = 'pending' AND cancel_requested_at IS NULL
+RETURNING ` + l.shownOf(live))
+}
 
 // Change writes a pending task that was changed since it was read, and returns
 // what is stored then. content is what its call carries from now on; nil leaves
@@ -171,17 +189,19 @@ RETURNING ` + liveColumns
 // [task.ErrChanged], and changes nothing, where the task was claimed or changed
 // by others meanwhile.
 func (s *Store) Change(ctx context.Context, t *task.Task, content *task.Content) (*task.Task, error) {
-	var body []byte
-	var contentType string
+	sent := *t
 	if content != nil {
-		body, contentType = content.Body, content.ContentType
+		sent.Body, sent.ContentType = content.Body, content.ContentType
+	}
+	values := map[string]any{
+		"id": [16]byte(t.ID), "claim": t.LastClaim, "run_at": nullTime(t.RunAt), "delay_seconds": seconds(t.Delay), "has_content": content != nil,
+	}
+	for _, c := range s.sql.changed {
+		values[c.name] = c.value(&sent)
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	changed, err := s.manageOnce(ctx, changeSQL, [16]byte(t.ID), t.LastClaim, nullTime(t.RunAt), seconds(t.Delay),
-		nullTime(t.ExpiresAt), seconds(t.Timeout), seconds(t.Retry.MaxRetryDuration), seconds(t.Retry.MinBackoff),
-		seconds(t.Retry.MaxBackoff), t.Retry.MaxAttempts, t.Retry.MaxDoublings, t.Retry.RetryClientErrors,
-		encodeMap(t.Headers), encodeMap(t.Labels), content != nil, contentType, body)
+	changed, err := s.manageOnce(ctx, s.sql.change.sql, s.sql.change.arguments(values)...)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = task.ErrChanged
 	}
@@ -233,7 +253,7 @@ func (s *Store) queryTask(ctx context.Context, sql string, args ...any) (*task.T
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectExactlyOneRow(rows, scanTaskOnly)
+	return pgx.CollectExactlyOneRow(rows, s.scanTask())
 }
 
 // manageMany runs a statement that returns a row for each task that it changed.

@@ -76,6 +76,7 @@ type Store struct {
 	// searching lets one search at a time run.
 	searching *gate
 	lowWater  *lowWater
+	sql       *statements
 	clock     clock
 	// callbacks is what their Timeout and Retry are.
 	callbacks task.Spec
@@ -123,7 +124,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, fmt.Errorf("set up the connection for heartbeats: %w", err)
 	}
 	s := &Store{
-		pool: pool, leases: leases, lowWater: newLowWater(), callbacks: o.Callbacks, keyWindow: o.IdempotencyWindow,
+		pool: pool, leases: leases, lowWater: newLowWater(), sql: taskSQL, callbacks: o.Callbacks, keyWindow: o.IdempotencyWindow,
 		inserting: newGate(flushes, maxWaiting, task.ErrUnavailable),
 		batching:  newGate(1, maxBatches, task.ErrUnavailable),
 		managing:  newGate(1, maxWaiting, task.ErrOverloaded),
@@ -191,15 +192,6 @@ func parse(o Options) (*pgxpool.Config, error) {
 	}
 	return config, nil
 }
-
-// specColumns are what a caller asked for, in tasks as in task_history.
-// Beside it stands the place in a chain of tasks that it was given with.
-const specColumns = `expires_at, ` + keptColumns + `, hops, round`
-
-// keptColumns are those of them that a redrive leaves as they are.
-const keptColumns = `timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
-    max_attempts, max_doublings, retry_client_errors, method, url, content_type, headers, labels, body,
-    callbacks, oidc_audience, created_by, idempotency_key, parent_id, root_id`
 
 // seconds is how durations are written.
 func seconds(d time.Duration) float64 { return d.Seconds() }
