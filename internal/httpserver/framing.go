@@ -53,7 +53,7 @@ type framing struct {
 	early                [maxEarly]byte // its bytes that went on
 	earlyCount           int
 	scanned              int  // how many of its other bytes are whole lines
-	old, chunked, length bool // HTTP/1.0; has Transfer-Encoding; has Content-Length
+	old, chunked, length bool // not HTTP/1.1; has Transfer-Encoding; has Content-Length
 	lengthTwice, folded  bool // has Content-Length twice; has a line that goes on with the one before
 
 	left  int64 // bytes of the body, or of the chunk with its line's end
@@ -178,7 +178,10 @@ func (f *framing) pause(b []byte, ready, at int) int {
 func (f *framing) headLine(line []byte) {
 	f.lines++
 	if f.lines == 1 {
-		f.old = bytes.HasSuffix(line, []byte("HTTP/1.0"))
+		if len(line) < len("HTTP/1.1") { // malformed: what went on early ends in the version
+			line = append(f.early[:f.earlyCount:f.earlyCount], line...)
+		}
+		f.old = !bytes.HasSuffix(line, []byte("HTTP/1.1"))
 		return
 	}
 	if line[0] == ' ' || line[0] == '\t' {

@@ -93,6 +93,7 @@ func TestFraming(t *testing.T) {
 		"a folded length":        {"POST / HTTP/1.1\r\nHost: x\r\nContent-Length:\r\n 5\r\n\r\nabcde", 0, 0, errFolded},
 		"folded with a tab":      {get + "X: y\r\n\tz\r\n\r\n", 0, 0, errFolded},
 		"chunks in HTTP/1.0":     {"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 0, 0, errOldEncoding},
+		"chunks in HTTP/0.9":     {"POST / HTTP/0.9\r\nTransfer-Encoding: chunked\r\n\r\n", 0, 0, errOldEncoding},
 	} {
 		for how, cut := range cuts {
 			t.Run(name+", "+how, func(t *testing.T) {
@@ -119,6 +120,8 @@ func FuzzFraming(f *testing.F) {
 		"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabcPOST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n0\r\nA: b\r\n\r\n\r\n",
 		"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 		"GET / HTTP/1.1\r\n a: b\r\nContent-Length : 4\r\n\r\nabcd",
+		"GET / HTTP/0.9\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"HTTP/1.1\nTransfer-Encoding:\n\r\n",
 	} {
 		f.Add(text, uint8(3))
 	}
