@@ -3,114 +3,114 @@ package dispatch
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"math/rand/v2"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-// job is a claimed task that is to be carried out.
+// One task's way, in the order of the calls: claimDue (or Submit, or Execute) → start →
+// work → run → attempt → deliver → complete → completed.
+
+// job is a claimed task on its way. One goroutine at a time uses it; only cutOff is
+// called by others.
 type job struct {
 	session *session
 	claim   *task.Claim
 	claimed time.Time // what claim.At is on the monotonic clock
+	// finished is closed when the result of a direct call is written, or never will be.
+	// It is nil where the task has a slot.
+	finished chan struct{}
 
-	// Guarded by Dispatcher.mu: what ends its call, while that is under way, and
-	// whether it was cancelled before.
-	cutOff    context.CancelCauseFunc
-	cancelled bool
-}
-
-// caller is a goroutine that makes calls, one after the other. Its calls have one
-// context until that is ended, with one of them or with the session: to make one
-// for each call takes longer than to hand the call on.
-type caller struct {
-	call   context.Context //nolint:containedctx // that of the call under way
+	call   context.Context //nolint:containedctx // ends when the call is to be cut off
 	cutOff context.CancelCauseFunc
+
+	outcome  task.Outcome
+	decision task.Decision
+	then     func(j *job, written bool) // of results.write
+	tries    int                        // of writing the decision
 }
 
-// prepare sees to it that the context for a call in s has not ended. It is none of
-// another session: the calls of one end before the next begins.
-func (c *caller) prepare(s *session) {
-	if c.call == nil || c.call.Err() != nil {
-		c.call, c.cutOff = context.WithCancelCause(s.calls)
+// newJob returns the job of a task that was claimed at this moment.
+func newJob(s *session, c *task.Claim, claimed time.Time) *job {
+	j := &job{session: s, claim: c, claimed: claimed}
+	j.call, j.cutOff = context.WithCancelCause(s.calls)
+	return j
+}
+
+// now is the time by the store's clock, carried on from the claim by a monotonic one.
+func (j *job) now() time.Time { return j.claim.At.Add(time.Since(j.claimed)) }
+
+// claimDue claims and starts due tasks until ctx ends. It claims no more than there are
+// free slots, or will be in a moment.
+func (d *Dispatcher) claimDue(ctx context.Context) {
+	var pause, failing time.Duration
+	for d.waitForSlots(ctx) && d.waitForDue(ctx, &pause) {
+		limit := d.slots.take()
+		if limit == 0 {
+			continue // tasks that were submitted meanwhile have the slots
+		}
+		d.due.clear()
+		s := d.session.Load()
+		// The end of ctx does not cut it short: the instance must know what it claimed.
+		claims, err := d.store.Claim(s.writes, s.worker, limit)
+		claimed := time.Now()
+		for _, c := range claims {
+			d.start(newJob(s, c, claimed))
+		}
+		d.slots.fetched(limit, len(claims))
+		switch {
+		case err != nil:
+			d.log.Error("claiming failed", "error", err)
+			// A task that is submitted meanwhile sets the alarm, and does not shorten this.
+			failing = longer(failing, d.options.PollInterval)
+			sleep(ctx, jitter(failing))
+			continue
+		case len(claims) == 0:
+			// Other workers have the tasks that looked due.
+			pause = longer(pause, d.options.PollInterval)
+		default:
+			pause = 0
+			if len(claims) == limit {
+				d.notify(0)
+			}
+		}
+		failing = 0
 	}
 }
 
-// begin has a claimed task carried out in a slot that was taken for it: at once,
-// or when a call has ended if all slots have one. The slot is free again when its
-// call has ended: writing down what came of it needs none.
-func (d *Dispatcher) begin(j *job) {
-	d.mu.Lock()
-	now := d.enrol(j)
-	d.mu.Unlock()
-	if now {
-		d.hand(j)
+// start has a claimed task carried out in a slot that was taken for it: at once, or when
+// another call has ended if all slots have calls.
+func (d *Dispatcher) start(j *job) {
+	d.results.hold(j)
+	if d.slots.assign(j) {
+		d.toWorker(j)
 	}
 }
 
-// enrol counts in a task that is to be carried out, and reports whether it is to
-// begin now. Otherwise it waits. d.mu is held.
-func (d *Dispatcher) enrol(j *job) (now bool) {
-	d.unsettled++
-	d.running[j.claim] = j
-	d.attempts.Add(1)
-	if d.calls == d.options.Concurrency {
-		d.waiting = append(d.waiting, j)
-		return false
-	}
-	d.calls++
-	return true
-}
-
-// endCall counts out a call that has ended with o. It returns the task that waited the
-// longest, which gets its slot; nil where none waits.
-func (d *Dispatcher) endCall(j *job, o *task.Outcome) (next *job) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	j.cutOff = nil
-	if o.Shortage == "" {
-		d.slots--
-		d.pace.ended++
-		d.pace.took += o.Duration
-	} else {
-		d.rest()
-	}
-	if len(d.waiting) > 0 {
-		next, d.waiting[0] = d.waiting[0], nil
-		d.waiting = d.waiting[1:]
-	} else {
-		d.calls--
-	}
-	d.tellFree()
-	return next
-}
-
-// hand gives a job to an idle goroutine, or to a new one.
-func (d *Dispatcher) hand(j *job) {
+// toWorker gives a job to an idle goroutine, or to a new one.
+func (d *Dispatcher) toWorker(j *job) {
 	select {
 	case d.jobs <- j:
 	default:
-		d.workers.Go(func() { d.carryOutAll(j) })
+		d.workers.Go(func() { d.work(j) })
 	}
 }
 
-// idleTime is how long a goroutine waits for another task to carry out.
+// idleTime is how long a goroutine waits for another job.
 const idleTime = time.Second
 
-// carryOutAll carries out j, what waits for its slot, and then others while some
-// come: a goroutine that made a call before has the stack for it.
-func (d *Dispatcher) carryOutAll(j *job) {
-	var by caller
-	defer func() { by.cutOff(nil) }()
+// work runs j, the jobs that wait for its slot, and then others while some come: a
+// goroutine that made a call before has the stack for it.
+func (d *Dispatcher) work(j *job) {
 	idle := time.NewTimer(idleTime)
 	defer idle.Stop()
 	for j != nil {
 		for j != nil {
-			j = d.carryOut(&by, j)
+			next := d.run(j)
+			d.slots.attempts.Done()
+			j = next
 		}
 		idle.Reset(idleTime)
 		select {
@@ -120,89 +120,48 @@ func (d *Dispatcher) carryOutAll(j *job) {
 	}
 }
 
-// carryOut makes a task's call and has what came of it written down. It returns
-// what waited for its slot.
-func (d *Dispatcher) carryOut(by *caller, j *job) (next *job) {
-	defer d.attempts.Done()
-	c := j.claim
-	by.prepare(j.session)
-	d.mu.Lock()
-	cancelled := j.cancelled
-	j.cutOff = by.cutOff
-	d.mu.Unlock()
-	var outcome task.Outcome
-	var decision task.Decision
-	switch {
-	case cancelled:
-		outcome.Kind, decision.State = task.OutcomeInterrupted, task.Cancelled
-	// All calls are being cut off, and those that end first make room for others.
-	case j.session.calls.Err() != nil:
-		outcome.Kind, decision.State = task.OutcomeInterrupted, task.Pending
-	default:
-		outcome, decision = d.attempt(by.call, j, task.Call{Task: c.Task, Attempt: c.AttemptNumber()})
+// run makes the attempt of a job and has its decision written. It does not wait for the
+// write. It returns the job that waited for the slot, or nil.
+func (d *Dispatcher) run(j *job) (next *job) {
+	d.attempt(j)
+	if j.finished == nil {
+		next = d.slots.release(&j.outcome)
 	}
-	next = d.endCall(j, &outcome)
-	d.settle(j.session, c, outcome, decision, d.settled)
+	d.complete(j)
 	return next
 }
 
-// settled counts out a task whose result is written, or never will be.
-func (d *Dispatcher) settled(c *task.Claim) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.unsettled--
-	delete(d.running, c)
-	d.tellFree()
-}
-
-// attempt makes one attempt under a claim and decides what follows from it.
-func (d *Dispatcher) attempt(ctx context.Context, j *job, call task.Call) (task.Outcome, task.Decision) {
+// attempt makes one attempt and decides what follows from it.
+func (d *Dispatcher) attempt(j *job) {
+	defer j.cutOff(nil)
 	c := j.claim
-	// The database's clock, carried on from the claim by a monotonic one.
-	now := func() time.Time { return c.At.Add(time.Since(j.claimed)) }
-	call.At = now()
-	if decision, admitted := c.Admit(call.At); !admitted {
-		return task.Outcome{}, decision
-	}
-	outcome := d.deliver(ctx, call)
-	if context.Cause(ctx) == errCancelled { //nolint:errorlint // it is this very error
-		outcome.Cancelled = true
-		if outcome.Kind == task.OutcomeInterrupted {
-			outcome.Error = "the task was cancelled before the call ended"
-		}
-	}
-	decision := c.Next(outcome, now(), rand.Float64()) //nolint:gosec // not a secret
-	outcome.Kind = decision.Attempt.Outcome            // with the target's wishes
-	return outcome, decision
-}
-
-// settle has what follows from an attempt written down and logged, and then calls
-// ended. It waits for none of that.
-func (d *Dispatcher) settle(s *session, c *task.Claim, outcome task.Outcome, decision task.Decision, ended func(*task.Claim)) {
-	c.Task.Body = nil // large, maybe, and not needed any more
-	if errors.Is(context.Cause(s.calls), errLeaseLost) {
-		// Others carry the task out by now; the fence would turn the result away.
-		d.log.Warn("result dropped, the lease was lost", "task_id", c.Task.ID.String(), "claim", c.Number)
-		ended(c)
+	switch cause := context.Cause(j.call); {
+	case errors.Is(cause, errCancelled):
+		j.outcome.Kind, j.decision.State = task.OutcomeInterrupted, task.Cancelled
+		return
+	case cause != nil: // all calls are being cut off, and this one took the slot of another
+		j.outcome.Kind, j.decision.State = task.OutcomeInterrupted, task.Pending
 		return
 	}
-	d.write(&result{session: s, claim: c, decision: decision, then: func(written bool) {
-		if !written {
-			ended(c)
-			return
+	at := j.now()
+	decision, admitted := c.Admit(at)
+	if !admitted {
+		j.decision = decision
+		return
+	}
+	j.outcome = d.deliver(j.call, task.Call{Task: c.Task, Attempt: c.AttemptNumber(), At: at, ViaWorkerEndpoint: j.finished != nil})
+	if errors.Is(context.Cause(j.call), errCancelled) {
+		j.outcome.Cancelled = true
+		if j.outcome.Kind == task.OutcomeInterrupted {
+			j.outcome.Error = "the task was cancelled before the call ended"
 		}
-		if decision.State == task.Pending {
-			d.notify(decision.Wait)
-		} else {
-			d.watches.end(c.Task.ID)
-		}
-		d.report(s.calls, c, outcome, decision)
-		ended(c)
-	}})
+	}
+	j.decision = c.Next(j.outcome, j.now(), rand.Float64()) //nolint:gosec // not a secret
+	j.outcome.Kind = j.decision.Attempt.Outcome             // with the target's wishes
 }
 
-// deliver makes the call. A panic becomes an outcome: one bad task must not
-// take down the instance and everything that runs on it.
+// deliver makes the call. A panic becomes an outcome: one bad task must not take down
+// the instance and everything that runs on it.
 func (d *Dispatcher) deliver(ctx context.Context, call task.Call) (outcome task.Outcome) {
 	start := time.Now()
 	defer func() {
@@ -221,109 +180,53 @@ func (d *Dispatcher) deliver(ctx context.Context, call task.Call) (outcome task.
 	return outcome
 }
 
-// result is a decision that is to be written.
-type result struct {
-	session  *session
-	claim    *task.Claim
-	decision task.Decision
-	// then is told whether the decision took effect. It must not block.
-	then  func(written bool)
-	tries int
-}
-
-// write has a result written, again and again while the store is away, until
-// writes end. It waits for nothing.
-func (d *Dispatcher) write(r *result) {
-	d.results.Add(1)
-	d.try(r)
-}
-
-// try writes a result. Others wait until the store has told what came of it.
-func (d *Dispatcher) try(r *result) {
-	r.tries++
-	d.store.Finish(r.claim, r.decision, func(matched, calledBack bool, err error) {
-		if !matched {
-			go d.notWritten(r, err)
-			return
-		}
-		if calledBack {
-			d.notify(0)
-		}
-		r.then(true)
-		d.results.Done()
-	})
-}
-
-// notWritten tries a result again after a moment, which is longer each time, or
-// gives it up.
-func (d *Dispatcher) notWritten(r *result, err error) {
-	log := d.log.With("task_id", r.claim.Task.ID.String(), "claim", r.claim.Number)
-	pause := min(50*time.Millisecond<<min(r.tries-1, 5), time.Second)
-	switch {
-	case err == nil && r.tries > 1:
-		// A write whose answer was lost matches nothing when it is repeated.
-		d.notify(r.decision.Wait) // itself, or a callback
-		log.Warn("result was written before, or came late")
-	case err == nil:
-		log.Warn("late result changed nothing")
-	case errors.Is(err, task.ErrUnavailable) && sleep(r.session.writes, jitter(pause)):
-		d.try(r)
-		return
-	default:
-		log.Error("result could not be written", "error", err)
-	}
-	r.then(false)
-	d.results.Done()
-}
-
-// describe says in a word what came of an attempt, and how loud that is to be.
-func describe(c *task.Claim, o task.Outcome, decision task.Decision) (slog.Level, string) {
-	switch {
-	case decision.State == task.Failed:
-		return slog.LevelWarn, "task failed"
-	case decision.State == task.Cancelled:
-		return slog.LevelInfo, "task cancelled"
-	case o.Shortage != "":
-		return slog.LevelDebug, "attempt interrupted" // Lacks logs for all of them
-	case o.Kind == task.OutcomeInterrupted:
-		return slog.LevelInfo, "attempt interrupted"
-	case decision.State == task.Pending && o.Kind == task.OutcomeSnoozed:
-		return slog.LevelInfo, "task snoozed"
-	case decision.State == task.Pending:
-		return slog.LevelInfo, "attempt failed, will retry"
-	case c.AttemptNumber() == 1 && o.Error == "":
-		return slog.LevelDebug, "task succeeded"
-	}
-	return slog.LevelInfo, "task succeeded"
-}
-
-// report logs one line for an attempt.
-func (d *Dispatcher) report(ctx context.Context, c *task.Claim, o task.Outcome, decision task.Decision) {
-	level, message := describe(c, o, decision)
-	if !d.log.Enabled(ctx, level) {
+// complete has the decision on a job written.
+func (d *Dispatcher) complete(j *job) {
+	j.claim.Task.Body = nil // large, maybe, and not needed any more
+	if errors.Is(context.Cause(j.session.calls), errLeaseLost) {
+		// Another instance carries the task out by now. The store would not accept the result.
+		d.log.Warn("result dropped, the lease was lost", "task_id", j.claim.Task.ID.String(), "claim", j.claim.Number)
+		d.results.drop(j)
+		d.finish(j)
 		return
 	}
-	attrs := []slog.Attr{
-		slog.String("task_id", c.Task.ID.String()),
+	d.results.write(j, d.completed)
+}
+
+// completed tells the waiting parties and the log about a decision that took effect.
+func (d *Dispatcher) completed(j *job, written bool) {
+	if written {
+		if j.decision.State == task.Pending {
+			d.notify(j.decision.Wait)
+		} else {
+			d.watches.end(j.claim.Task.ID)
+		}
+		d.report(j)
 	}
-	if d.options.LogTargets {
-		url, _, _ := strings.Cut(c.Task.URL, "?") // a query may hold secrets
-		attrs = append(attrs, slog.String("method", c.Task.Method), slog.String("url", url), slog.Int("max_attempts", c.Task.Retry.MaxAttempts))
+	d.finish(j)
+}
+
+// finish ends a job, whose result is written or never will be.
+func (d *Dispatcher) finish(j *job) {
+	if j.finished != nil {
+		close(j.finished)
+		return
 	}
-	if a := decision.Attempt; a != nil { // none where the task could not start any more
-		attrs = append(attrs, slog.Int("attempt", a.Number), slog.Float64("duration_seconds", o.Duration.Seconds()))
+	d.slots.finish()
+}
+
+// releaseWaiting gives the tasks that wait for slots back to the store, so that other instances may
+// claim them. No attempt of them was made. They are due at once, behind the tasks that are due already.
+func (d *Dispatcher) releaseWaiting() {
+	waiting := d.slots.takeWaiting()
+	if len(waiting) == 0 {
+		return
 	}
-	if o.StatusCode != 0 {
-		attrs = append(attrs, slog.Int("status_code", o.StatusCode))
+	d.log.Info("claimed tasks were given back, no slot became free for them", "count", len(waiting))
+	for _, j := range waiting {
+		j.cutOff(nil)
+		j.decision.State = task.Pending
+		d.results.write(j, func(j *job, _ bool) { d.finish(j) })
+		d.slots.attempts.Done()
 	}
-	if o.Error != "" {
-		attrs = append(attrs, slog.String("error", o.Error))
-	}
-	if decision.Reason != "" {
-		attrs = append(attrs, slog.String("reason", string(decision.Reason)))
-	}
-	if decision.State == task.Pending {
-		attrs = append(attrs, slog.Float64("wait_seconds", decision.Wait.Seconds()))
-	}
-	d.log.LogAttrs(ctx, level, message, attrs...)
 }

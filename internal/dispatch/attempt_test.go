@@ -118,9 +118,9 @@ func TestOutcomes(t *testing.T) {
 						}
 					})
 					if byRequest {
-						outcome, decision, err := r.RunNow(t.Context(), id)
+						outcome, decision, err := r.Execute(t.Context(), id)
 						if err != nil {
-							t.Fatalf("RunNow: %v", err)
+							t.Fatalf("Execute: %v", err)
 						}
 						var want task.Outcome
 						if test.answers != nil {
@@ -128,10 +128,10 @@ func TestOutcomes(t *testing.T) {
 							want.Duration = time.Second
 						}
 						if outcome != want {
-							t.Errorf("RunNow returned the outcome %+v, want %+v", outcome, want)
+							t.Errorf("Execute returned the outcome %+v, want %+v", outcome, want)
 						}
 						if now := m.row(id); decision.State != now.State || decision.Reason != now.Reason {
-							t.Errorf("RunNow returned the decision %s (%q), but the task is %s (%q)", decision.State, decision.Reason, now.State, now.Reason)
+							t.Errorf("Execute returned the decision %s (%q), but the task is %s (%q)", decision.State, decision.Reason, now.State, now.Reason)
 						}
 					} else {
 						r.notify(0)
@@ -223,9 +223,9 @@ func TestPanicInAnAttempt(t *testing.T) {
 			return succeeded
 		})
 		synctest.Wait()
-		outcome, _, err := r.RunNow(t.Context(), byRequest)
+		outcome, _, err := r.Execute(t.Context(), byRequest)
 		if err != nil || outcome.Kind != task.OutcomeRetryable || outcome.Error == "" || outcome.Duration != time.Second {
-			t.Errorf("RunNow returned %+v, %v, want a retryable outcome with an error after 1s", outcome, err)
+			t.Errorf("Execute returned %+v, %v, want a retryable outcome with an error after 1s", outcome, err)
 		}
 		time.Sleep(time.Minute)
 		r.wantState(bad, task.Succeeded, "", 2)
@@ -359,7 +359,7 @@ func TestClockOfTheStore(t *testing.T) {
 	}
 }
 
-func TestRunNowRefuses(t *testing.T) {
+func TestExecuteRefuses(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
@@ -404,9 +404,9 @@ func TestRunNowRefuses(t *testing.T) {
 			if test.ctx == nil {
 				test.ctx = t.Context()
 			}
-			outcome, decision, err := r.RunNow(test.ctx, test.id)
+			outcome, decision, err := r.Execute(test.ctx, test.id)
 			if !errors.Is(err, test.want) || outcome != (task.Outcome{}) || decision != (task.Decision{}) {
-				t.Errorf("%s: RunNow = %+v, %+v, %v, want nothing and %v", name, outcome, decision, err, test.want)
+				t.Errorf("%s: Execute = %+v, %+v, %v, want nothing and %v", name, outcome, decision, err, test.want)
 			}
 		}
 		if got := m.row(pending); got.claims != 0 {
@@ -418,7 +418,7 @@ func TestRunNowRefuses(t *testing.T) {
 	})
 }
 
-func TestRunNowIsNotCutShort(t *testing.T) {
+func TestExecuteIsNotCutShort(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
@@ -444,9 +444,9 @@ func TestRunNowIsNotCutShort(t *testing.T) {
 		defer cancel()
 		answered := make(chan error)
 		go func() {
-			outcome, decision, err := r.RunNow(ctx, id)
+			outcome, decision, err := r.Execute(ctx, id)
 			if outcome.Kind != task.OutcomeSucceeded || decision.State != task.Succeeded {
-				err = errors.Join(err, fmt.Errorf("RunNow returned %s and %s", outcome.Kind, decision.State))
+				err = errors.Join(err, fmt.Errorf("Execute returned %s and %s", outcome.Kind, decision.State))
 			}
 			answered <- err
 		}()
@@ -458,7 +458,7 @@ func TestRunNowIsNotCutShort(t *testing.T) {
 			t.Error(err)
 		}
 		if got := time.Since(r.began); got != 12*time.Second {
-			t.Errorf("RunNow returned after %v, want 12s", got)
+			t.Errorf("Execute returned after %v, want 12s", got)
 		}
 		r.wantState(id, task.Succeeded, "", 1)
 		if _, running := r.Health(); running != 0 {
@@ -546,8 +546,8 @@ func TestWishesOfATarget(t *testing.T) {
 					}
 					id := m.store(1, wait, func(t *task.Task) { t.Retry.MaxAttempts = 2 })
 					if byRequest {
-						if o, _, err := r.RunNow(t.Context(), id); err != nil || o.Kind != test.kinds[0] {
-							t.Errorf("RunNow returned %s, %v, want %s", o.Kind, err, test.kinds[0])
+						if o, _, err := r.Execute(t.Context(), id); err != nil || o.Kind != test.kinds[0] {
+							t.Errorf("Execute returned %s, %v, want %s", o.Kind, err, test.kinds[0])
 						}
 					} else {
 						r.notify(0)
@@ -585,15 +585,15 @@ func TestWishesOfATarget(t *testing.T) {
 }
 
 // A call for a task that is not stored has no story in which a snooze could count.
-func TestRunOnceHeedsTheTarget(t *testing.T) {
+func TestExecuteUnstoredHeedsTheTarget(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := start(t, options(), newMemory(), func(ctx context.Context, c task.Call) task.Outcome {
 			return task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 503, Snooze: time.Minute}
 		})
 		synctest.Wait()
-		if o, err := r.RunOnce(t.Context(), &task.Task{}); err != nil || o.Kind != task.OutcomeSnoozed || o.Snooze != time.Minute {
-			t.Errorf("RunOnce = %+v, %v, want it snoozed for a minute", o, err)
+		if o, err := r.ExecuteUnstored(t.Context(), &task.Task{}); err != nil || o.Kind != task.OutcomeSnoozed || o.Snooze != time.Minute {
+			t.Errorf("ExecuteUnstored = %+v, %v, want it snoozed for a minute", o, err)
 		}
 	})
 }

@@ -54,7 +54,7 @@ func TestCancelCutsACallOff(t *testing.T) {
 }
 
 // A call that was asked for is cut off like any other.
-func TestCancelOfATaskThatIsRunNow(t *testing.T) {
+func TestCancelOfATaskThatIsExecute(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
@@ -63,9 +63,9 @@ func TestCancelOfATaskThatIsRunNow(t *testing.T) {
 		synctest.Wait()
 		began := time.Now()
 		time.AfterFunc(time.Second, func() { r.CutOff(map[task.ID]int64{id: m.cancel(id)}) })
-		_, decision, err := r.RunNow(t.Context(), id)
+		_, decision, err := r.Execute(t.Context(), id)
 		if took := time.Since(began); err != nil || decision.State != task.Cancelled || took != time.Second {
-			t.Errorf("RunNow = %s, %v after %v, want cancelled after 1 s", decision.State, err, took)
+			t.Errorf("Execute = %s, %v after %v, want cancelled after 1 s", decision.State, err, took)
 		}
 	})
 }

@@ -48,8 +48,8 @@ func TestClaimsFillTheFreeSlotsAndNoMore(t *testing.T) {
 		// Calls that are made by request take no slot and give none back.
 		for _, id := range later {
 			go func() {
-				if _, _, err := r.RunNow(t.Context(), id); err != nil {
-					t.Errorf("RunNow(%s): %v", id, err)
+				if _, _, err := r.Execute(t.Context(), id); err != nil {
+					t.Errorf("Execute(%s): %v", id, err)
 				}
 			}()
 		}
@@ -90,7 +90,7 @@ func TestClaimsAtOnceWhileThereIsWork(t *testing.T) {
 		for _, a := range m.calls("Claim") {
 			limits = append(limits, a.limit)
 		}
-		if want := []int{claimBatch / 2, claimBatch}; !slices.Equal(limits, want) {
+		if want := []int{maxFetch / 2, maxFetch}; !slices.Equal(limits, want) {
 			t.Errorf("claims ask for %v tasks, want %v", limits, want)
 		}
 		if got := len(m.calls("NextDue")); got > 2 {

@@ -75,29 +75,8 @@ type Options struct {
 	LogTargets bool
 }
 
-const (
-	// claimBatch is the most tasks that one claim asks for.
-	claimBatch = 256
-	// gatherTime is how long slots may stay free, when more is due than there are
-	// slots, so that one claim fills several.
-	gatherTime = 2 * time.Millisecond
-	// aheadTime is how long before its slot becomes free a task may be claimed: a
-	// few times what a claim takes, so that no slot waits for one. Draining a backlog
-	// became 8 to 14 % faster by it.
-	aheadTime = 20 * time.Millisecond
-	// paceTime is how long the pace is measured at a time.
-	paceTime = 50 * time.Millisecond
-	// patience is about how long a task that was claimed ahead waits for its slot
-	// when calls suddenly take longer. Then others may have it.
-	patience = time.Second
-	// maxUnsettled, times Concurrency, is how many tasks may be claimed whose results
-	// are not written. When the instance dies each of them is lost: it counts an
-	// attempt, whether its call had begun or not, and is carried out again.
-	maxUnsettled = 4
-	// flushTimeout bounds the last writes of a shutdown, after Grace, and then
-	// the signing off.
-	flushTimeout = 500 * time.Millisecond
-)
+// flushTimeout bounds the last writes of a shutdown, after Grace, and then the signing off.
+const flushTimeout = 500 * time.Millisecond
 
 var (
 	errLeaseLost = errors.New("the instance was silent for too long and lost its lease")
@@ -116,77 +95,53 @@ type Dispatcher struct {
 	deliverer deliverer
 	log       *slog.Logger
 
-	due   *alarm        // when the next task is due, as far as is known here
-	freed chan struct{} // enough slots are free; buffered
-	state atomic.Int32
-	// backlog says that more was due than there were slots. What is submitted
-	// takes its turn then.
-	backlog atomic.Bool
-	begun   chan struct{} // closed when root is set
-	root    *session      // what sessions begin in
-	watches *watches
+	due       *alarm // when the next task is due, as far as is known here
+	slots     *slots
+	results   *results
+	watches   *watches
+	shortages shortages
 
-	mu      sync.Mutex
-	session *session // nil until registered
-	// running holds what is claimed and not written down yet, by claim: a task may be
-	// claimed again before its last attempt has quite ended.
-	running   map[*task.Claim]*job
-	slots     int            // taken by calls, claims and submissions under way, and what waits
-	calls     int            // under way in slots
-	waiting   []*job         // claimed ahead, each for the next call that ends; only while all slots have calls
-	pace      pace           // at which calls end
-	shortage  shortage       // of the instance
-	enough    int            // free slots for the claim loop to go on
-	unsettled int            // claimed and not written down yet
-	direct    int            // RunNow and RunOnce under way
-	attempts  sync.WaitGroup // under way; guarded by mu where it grows from zero
-	results   sync.WaitGroup // being written; grows from zero during attempts
+	begun   chan struct{}           // closed when root is set
+	root    *session                // what sessions begin in
+	session atomic.Pointer[session] // nil until registered
 
 	jobs    chan *job // to goroutines that are idle
 	workers sync.WaitGroup
 }
 
-// The states of a Dispatcher.
-const (
-	starting int32 = iota
-	active
-	stopping
-	stopped
-)
-
 // New returns a Dispatcher. It does nothing until Run.
-func New(o Options, s store, d deliverer) *Dispatcher {
-	return &Dispatcher{
+func New(o Options, s store, by deliverer) *Dispatcher {
+	d := &Dispatcher{
 		options:   o,
 		store:     s,
-		deliverer: d,
+		deliverer: by,
 		log:       o.Log,
 		due:       newAlarm(),
-		freed:     make(chan struct{}, 1),
-		jobs:      make(chan *job),
-		begun:     make(chan struct{}),
+		slots:     newSlots(o.Concurrency),
 		watches:   newWatches(),
-		running:   make(map[*task.Claim]*job),
+		begun:     make(chan struct{}),
+		jobs:      make(chan *job),
 	}
+	d.results = newResults(s, o.Log, d.notify)
+	return d
 }
 
 // Health returns "starting" until it has registered, then "ok", "off" when the
 // Dispatcher takes no tasks by itself, or "stopped" from the moment it was told
 // to stop, and the number of calls under way.
 func (d *Dispatcher) Health() (status string, running int) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	switch state := d.state.Load(); {
-	case state == stopping || state == stopped:
+	running, stopping := d.slots.status()
+	switch {
+	case stopping:
 		status = "stopped"
-	case state == starting:
+	case d.session.Load() == nil:
 		status = "starting"
 	case d.options.Concurrency == 0:
 		status = "off"
 	default:
 		status = "ok"
 	}
-	return status, d.calls + d.direct
+	return status, running
 }
 
 // notify says that a task was stored that is due in wait. It never blocks.
@@ -200,18 +155,7 @@ func (d *Dispatcher) Wake() { d.notify(0) }
 
 // CutOff ends the calls of running tasks that are to be cancelled, as far as
 // they are made here: claims are their numbers by task. It never blocks.
-func (d *Dispatcher) CutOff(claims map[task.ID]int64) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for c, j := range d.running {
-		if number, ok := claims[c.Task.ID]; !ok || number != c.Number {
-			continue
-		}
-		if j.cancelled = true; j.cutOff != nil {
-			j.cutOff(errCancelled)
-		}
-	}
-}
+func (d *Dispatcher) CutOff(claims map[task.ID]int64) { d.results.cancel(claims) }
 
 // Run works until ctx ends, then stops in order: it claims nothing more, lets
 // running calls go on for Grace, cuts off and gives back what is left, and
@@ -233,7 +177,6 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	defer stopKeeping()
 	registered := d.register(ctx, root)
 	if registered {
-		d.state.CompareAndSwap(starting, active)
 		keeping.Go(func() { d.keepAlive(keep, root) })
 		keeping.Go(func() { d.keepHouse(keep) })
 		keeping.Go(func() { d.followWatched(keep) })
@@ -241,18 +184,16 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	}
 
 	<-ctx.Done()
-	d.mu.Lock() // no attempt begins between here and Wait
-	d.state.Store(stopping)
-	d.mu.Unlock()
-	d.giveBackWaiting()
+	d.slots.stop()
+	d.releaseWaiting()
 	d.watches.stop()
 	ended, written := make(chan struct{}), make(chan struct{})
 	go func() {
 		claiming.Wait()
-		d.giveBackWaiting() // what the last claim brought
-		d.attempts.Wait()
+		d.releaseWaiting() // from the last claim
+		d.slots.attempts.Wait()
 		close(ended)
-		d.results.Wait()
+		d.results.writing.Wait()
 		close(written)
 	}()
 	grace := time.NewTimer(d.options.Grace)
@@ -269,7 +210,7 @@ func (d *Dispatcher) Run(ctx context.Context) {
 		case <-written:
 		case <-writes.Done():
 			// The store may hang for longer; what it is at is lost to us.
-			d.log.Error("results are not written, or it is not known whether they are", "count", len(d.held()))
+			d.log.Error("results are not written, or it is not known whether they are", "count", d.results.count())
 		}
 	}
 
@@ -280,5 +221,4 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	if registered {
 		d.signOff(ctx)
 	}
-	d.state.Store(stopped)
 }

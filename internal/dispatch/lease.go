@@ -38,9 +38,7 @@ func (d *Dispatcher) register(ctx context.Context, root *session) bool {
 		}
 	}
 	calls, lose := context.WithCancelCause(root.calls)
-	d.mu.Lock()
-	d.session = &session{worker: worker, calls: calls, writes: root.writes, lose: lose}
-	d.mu.Unlock()
+	d.session.Store(&session{worker: worker, calls: calls, writes: root.writes, lose: lose})
 	d.log.Info("registered", "worker_id", worker.String())
 	return true
 }
@@ -91,7 +89,7 @@ func (d *Dispatcher) keepAlive(ctx context.Context, root *session) {
 // heartbeat renews the lease, or begins a new session where it is lost. It
 // reports whether the lease was renewed.
 func (d *Dispatcher) heartbeat(ctx context.Context, root *session) bool {
-	s := d.currentSession()
+	s := d.session.Load()
 	// One that hangs must not cost the lease: the next gets its turn.
 	beat, cancel := context.WithTimeout(ctx, d.heartbeatInterval())
 	defer cancel()
@@ -103,7 +101,7 @@ func (d *Dispatcher) heartbeat(ctx context.Context, root *session) bool {
 		d.log.Error("heartbeat failed", "worker_id", s.worker.String(), "error", err)
 		return false
 	case !known:
-		d.log.Warn("lease lost, running calls are cut off", "worker_id", s.worker.String(), "count", len(d.held()))
+		d.log.Warn("lease lost, running calls are cut off", "worker_id", s.worker.String(), "count", d.results.count())
 		s.lose(errLeaseLost)
 		d.register(ctx, root)
 		return false
@@ -115,7 +113,7 @@ func (d *Dispatcher) heartbeat(ctx context.Context, root *session) bool {
 // cutOffCancelled ends the calls that are to be cancelled and are made here,
 // whichever instance was asked for it.
 func (d *Dispatcher) cutOffCancelled(ctx context.Context, s *session) {
-	if len(d.held()) == 0 {
+	if d.results.count() == 0 {
 		return
 	}
 	claims, err := d.store.Cancelled(ctx, s.worker)
@@ -130,7 +128,7 @@ func (d *Dispatcher) cutOffCancelled(ctx context.Context, s *session) {
 
 // reap makes tasks due again that nobody can finish.
 func (d *Dispatcher) reap(ctx context.Context) {
-	count, err := d.store.Reap(ctx, d.currentSession().worker, d.held(), d.options.Lease)
+	count, err := d.store.Reap(ctx, d.session.Load().worker, d.results.held(), d.options.Lease)
 	switch {
 	case ctx.Err() != nil:
 	case err != nil:
@@ -164,25 +162,9 @@ func (d *Dispatcher) keepHouse(ctx context.Context) {
 func (d *Dispatcher) signOff(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 	defer cancel()
-	if err := d.store.Unregister(ctx, d.currentSession().worker); err != nil {
+	if err := d.store.Unregister(ctx, d.session.Load().worker); err != nil {
 		d.log.Error("signing off failed", "error", err)
 	}
-}
-
-func (d *Dispatcher) currentSession() *session {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.session
-}
-
-func (d *Dispatcher) held() []task.ID {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	ids := make([]task.ID, 0, len(d.running))
-	for c := range d.running {
-		ids = append(ids, c.Task.ID)
-	}
-	return ids
 }
 
 // jitter varies wait by 20 % in either direction, so that instances that

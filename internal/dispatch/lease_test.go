@@ -116,9 +116,9 @@ func TestLeaseLost(t *testing.T) {
 		answered := make(chan task.Decision, 1)
 		synctest.Wait()
 		go func() {
-			_, decision, err := r.RunNow(t.Context(), byRequest)
+			_, decision, err := r.Execute(t.Context(), byRequest)
 			if err != nil {
-				t.Errorf("RunNow: %v", err)
+				t.Errorf("Execute: %v", err)
 			}
 			answered <- decision
 		}()
@@ -215,7 +215,7 @@ func TestStoreAway(t *testing.T) {
 				for _, id := range ids {
 					r.wantState(id, task.Running, "", 0)
 				}
-				if held := len(r.held()); held != 3 {
+				if held := len(r.results.held()); held != 3 {
 					t.Errorf("%d tasks are held while their results cannot be written, want 3", held)
 				}
 				if _, running := r.Health(); running != 0 {
@@ -307,7 +307,7 @@ func TestReaps(t *testing.T) {
 		byRequest := m.store(3, 24*time.Hour)
 		r := start(t, options(), m, takes(time.Hour, succeeded))
 		synctest.Wait()
-		go func() { _, _, _ = r.RunNow(t.Context(), byRequest) }()
+		go func() { _, _, _ = r.Execute(t.Context(), byRequest) }()
 		held = append(held, byRequest)
 		time.Sleep(10 * time.Minute)
 
@@ -403,8 +403,8 @@ func TestRegisteringIsRetried(t *testing.T) {
 		if got := len(m.calls("Claim", "NextDue", "Heartbeat", "Reap")); got != 0 {
 			t.Errorf("%d queries before the worker was registered, want 0", got)
 		}
-		if _, _, err := r.RunNow(t.Context(), id); err != errNotRegistered {
-			t.Errorf("RunNow before the worker is registered returned %v, want %v", err, errNotRegistered)
+		if _, _, err := r.Execute(t.Context(), id); err != errNotRegistered {
+			t.Errorf("Execute before the worker is registered returned %v, want %v", err, errNotRegistered)
 		}
 		m.breaks(nil)
 		time.Sleep(3600 * time.Millisecond)

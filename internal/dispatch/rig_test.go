@@ -131,7 +131,7 @@ func (r *rig) run() {
 	}()
 	r.t.Cleanup(func() {
 		r.stop()
-		r.results.Wait() // closing the real store waits for that
+		r.results.writing.Wait() // closing the real store waits for that
 	})
 }
 

@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/melodia/orchestrator/internal/task"
@@ -20,11 +21,9 @@ const (
 	shortageShown = 10 * time.Second
 )
 
-// shortage is what the instance lacks and what follows for its slots. Dispatcher.mu guards it.
-type shortage struct {
-	ceiling ceiling
-	resting int // slots that rest
-
+// shortages is what the instance lacks.
+type shortages struct {
+	mu     sync.Mutex
 	kind   task.Shortage // met last
 	met    time.Time     // when
 	logged time.Time
@@ -58,53 +57,39 @@ func (c *ceiling) at(now time.Time, slots int) int {
 	return min(c.calls+int(int64(slots)*int64(rising)/int64(ceilingRise)), slots)
 }
 
+// note notes that a shortage was met. It returns how many are to be logged now: those since
+// the last line, once a second; otherwise 0.
+func (s *shortages) note(kind task.Shortage) (count int) {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kind, s.met = kind, now
+	s.count++
+	if now.Sub(s.logged) >= time.Second {
+		count, s.count, s.logged = s.count, 0, now
+	}
+	return count
+}
+
+// current returns the kind that was met last, for shortageShown.
+func (s *shortages) current() task.Shortage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.met.IsZero() || time.Since(s.met) >= shortageShown {
+		return ""
+	}
+	return s.kind
+}
+
 // Lacks says that the instance lacks something, wherever that was met. It never blocks.
 func (d *Dispatcher) Lacks(s task.Shortage) {
-	now := time.Now()
-	d.mu.Lock()
-	d.shortage.kind, d.shortage.met = s, now
-	if s.Everywhere() && d.options.Concurrency > 0 {
-		d.shortage.ceiling.lower(now, d.calls-1, d.options.Concurrency)
+	if s.Everywhere() {
+		d.slots.lower()
 	}
-	d.shortage.count++
-	count := 0
-	if now.Sub(d.shortage.logged) >= time.Second {
-		count, d.shortage.count = d.shortage.count, 0
-		d.shortage.logged = now
-	}
-	d.mu.Unlock()
-	if count > 0 {
+	if count := d.shortages.note(s); count > 0 {
 		d.log.Warn("the instance lacks something and claims less", slog.Int("count", count), slog.String("shortage", string(s)))
 	}
 }
 
 // Shortage is what the instance lacks at the moment, as far as calls have met it; mostly empty.
-func (d *Dispatcher) Shortage() task.Shortage {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.shortage.met.IsZero() || time.Since(d.shortage.met) >= shortageShown {
-		return ""
-	}
-	return d.shortage.kind
-}
-
-// rest keeps the slot of a call that met a shortage from further calls for a while. d.mu is held.
-func (d *Dispatcher) rest() {
-	d.shortage.resting++
-	time.AfterFunc(jitter(shortageRest), func() {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		d.shortage.resting--
-		d.slots--
-		d.tellFree()
-	})
-}
-
-// withinCeiling is how many of so many slots there are during a shortage: those below the
-// ceiling, and those that rest. d.mu is held.
-func (d *Dispatcher) withinCeiling(slots int) int {
-	if d.shortage.ceiling.since.IsZero() {
-		return slots
-	}
-	return min(d.shortage.ceiling.at(time.Now(), d.options.Concurrency)+d.shortage.resting, slots)
-}
+func (d *Dispatcher) Shortage() task.Shortage { return d.shortages.current() }

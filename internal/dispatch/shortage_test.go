@@ -179,9 +179,9 @@ func TestShortageOfADirectCall(t *testing.T) {
 		later := m.store(1, time.Hour)
 		r := start(t, options(), m, func(context.Context, task.Call) task.Outcome { return short(task.ShortageResolver) })
 		synctest.Wait()
-		o, d, err := r.RunNow(t.Context(), later)
+		o, d, err := r.Execute(t.Context(), later)
 		if err != nil || o.Shortage != task.ShortageResolver || d.State != task.Pending || d.Counted {
-			t.Errorf("RunNow: %+v, %+v, %v, want it pending again and not counted", o, d, err)
+			t.Errorf("Execute: %+v, %+v, %v, want it pending again and not counted", o, d, err)
 		}
 		if got := r.Shortage(); got != task.ShortageResolver {
 			t.Errorf("Shortage() = %q", got)

@@ -73,9 +73,9 @@ func TestGraceForRunningCalls(t *testing.T) {
 		synctest.Wait()
 		outcome := make(chan task.Outcome, 1)
 		go func() {
-			o, _, err := r.RunNow(t.Context(), byRequest)
+			o, _, err := r.Execute(t.Context(), byRequest)
 			if err != nil {
-				t.Errorf("RunNow: %v", err)
+				t.Errorf("Execute: %v", err)
 			}
 			outcome <- o
 		}()
@@ -94,7 +94,7 @@ func TestGraceForRunningCalls(t *testing.T) {
 		r.wantState(quick, task.Pending, "", 1)
 		r.wantState(byRequest, task.Succeeded, "", 1)
 		if got := <-outcome; got.Kind != task.OutcomeSucceeded {
-			t.Errorf("RunNow returned %s, want %s", got.Kind, task.OutcomeSucceeded)
+			t.Errorf("Execute returned %s, want %s", got.Kind, task.OutcomeSucceeded)
 		}
 		r.wantState(slow, task.Pending, "", 0)
 		if got := m.row(slow); got.RunAt.After(time.Now()) || len(got.Attempts) != 1 || got.Attempts[0].Outcome != task.OutcomeInterrupted {
@@ -208,7 +208,7 @@ func TestStopWhileTheStoreHangs(t *testing.T) {
 					} else {
 						m.breaks(hanging(op))
 					}
-					go func() { _, _, _ = r.RunNow(t.Context(), byRequest) }()
+					go func() { _, _, _ = r.Execute(t.Context(), byRequest) }()
 					m.store(4, 0)
 					r.notify(0)
 					synctest.Wait()
@@ -300,8 +300,8 @@ func TestStopWhileRegistering(t *testing.T) {
 				if got := m.row(id).claims; got != 0 {
 					t.Errorf("the task was claimed %d times, want 0", got)
 				}
-				if _, _, err := r.RunNow(t.Context(), id); !errors.Is(err, ErrStopping) {
-					t.Errorf("RunNow returned %v, want %v", err, ErrStopping)
+				if _, _, err := r.Execute(t.Context(), id); !errors.Is(err, ErrStopping) {
+					t.Errorf("Execute returned %v, want %v", err, ErrStopping)
 				}
 			})
 		})
@@ -359,7 +359,7 @@ func TestStopWithALostLease(t *testing.T) {
 	}
 }
 
-func TestRunNowDuringTheStop(t *testing.T) {
+func TestExecuteDuringTheStop(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
@@ -368,19 +368,19 @@ func TestRunNowDuringTheStop(t *testing.T) {
 		synctest.Wait()
 		interrupted := make(chan task.Outcome, 1)
 		go func() {
-			o, _, _ := r.RunNow(t.Context(), first)
+			o, _, _ := r.Execute(t.Context(), first)
 			interrupted <- o
 		}()
 		synctest.Wait()
 		refused := make(chan error, 1)
 		go func() {
 			time.Sleep(time.Second)
-			_, _, err := r.RunNow(t.Context(), second)
+			_, _, err := r.Execute(t.Context(), second)
 			refused <- err
 		}()
 		r.stop()
 		if err := <-refused; !errors.Is(err, ErrStopping) {
-			t.Errorf("RunNow during the stop returned %v, want %v", err, ErrStopping)
+			t.Errorf("Execute during the stop returned %v, want %v", err, ErrStopping)
 		}
 		if got := <-interrupted; got.Kind != task.OutcomeInterrupted {
 			t.Errorf("the call that was cut off came to %s, want %s", got.Kind, task.OutcomeInterrupted)
@@ -441,7 +441,7 @@ func TestStopWaitsForResults(t *testing.T) {
 
 // Who asked for a call is not told of an outcome that is not written: the task
 // will be carried out again.
-func TestStopBeforeTheOutcomeOfRunNowIsWritten(t *testing.T) {
+func TestStopBeforeTheOutcomeOfExecuteIsWritten(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
@@ -451,13 +451,13 @@ func TestStopBeforeTheOutcomeOfRunNowIsWritten(t *testing.T) {
 		m.breaks(hanging("Finish"))
 		answered := make(chan error, 1)
 		go func() {
-			_, _, err := r.RunNow(t.Context(), id)
+			_, _, err := r.Execute(t.Context(), id)
 			answered <- err
 		}()
 		time.Sleep(2 * time.Second)
 		r.stop()
 		if err := <-answered; !errors.Is(err, ErrStopping) {
-			t.Errorf("RunNow returned %v, want %v", err, ErrStopping)
+			t.Errorf("Execute returned %v, want %v", err, ErrStopping)
 		}
 		r.wantState(id, task.Running, "", 0)
 	})

@@ -25,18 +25,25 @@ func (d *Dispatcher) Submit(ctx context.Context, t *task.Task) error {
 		d.notify(t.RunAt.Sub(t.CreatedAt)) // both by the database's clock
 		return nil
 	}
-	defer d.attempts.Done()
-	// Not cut short by the end of ctx: what is claimed must be known.
+	defer d.slots.attempts.Done()
+	// The end of ctx does not cut it short: the instance must know what it claimed.
 	claim, err := d.store.InsertClaimed(s.writes, s.worker, t)
 	if err != nil || claim == nil {
-		d.giveBackSlots(1)
+		d.slots.giveBack()
 		d.notify(0)
-		return err // reaping finds what is stored as claimed all the same
+		return err // a task that is stored as claimed all the same is reaped
 	}
-	if !d.beginReserved(s, claim) { // the instance is being stopped: others carry it out
-		t.State = task.Pending
-		d.write(&result{session: s, claim: claim, decision: task.Decision{State: task.Pending}, then: func(bool) {}})
-		d.giveBackSlots(1)
+	j := newJob(s, claim, time.Now())
+	d.results.hold(j)
+	start, ok := d.slots.assignReserved(j)
+	switch {
+	case !ok: // the instance is stopping: others carry the task out
+		j.cutOff(nil)
+		j.decision.State, t.State = task.Pending, task.Pending
+		d.results.write(j, func(*job, bool) {})
+		d.slots.giveBack()
+	case start:
+		d.toWorker(j)
 	}
 	return nil
 }
@@ -52,33 +59,15 @@ func (d *Dispatcher) SubmitBatch(ctx context.Context, b *task.Batch) error {
 	return nil
 }
 
-// reserve takes a slot for a task that can begin at once, and returns the
-// session that it begins in; otherwise nil. Run does not end before
-// d.attempts.Done.
+// reserve takes a slot for a task that can begin at once, and returns the session that
+// it begins in; otherwise nil. After reserve, Run does not end before attempts.Done.
 func (d *Dispatcher) reserve(t *task.Task) *session {
-	if !t.RunAt.IsZero() || t.Delay > 0 || d.backlog.Load() {
+	if !t.RunAt.IsZero() || t.Delay > 0 {
 		return nil
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.state.Load() != active || d.free() == 0 {
+	s := d.session.Load()
+	if s == nil || !d.slots.reserve() {
 		return nil
 	}
-	d.slots++
-	d.attempts.Add(1)
-	return d.session
-}
-
-// beginReserved begins to carry out what a slot was reserved for, and reports
-// whether it did: not where the instance is being stopped.
-func (d *Dispatcher) beginReserved(s *session, c *task.Claim) bool {
-	j := &job{session: s, claim: c, claimed: time.Now()}
-	d.mu.Lock()
-	admitted := d.state.Load() == active
-	now := admitted && d.enrol(j)
-	d.mu.Unlock()
-	if now {
-		d.hand(j)
-	}
-	return admitted
+	return s
 }

@@ -171,8 +171,8 @@ func TestUnwrittenResultsAreBounded(t *testing.T) {
 		o.Concurrency = 5
 		r := start(t, o, m, takes(time.Second, succeeded))
 		time.Sleep(time.Minute)
-		if got := len(r.delivered()); got != maxUnsettled*o.Concurrency {
-			t.Errorf("%d calls were made while no result could be written, want %d", got, maxUnsettled*o.Concurrency)
+		if got := len(r.delivered()); got != maxUnfinished*o.Concurrency {
+			t.Errorf("%d calls were made while no result could be written, want %d", got, maxUnfinished*o.Concurrency)
 		}
 		m.breaks(nil)
 		time.Sleep(time.Minute)

@@ -79,9 +79,9 @@ type dispatcher interface {
 	Submit(ctx context.Context, t *task.Task) error
 	// SubmitBatch is Submit of tasks that are stored together, or not at all.
 	SubmitBatch(ctx context.Context, b *task.Batch) error
-	RunNow(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error)
-	// RunOnce makes one call for a task that is not stored.
-	RunOnce(ctx context.Context, t *task.Task) (task.Outcome, error)
+	Execute(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error)
+	// ExecuteUnstored makes one call for a task that is not stored.
+	ExecuteUnstored(ctx context.Context, t *task.Task) (task.Outcome, error)
 	// Watch returns a channel that is closed soon after the task has ended, or
 	// when the dispatcher is being stopped. Who watches has to leave.
 	Watch(id task.ID) (ended <-chan struct{}, leave func(), err error)

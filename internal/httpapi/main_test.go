@@ -258,7 +258,7 @@ func (d *fakeDispatcher) SubmitBatch(ctx context.Context, b *task.Batch) error {
 	return nil
 }
 
-func (d *fakeDispatcher) RunNow(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error) {
+func (d *fakeDispatcher) Execute(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error) {
 	d.mu.Lock()
 	d.ran = append(d.ran, id)
 	d.mu.Unlock()
@@ -268,7 +268,7 @@ func (d *fakeDispatcher) RunNow(ctx context.Context, id task.ID) (task.Outcome, 
 	return d.runNow(ctx, id)
 }
 
-func (d *fakeDispatcher) RunOnce(ctx context.Context, t *task.Task) (task.Outcome, error) {
+func (d *fakeDispatcher) ExecuteUnstored(ctx context.Context, t *task.Task) (task.Outcome, error) {
 	d.mu.Lock()
 	d.once = append(d.once, t)
 	d.mu.Unlock()

@@ -97,7 +97,7 @@ func (a *API) work(ctx context.Context, in *workInput) (*workOutput, error) {
 		if err != nil {
 			return nil, a.fail(ctx, task.ErrNotFound) // the pattern lets no such id through
 		}
-		outcome, decision, err := a.Dispatcher.RunNow(ctx, id)
+		outcome, decision, err := a.Dispatcher.Execute(ctx, id)
 		if err == nil {
 			a.Log.InfoContext(ctx, "task carried out at /worker-endpoint", "task_id", id.String(), "outcome", string(outcome.Kind), "caller", caller(ctx))
 		}
@@ -183,7 +183,7 @@ func (a *API) callOnce(ctx context.Context, r *TaskRequest) (task.Outcome, error
 	if err := a.holdForCall(ctx); err != nil {
 		return task.Outcome{}, err
 	}
-	return a.Dispatcher.RunOnce(ctx, t)
+	return a.Dispatcher.ExecuteUnstored(ctx, t)
 }
 
 // answerWork maps an outcome to a status that makes an engine do the right thing.

@@ -13,11 +13,11 @@ import (
 // unstored is a task that the store does not know.
 func unstored() *task.Task { return &task.Task{ID: newID('u', 1)} }
 
-// runOnce calls RunOnce in a goroutine.
-func (r *rig) runOnce(ctx context.Context) <-chan ran {
+// executeUnstored calls ExecuteUnstored in a goroutine.
+func (r *rig) executeUnstored(ctx context.Context) <-chan ran {
 	done := make(chan ran, 1)
 	go func() {
-		o, err := r.RunOnce(ctx, unstored())
+		o, err := r.ExecuteUnstored(ctx, unstored())
 		done <- ran{o, err, time.Since(r.began)}
 	}()
 	synctest.Wait()
@@ -37,17 +37,17 @@ func (r *rig) wantRunning(want int) {
 	}
 }
 
-func TestRunOnce(t *testing.T) {
+func TestExecuteUnstored(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
 		r := start(t, options(), m, takes(time.Minute, broken))
 		synctest.Wait()
 		before := len(m.calls("Claim", "ClaimOne", "Finish"))
-		done := r.runOnce(t.Context())
+		done := r.executeUnstored(t.Context())
 		r.wantRunning(1)
 		if got := <-done; got.err != nil || got.Kind != broken.Kind || got.at != time.Minute {
-			t.Errorf("RunOnce = %+v, %v after %v, want %+v after 1m", got.Outcome, got.err, got.at, broken)
+			t.Errorf("ExecuteUnstored = %+v, %v after %v, want %+v after 1m", got.Outcome, got.err, got.at, broken)
 		}
 		r.wantRunning(0)
 		if got := r.delivered(); len(got) != 1 || got[0].Task.ID != unstored().ID || got[0].Attempt != 1 || !got[0].ViaWorkerEndpoint {
@@ -59,20 +59,20 @@ func TestRunOnce(t *testing.T) {
 	})
 }
 
-func TestRunOnceEndsWithItsCaller(t *testing.T) {
+func TestExecuteUnstoredEndsWithItsCaller(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := start(t, options(), newMemory(), takes(time.Hour, succeeded))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if got := <-r.runOnce(ctx); got.err != nil || got.Kind != task.OutcomeInterrupted || got.at != time.Second {
-			t.Errorf("RunOnce = %+v, %v after %v, want it interrupted after 1s", got.Outcome, got.err, got.at)
+		if got := <-r.executeUnstored(ctx); got.err != nil || got.Kind != task.OutcomeInterrupted || got.at != time.Second {
+			t.Errorf("ExecuteUnstored = %+v, %v after %v, want it interrupted after 1s", got.Outcome, got.err, got.at)
 		}
 		errBored := errors.New("bored")
 		bored, leave := context.WithCancelCause(t.Context())
 		leave(errBored)
-		if got := <-r.runOnce(bored); !errors.Is(got.err, errBored) {
-			t.Errorf("RunOnce for a caller who has left returned %v, want %v", got.err, errBored)
+		if got := <-r.executeUnstored(bored); !errors.Is(got.err, errBored) {
+			t.Errorf("ExecuteUnstored for a caller who has left returned %v, want %v", got.err, errBored)
 		}
 		if got := len(r.delivered()); got != 1 {
 			t.Errorf("%d calls were made, want 1", got)
@@ -80,12 +80,12 @@ func TestRunOnceEndsWithItsCaller(t *testing.T) {
 	})
 }
 
-func TestRunOncePanics(t *testing.T) {
+func TestExecuteUnstoredPanics(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := start(t, options(), newMemory(), func(context.Context, task.Call) task.Outcome { panic("oh no") })
-		if got := <-r.runOnce(t.Context()); got.err != nil || got.Kind != task.OutcomeRetryable {
-			t.Errorf("RunOnce = %+v, %v, want a retryable outcome", got.Outcome, got.err)
+		if got := <-r.executeUnstored(t.Context()); got.err != nil || got.Kind != task.OutcomeRetryable {
+			t.Errorf("ExecuteUnstored = %+v, %v, want a retryable outcome", got.Outcome, got.err)
 		}
 		r.wantLine("attempt panicked", "ERROR")
 		r.wantRunning(0)
@@ -93,48 +93,48 @@ func TestRunOncePanics(t *testing.T) {
 }
 
 // It needs no store, and so neither a registration nor a lease.
-func TestRunOnceWithoutTheStore(t *testing.T) {
+func TestExecuteUnstoredWithoutTheStore(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
 		m.breaks(hanging())
 		r := newRig(t, options(), m, takes(time.Minute, succeeded))
-		early := r.runOnce(t.Context())
+		early := r.executeUnstored(t.Context())
 		r.run()
 		synctest.Wait()
 		r.wantHealth("starting")
 		if got := <-early; got.err != nil || got.Kind != task.OutcomeSucceeded {
-			t.Errorf("RunOnce without a registration = %+v, %v, want success", got.Outcome, got.err)
+			t.Errorf("ExecuteUnstored without a registration = %+v, %v, want success", got.Outcome, got.err)
 		}
 
 		m.breaks(nil)
 		time.Sleep(time.Minute)
 		r.wantHealth("ok")
-		done := r.runOnce(t.Context())
+		done := r.executeUnstored(t.Context())
 		m.forget(newID('w', 1))
 		time.Sleep(heartbeatEvery)
 		synctest.Wait()
 		r.wantLine("lease lost, running calls are cut off", "WARN")
 		if got := <-done; got.err != nil || got.Kind != task.OutcomeSucceeded {
-			t.Errorf("RunOnce while the lease got lost = %+v, %v, want success", got.Outcome, got.err)
+			t.Errorf("ExecuteUnstored while the lease got lost = %+v, %v, want success", got.Outcome, got.err)
 		}
 	})
 }
 
 // In a shutdown it has the same grace as every other call, and Run waits for it.
-func TestRunOnceInAShutdown(t *testing.T) {
+func TestExecuteUnstoredInAShutdown(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		o := options()
 		r := start(t, o, newMemory(), takes(o.Grace-time.Second, succeeded))
 		synctest.Wait()
-		begun := r.runOnce(t.Context())
+		begun := r.executeUnstored(t.Context())
 		more := make(chan ran, 2)
 		go func() {
 			time.Sleep(2 * time.Second)
-			more <- <-r.runOnce(t.Context()) // the first call may be its caller
+			more <- <-r.executeUnstored(t.Context()) // the first call may be its caller
 			time.Sleep(time.Second)
-			more <- <-r.runOnce(t.Context())
+			more <- <-r.executeUnstored(t.Context())
 		}()
 		if took := r.stop(); took != o.Grace {
 			t.Errorf("Run took %v to stop, want %v", took, o.Grace)
@@ -149,31 +149,31 @@ func TestRunOnceInAShutdown(t *testing.T) {
 			t.Errorf("%v calls were cut off, want 1", line["count"])
 		}
 		if got := <-more; !errors.Is(got.err, ErrStopping) {
-			t.Errorf("RunOnce after the stop returned %v, want %v", got.err, ErrStopping)
+			t.Errorf("ExecuteUnstored after the stop returned %v, want %v", got.err, ErrStopping)
 		}
 	})
 }
 
 // A shutdown before the registration leaves it its grace.
-func TestRunOnceInAShutdownWhileStarting(t *testing.T) {
+func TestExecuteUnstoredInAShutdownWhileStarting(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
 		m.breaks(failing("Register"))
 		r := start(t, options(), m, takes(5*time.Second, succeeded))
 		synctest.Wait()
-		done := r.runOnce(t.Context())
+		done := r.executeUnstored(t.Context())
 		if took := r.stop(); took != 5*time.Second {
 			t.Errorf("Run took %v to stop, want 5s", took)
 		}
 		if got := <-done; got.err != nil || got.Kind != task.OutcomeSucceeded {
-			t.Errorf("RunOnce = %+v, %v, want success", got.Outcome, got.err)
+			t.Errorf("ExecuteUnstored = %+v, %v, want success", got.Outcome, got.err)
 		}
 	})
 }
 
 // When nothing is under way nothing can come back: nobody keeps Run from ending.
-func TestRunOnceWhenIdleInAShutdown(t *testing.T) {
+func TestExecuteUnstoredWhenIdleInAShutdown(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
@@ -183,13 +183,13 @@ func TestRunOnceWhenIdleInAShutdown(t *testing.T) {
 		go r.stop()
 		synctest.Wait()
 		r.wantHealth("stopped")
-		if got := <-r.runOnce(t.Context()); !errors.Is(got.err, ErrStopping) || got.at != 0 {
-			t.Errorf("RunOnce = %v after %v, want %v at once", got.err, got.at, ErrStopping)
+		if got := <-r.executeUnstored(t.Context()); !errors.Is(got.err, ErrStopping) || got.at != 0 {
+			t.Errorf("ExecuteUnstored = %v after %v, want %v at once", got.err, got.at, ErrStopping)
 		}
 	})
 }
 
-// RunNow and RunOnce share a bound of their own: what is beyond it is neither
+// Execute and ExecuteUnstored share a bound of their own: what is beyond it is neither
 // claimed nor called, and tasks that are due keep their slots.
 func TestDirectCallsAreBounded(t *testing.T) {
 	t.Parallel()
@@ -212,38 +212,38 @@ func TestDirectCallsAreBounded(t *testing.T) {
 				synctest.Wait()
 				var once []<-chan ran
 				for range tt.limit - 1 {
-					once = append(once, r.runOnce(t.Context()))
+					once = append(once, r.executeUnstored(t.Context()))
 				}
 				now := make(chan error)
 				go func() {
-					_, _, err := r.RunNow(t.Context(), stored)
+					_, _, err := r.Execute(t.Context(), stored)
 					now <- err
 				}()
 				synctest.Wait()
 				r.wantRunning(tt.concurrency + tt.limit)
-				if got := <-r.runOnce(t.Context()); !errors.Is(got.err, task.ErrOverloaded) || got.at != 0 {
-					t.Errorf("RunOnce = %v after %v, want %v at once", got.err, got.at, task.ErrOverloaded)
+				if got := <-r.executeUnstored(t.Context()); !errors.Is(got.err, task.ErrOverloaded) || got.at != 0 {
+					t.Errorf("ExecuteUnstored = %v after %v, want %v at once", got.err, got.at, task.ErrOverloaded)
 				}
-				if _, _, err := r.RunNow(t.Context(), refused); !errors.Is(err, task.ErrOverloaded) {
-					t.Errorf("RunNow = %v, want %v", err, task.ErrOverloaded)
+				if _, _, err := r.Execute(t.Context(), refused); !errors.Is(err, task.ErrOverloaded) {
+					t.Errorf("Execute = %v, want %v", err, task.ErrOverloaded)
 				}
 				if got := m.row(refused).claims; got != 0 {
 					t.Errorf("the task that was refused was claimed %d times", got)
 				}
 				for _, done := range once {
 					if got := <-done; got.err != nil {
-						t.Errorf("RunOnce: %v", got.err)
+						t.Errorf("ExecuteUnstored: %v", got.err)
 					}
 				}
 				if err := <-now; err != nil {
-					t.Errorf("RunNow: %v", err)
+					t.Errorf("Execute: %v", err)
 				}
 				synctest.Wait()
 				for _, id := range due {
 					r.wantState(id, task.Succeeded, "", 1)
 				}
-				if _, _, err := r.RunNow(t.Context(), refused); err != nil {
-					t.Errorf("RunNow when others have ended: %v", err)
+				if _, _, err := r.Execute(t.Context(), refused); err != nil {
+					t.Errorf("Execute when others have ended: %v", err)
 				}
 				r.wantRunning(0)
 			})

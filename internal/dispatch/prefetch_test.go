@@ -36,14 +36,13 @@ func suddenly(n int, d time.Duration) target {
 	}
 }
 
-// waits are the tasks that wait here for a slot.
-func (r *rig) waits() (ids []task.ID) {
-	r.Dispatcher.mu.Lock()
-	defer r.Dispatcher.mu.Unlock()
-	for _, j := range r.waiting {
-		ids = append(ids, j.claim.Task.ID)
+// waits are the tasks that were claimed here and not called yet.
+func (r *rig) waits() []task.ID {
+	called := make(map[task.ID]bool)
+	for _, c := range r.delivered() {
+		called[c.Task.ID] = true
 	}
-	return ids
+	return slices.DeleteFunc(r.results.held(), func(id task.ID) bool { return called[id] })
 }
 
 func (r *rig) wasCalled(id task.ID) bool {
@@ -141,7 +140,7 @@ func TestGivesBackWhatWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, o := startWithWaiting(t, time.Hour), options()
 		m, ahead := r.store, len(r.waits())
-		time.Sleep(2 * patience)
+		time.Sleep(2 * prefetchTimeout)
 		states := m.states()
 		if states[task.Running] != o.Concurrency || states[task.Pending] != slow-o.Concurrency {
 			t.Errorf("the tasks are %v, want %d running and the others pending", states, o.Concurrency)
@@ -197,16 +196,7 @@ func TestTimeWhileTasksWait(t *testing.T) {
 		m.breaks(slowClaims(answer))
 		r := start(t, options(), m, suddenly(quick, wait))
 		time.Sleep(wait / 2)
-		var waiting []task.ID
-		called := make(map[task.ID]bool)
-		for _, c := range r.delivered() {
-			called[c.Task.ID] = true
-		}
-		for _, id := range r.held() {
-			if !called[id] {
-				waiting = append(waiting, id)
-			}
-		}
+		waiting := r.waits()
 		if len(waiting) < 2 {
 			t.Fatalf("%d tasks wait for a slot, want some", len(waiting))
 		}
@@ -245,6 +235,7 @@ func TestCallsThatEndTogetherAreNoPace(t *testing.T) {
 		})
 		for range 900 {
 			time.Sleep(10 * time.Millisecond)
+			synctest.Wait()
 			if got := len(r.waits()); got > 2 {
 				t.Fatalf("%d tasks wait for slots in which calls take 3 s", got)
 			}
@@ -263,12 +254,16 @@ func TestSlotsComeBack(t *testing.T) {
 			t.Errorf("%d tasks have succeeded, want %d", got, quick+slow)
 		}
 		r.wantLine("claimed tasks were given back, no slot became free for them", "INFO")
-		r.Dispatcher.mu.Lock()
-		defer r.Dispatcher.mu.Unlock()
-		if r.slots != 0 || r.Dispatcher.calls != 0 || r.unsettled != 0 || len(r.waiting) != 0 || len(r.running) != 0 {
-			t.Errorf("in the end %d slots are taken, %d calls under way, %d tasks unsettled, %d waiting and %d running",
-				r.slots, r.Dispatcher.calls, r.unsettled, len(r.waiting), len(r.running))
+		if held := r.results.held(); len(held) > 0 {
+			t.Errorf("%d tasks are held, want none", len(held))
 		}
+		for n := range 5 * options().Concurrency {
+			r.store.store(1000+n, 0)
+		}
+		r.Wake()
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		r.wantRunning(options().Concurrency)
 	})
 }
 
@@ -318,7 +313,7 @@ func TestLeaseLostWhileTasksWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startWithWaiting(t, 700*time.Millisecond)
 		waiting := r.waits()
-		r.currentSession().lose(errLeaseLost)
+		r.session.Load().lose(errLeaseLost)
 		synctest.Wait()
 		for _, id := range waiting {
 			if r.wasCalled(id) {
@@ -383,16 +378,14 @@ func TestUnwrittenResultsAreBoundedAhead(t *testing.T) {
 		}
 		o := options()
 		m.breaks(slowClaims(time.Millisecond))
-		r := start(t, o, m, func(ctx context.Context, c task.Call) task.Outcome {
+		start(t, o, m, func(ctx context.Context, c task.Call) task.Outcome {
 			return takes(5*time.Millisecond+rand.N(15*time.Millisecond), succeeded)(ctx, c)
 		})
 		time.Sleep(300 * time.Millisecond)
 		m.breaks(failing("Finish"))
 		time.Sleep(3 * time.Second)
-		r.Dispatcher.mu.Lock()
-		defer r.Dispatcher.mu.Unlock()
-		if r.unsettled > maxUnsettled*o.Concurrency {
-			t.Errorf("%d tasks are claimed and their results not written, want %d at most", r.unsettled, maxUnsettled*o.Concurrency)
+		if got := m.states()[task.Running]; got > maxUnfinished*o.Concurrency {
+			t.Errorf("%d tasks are claimed and their results not written, want %d at most", got, maxUnfinished*o.Concurrency)
 		}
 	})
 }

@@ -1,0 +1,302 @@
+package dispatch
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// step is one thing that happens to slots; n and odd say more.
+type step struct {
+	kind string
+	n    int
+	odd  bool
+}
+
+// TestSlotsInvariants plays claims, submissions, calls, shortages and writes in any order,
+// and checks after each step what the comment on slots promises.
+func TestSlotsInvariants(t *testing.T) {
+	t.Parallel()
+	kinds := rapid.SampledFrom([]string{"time", "claim", "claimed", "claimed", "reserve", "submitted", "not submitted", "end", "end", "short", "written", "stuck"})
+	rapid.Check(t, func(rt *rapid.T) {
+		size := rapid.IntRange(1, 20).Draw(rt, "size")
+		steps := rapid.SliceOf(rapid.Custom(func(rt *rapid.T) step {
+			return step{kinds.Draw(rt, "kind"), rapid.IntRange(0, 1500).Draw(rt, "n"), rapid.Bool().Draw(rt, "odd")}
+		})).Draw(rt, "steps")
+		var problem string
+		synctest.Test(t, func(*testing.T) { problem = playSlots(size, steps) })
+		if problem != "" {
+			rt.Fatal(problem)
+		}
+	})
+}
+
+// playSlots returns what is wrong, or nothing.
+func playSlots(size int, steps []step) string {
+	s := newSlots(size)
+	var claims []int   // how many tasks each claim under way asks for
+	var reserved int   // submissions under way
+	var calls []*job   // under way
+	var waiting []*job // in the order in which they should start
+	var written int    // tasks whose results are being written
+	assigned := func(j *job, start bool) {
+		if start {
+			calls = append(calls, j)
+		} else {
+			waiting = append(waiting, j)
+		}
+	}
+	for _, step := range steps {
+		switch step.kind {
+		case "time":
+			time.Sleep(time.Duration(step.n) * time.Millisecond)
+			synctest.Wait()
+		case "claim":
+			if n := s.take(); n > 0 {
+				claims = append(claims, n)
+			}
+		case "claimed":
+			if len(claims) == 0 {
+				continue
+			}
+			count := claims[0]
+			if step.odd {
+				count = min(count, step.n)
+			}
+			for range count {
+				j := &job{}
+				assigned(j, s.assign(j))
+			}
+			s.fetched(claims[0], count)
+			claims = claims[1:]
+		case "reserve":
+			if s.reserve() {
+				reserved++
+			}
+		case "submitted", "not submitted":
+			if reserved == 0 {
+				continue
+			}
+			reserved--
+			if j := (&job{}); step.kind == "submitted" {
+				start, _ := s.assignReserved(j)
+				assigned(j, start)
+			} else {
+				s.giveBack()
+			}
+			s.attempts.Done()
+		case "end", "short":
+			if len(calls) == 0 {
+				continue
+			}
+			o := task.Outcome{Duration: time.Duration(step.n) * time.Millisecond / 10}
+			if step.kind == "short" {
+				o.Shortage = task.ShortageDescriptors
+				s.lower()
+			}
+			calls = calls[1:]
+			next := s.release(&o)
+			switch {
+			case len(waiting) > 0 && next == waiting[0]:
+				calls, waiting = append(calls, next), waiting[1:]
+			case len(waiting) > 0 || next != nil:
+				return "the task that starts is not the one that waited longest"
+			}
+			s.attempts.Done()
+			written++
+		case "written":
+			if written > 0 {
+				written--
+				s.finish()
+			}
+		case "stuck":
+			for range s.takeWaiting() {
+				s.attempts.Done()
+				written++
+			}
+			waiting = nil
+		}
+		claimed := reserved
+		for _, n := range claims {
+			claimed += n
+		}
+		if problem := s.check(len(calls), len(waiting), claimed, written); problem != "" {
+			return fmt.Sprintf("after %+v: %s", step, problem)
+		}
+	}
+
+	// When all is over, all slots are free.
+	for _, n := range claims {
+		s.fetched(n, 0)
+	}
+	for range reserved {
+		s.giveBack()
+		s.attempts.Done()
+	}
+	for range s.takeWaiting() {
+		s.attempts.Done()
+		written++
+	}
+	for range calls {
+		s.release(&task.Outcome{})
+		s.attempts.Done()
+		written++
+	}
+	for range written {
+		s.finish()
+	}
+	s.attempts.Wait()
+	time.Sleep(ceilingHold + ceilingRise + 2*shortageRest)
+	synctest.Wait()
+	if problem := s.check(0, 0, 0, 0); problem != "" {
+		return "in the end: " + problem
+	}
+	if s.resting > 0 || s.available() < size {
+		return fmt.Sprintf("in the end %d slots rest and %d of %d are free", s.resting, s.available(), size)
+	}
+	return ""
+}
+
+// check returns which invariant is broken.
+func (s *slots) check(calls, waiting, claimed, written int) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch want := calls + waiting + claimed + s.resting; {
+	case s.calls != calls || calls > s.size:
+		return fmt.Sprintf("%d calls are counted, %d are under way in %d slots", s.calls, calls, s.size)
+	case len(s.waiting) != waiting || waiting > 0 && calls < s.size:
+		return fmt.Sprintf("%d tasks wait, want %d, while %d of %d slots have calls", len(s.waiting), waiting, calls, s.size)
+	case s.taken != want || want > 2*s.size:
+		return fmt.Sprintf("%d slots are taken, want %d of %d: %d calls, %d waiting, %d being claimed, %d resting", s.taken, want, s.size, calls, waiting, claimed, s.resting)
+	case s.unfinished != calls+waiting+written || s.unfinished+claimed > maxUnfinished*s.size:
+		return fmt.Sprintf("%d tasks are unfinished, want %d; %d more are being claimed", s.unfinished, calls+waiting+written, claimed)
+	}
+	return ""
+}
+
+func TestTakeLeavesRoomForSubmissions(t *testing.T) {
+	t.Parallel()
+	s := newSlots(9)
+	if got := s.take(); got != 5 {
+		t.Errorf("a claim takes %d of 9 free slots, want half", got)
+	}
+	if !s.reserve() {
+		t.Error("a submission found no slot beside the claim")
+	}
+	s.fetched(5, 5)
+	if s.reserve() {
+		t.Error("a submission got a slot before the tasks of a backlog")
+	}
+	if got := s.take(); got != 3 {
+		t.Errorf("a claim takes %d of 3 free slots in a backlog, want all", got)
+	}
+	s.fetched(3, 2)
+	if got := s.minFetch(); got != 1 {
+		t.Errorf("minFetch is %d without a backlog, want 1", got)
+	}
+}
+
+func TestFreedTellsOfEnoughSlots(t *testing.T) {
+	t.Parallel()
+	s := newSlots(4)
+	told := func() bool {
+		select {
+		case <-s.freed:
+			return true
+		default:
+			return false
+		}
+	}
+	for range 4 {
+		s.reserve()
+	}
+	if got := s.free(2); got != 0 {
+		t.Fatalf("%d slots are free, want 0", got)
+	}
+	if s.giveBack(); told() {
+		t.Error("told of 1 free slot, want 2")
+	}
+	if s.giveBack(); !told() {
+		t.Error("not told of 2 free slots")
+	}
+}
+
+func TestSlotsStop(t *testing.T) {
+	t.Parallel()
+	s := newSlots(2)
+	if !s.reserve() || s.startDirect(false) != nil {
+		t.Fatal("nothing starts before the stop")
+	}
+	s.stop()
+	if _, ok := s.assignReserved(&job{}); ok {
+		t.Error("a submitted task started after the stop")
+	}
+	if s.reserve() {
+		t.Error("a slot was reserved after the stop")
+	}
+	if err := s.startDirect(false); !errors.Is(err, ErrStopping) {
+		t.Errorf("a direct call after the stop: %v, want %v", err, ErrStopping)
+	}
+	if err := s.startDirect(true); err != nil {
+		t.Errorf("a call that came back: %v", err)
+	}
+	if err := s.startDirect(true); !errors.Is(err, errBusy) {
+		t.Errorf("one direct call too many: %v, want %v", err, errBusy)
+	}
+	s.endDirect()
+	s.endDirect()
+	if err := s.startDirect(true); !errors.Is(err, ErrStopping) {
+		t.Errorf("no call is under way that could have come back: %v, want %v", err, ErrStopping)
+	}
+	if calls, stopping := s.status(); calls != 0 || !stopping {
+		t.Errorf("status() = %d, %t, want 0, true", calls, stopping)
+	}
+	s.giveBack()
+	s.attempts.Done()
+	s.attempts.Wait()
+}
+
+func TestThroughput(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		measured := func(calls int, took time.Duration) *throughput {
+			tp := &throughput{since: time.Now()}
+			time.Sleep(throughputWindow)
+			for range calls {
+				tp.add(took)
+			}
+			return tp
+		}
+		for name, tt := range map[string]struct {
+			calls int
+			took  time.Duration
+			want  int // of 10 slots, within 20 ms
+		}{
+			"none":     {0, 0, 0},
+			"steady":   {50, 10 * time.Millisecond, 20},
+			"together": {10, 2 * time.Second, 0}, // Little: 10 slots / 2 s = 5 a second
+			"no time":  {50, 0, 20},
+		} {
+			if got := measured(tt.calls, tt.took).within(20*time.Millisecond, 10); got != tt.want {
+				t.Errorf("%s: %d calls should end, want %d", name, got, tt.want)
+			}
+		}
+		tp := measured(50, 10*time.Millisecond)
+		tp.within(time.Second, 10)
+		tp.add(time.Millisecond)
+		time.Sleep(throughputWindow - 1)
+		if got := tp.within(20*time.Millisecond, 10); got != 20 {
+			t.Errorf("within its window the throughput is measured anew: %d, want 20", got)
+		}
+		time.Sleep(1)
+		if got := tp.within(time.Second, 10); got != 20 {
+			t.Errorf("after its window the throughput is %d a second, want 20", got)
+		}
+	})
+}
