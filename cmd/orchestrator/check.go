@@ -34,8 +34,8 @@ func (l *checklist) fail(topic string, err error) {
 	l.line("FAIL", topic, strings.Join(strings.Fields(err.Error()), " "))
 }
 
-// checkCommand looks at what serve would start with, changes nothing, and says what to
-// do. It returns an error where serve would not work.
+// checkCommand checks what serve would start with, changes nothing, and writes what to
+// do. It returns an error if serve would not start.
 func checkCommand(ctx context.Context, stdout io.Writer) error {
 	l := &checklist{w: stdout}
 	misspelt := config.MisspeltHere()
@@ -51,7 +51,7 @@ func checkCommand(ctx context.Context, stdout io.Writer) error {
 	return nil
 }
 
-// settings returns them where the database can be looked at.
+// settings checks the settings. It returns nil if they do not lead to a database.
 func (l *checklist) settings() *config.Config {
 	c, err := load()
 	if err != nil {
@@ -64,10 +64,10 @@ func (l *checklist) settings() *config.Config {
 	if _, err := deliverOptions(c); err != nil {
 		l.fail("settings", err)
 	}
-	if callers, err := newCallers(c); err != nil {
+	if authenticator, err := newAuthenticator(c); err != nil {
 		l.fail("settings", err)
 	} else {
-		callers.Close()
+		authenticator.Close()
 	}
 	if l.failed == before {
 		l.ok("settings", "valid; AUTH is "+strings.Join(c.Auth, ","))

@@ -21,7 +21,7 @@ type console struct {
 	attrs []slog.Attr
 }
 
-// isTerminal reports whether w is one, as far as can be told without asking it.
+// isTerminal reports whether w is a character device, which is what a terminal is.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {
@@ -149,8 +149,8 @@ func (c *console) paint(color, text string) string {
 	return "\x1b[" + color + "m" + text + "\x1b[0m"
 }
 
-// visible takes control characters out of what came from elsewhere: a terminal
-// would obey them.
+// visible replaces control characters with spaces. A terminal would obey those in a
+// target's answer.
 func visible(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r >= 0x7f && r < 0xa0 {

@@ -46,8 +46,8 @@ func (o *opening) close(context.Context) {
 // openStore migrates the database if it is to, and connects. It waits for a
 // database that is just starting, and says for what: to starting, at once, and to the log.
 func openStore(ctx context.Context, c *config.Config, log *slog.Logger, starting func(reason string)) (*postgres.Store, error) {
-	patience := time.NewTimer(databaseWait) // a migration may take longer
-	defer patience.Stop()
+	deadline := time.NewTimer(databaseWait) // a migration may take longer
+	defer deadline.Stop()
 	for {
 		store, err := tryOpen(ctx, c, log, starting)
 		if !errors.Is(err, task.ErrUnavailable) {
@@ -60,7 +60,7 @@ func openStore(ctx context.Context, c *config.Config, log *slog.Logger, starting
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("stopped while waiting for the database: %w", err)
-		case <-patience.C:
+		case <-deadline.C:
 			return nil, fmt.Errorf("gave up after %s: %w", databaseWait, err)
 		case <-time.After(time.Second):
 		}

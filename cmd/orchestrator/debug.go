@@ -66,6 +66,6 @@ func onlyLoopback(next http.Handler) http.Handler {
 		}
 		w.Header().Set("Content-Type", p.ContentType(""))
 		w.WriteHeader(p.Status)
-		_ = json.NewEncoder(w).Encode(&p) // the caller is gone
+		_ = json.NewEncoder(w).Encode(&p) // an error means that the caller is gone
 	})
 }

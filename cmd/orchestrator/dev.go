@@ -95,8 +95,8 @@ func devCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	}})
 }
 
-// devLog makes dev's log: short lines on a terminal, else text, unless LOG_FORMAT says
-// what is wanted.
+// devLog returns dev's log. Without LOG_FORMAT it has short lines on a terminal, and
+// text elsewhere.
 func devLog(c *config.Config, stdout io.Writer) (*slog.Logger, *logging.Lines) {
 	if os.Getenv("LOG_FORMAT") == "" {
 		c.LogFormat = "text"
@@ -112,8 +112,9 @@ func devLog(c *config.Config, stdout io.Writer) (*slog.Logger, *logging.Lines) {
 // ORCHESTRATOR_KEY, and an argument for curl.
 type authorization struct{ export, argument string }
 
-// devAuth says how callers prove who they are. Where AUTH wants keys and there are none,
-// it makes one for this run; of those in API_KEYS only the sums are known.
+// devAuth returns what callers need to prove who they are. If AUTH wants keys and
+// API_KEYS has none, it makes a key for this run. Of a key in API_KEYS only the hash is
+// known, so that its owner has to fill it in.
 func devAuth(c *config.Config) (a authorization, err error) {
 	if c.Auth == nil {
 		c.Auth = []string{"none"} // it listens on loopback only
@@ -135,9 +136,9 @@ func devAuth(c *config.Config) (a authorization, err error) {
 	return a, nil
 }
 
-// devListen takes the port, on loopback only: whoever reaches this instance can
-// make it call anything on this machine. Where the usual port is in use, by a
-// second dev for example, any other will do.
+// devListen takes the port on loopback only: a caller of this instance can have it call
+// anything on this machine. If the port is in use (by a second dev, for example) and not
+// fixed, it takes any free one.
 func devListen(ctx context.Context, port int, fixed bool, stderr io.Writer) (net.Listener, error) {
 	listener, err := listenLoopback(ctx, port)
 	if err == nil || fixed {

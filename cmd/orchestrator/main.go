@@ -42,9 +42,9 @@ Settings are read from the environment; the README has the table.
 `
 
 func main() {
-	// net/http prints here what a target sends out of turn; our own log is handed around.
+	// net/http writes to this log what a target sends out of turn. The service passes its own log as an argument.
 	log.SetOutput(io.Discard)
-	collectSeldom()
+	tuneCollector()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// A second signal ends the process at once.
 	context.AfterFunc(ctx, stop)
@@ -53,11 +53,11 @@ func main() {
 	os.Exit(code)
 }
 
-// collectSeldom trades memory for time: little of it is live at a time, so the
-// garbage collector would run often for little. The limit is soft and fits into
-// the 512 MiB that Cloud Run gives by default; near it memory counts more.
+// tuneCollector trades memory for time. Little of the heap is live, so that Go's default
+// (GOGC=100) would collect often and free little. Near the memory limit it collects more
+// often: the limit is soft, and fits into the 512 MiB that Cloud Run gives by default.
 // Go's own variables GOGC and GOMEMLIMIT take precedence.
-func collectSeldom() {
+func tuneCollector() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(300)
 	}
@@ -138,8 +138,8 @@ func serveCommand(ctx context.Context, stdout io.Writer) error {
 	return serve(ctx, c, listener, log, trial{exampleURL: exampleURL})
 }
 
-// keyCommand prints a new API key, which nothing shows again, and what the
-// service is to know of it.
+// keyCommand prints a new API key, which is shown this once, and the entry of API_KEYS
+// that lets it in.
 func keyCommand(name, scopes string, stdout io.Writer) error {
 	key, entry, err := auth.NewKey(name, scopes, httpapi.Scopes())
 	if err != nil {
@@ -166,7 +166,7 @@ func migrateCommand(ctx context.Context, stdout, stderr io.Writer) error {
 }
 
 func openapiCommand(stdout io.Writer) error {
-	// What the settings would change is shown with its defaults.
+	// The document shows the settings' defaults.
 	defaults := task.Spec{Timeout: defaultTimeout, Retry: task.DefaultRetryPolicy()}
 	return httpapi.New(httpapi.Options{Defaults: defaults, Version: version, ExampleURL: exampleURL}).WriteDocument(stdout)
 }

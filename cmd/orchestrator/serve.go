@@ -5,32 +5,26 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"net"
-	"os"
-	"slices"
 	"strconv"
 	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/melodia/orchestrator/internal/auth"
 	"github.com/melodia/orchestrator/internal/config"
-	"github.com/melodia/orchestrator/internal/credentials"
 	"github.com/melodia/orchestrator/internal/deliver"
 	"github.com/melodia/orchestrator/internal/dispatch"
 	"github.com/melodia/orchestrator/internal/httpapi"
 	"github.com/melodia/orchestrator/internal/httpserver"
-	"github.com/melodia/orchestrator/internal/postgres"
-	targets "github.com/melodia/orchestrator/internal/target" // the tests have a type of that name
 	"github.com/melodia/orchestrator/internal/task"
 )
 
 const (
 	// exampleURL is the target in the examples of the OpenAPI document: a name
 	// reserved for documentation (RFC 2606 §3).
-	exampleURL     = "https://example.com/plays"
+	exampleURL = "https://example.com/plays"
+	// defaultTimeout is the default of TASK_TIMEOUT.
 	defaultTimeout = 30 * time.Second
 	// dispatchTime is what the dispatcher gets after SHUTDOWN_GRACE: about a second for
 	// its last writes and for signing off.
@@ -41,14 +35,14 @@ const (
 type trial struct {
 	// exampleURL is the target in the examples of the OpenAPI document.
 	exampleURL string
-	// ready is called when the service has its database; nil: nothing is.
+	// ready, if not nil, is called when the service has its database.
 	ready func()
-	// logTargets has the log say where calls went.
+	// logTargets has the log name the target of each call.
 	logTargets bool
 }
 
-// serve runs the service until ctx ends, then stops it in order. The listener is closed
-// where it began to serve; the caller closes it otherwise.
+// serve runs the service until ctx ends, then stops it in order: what it started last
+// stops first. The caller closes listener; it may be closed already.
 func serve(ctx context.Context, c *config.Config, listener net.Listener, log *slog.Logger, t trial) error {
 	warnMisspelt(log)
 	calls, err := deliverOptions(c)
@@ -56,13 +50,13 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 		return err
 	}
 	down := teardown{log: log}
-	defer down.run() // where the start fails halfway
+	defer down.run() // if the start fails halfway
 
-	callers, err := newCallers(c)
+	authenticator, err := newAuthenticator(c)
 	if err != nil {
 		return err
 	}
-	down.push("callers", 0, func(context.Context) { callers.Close() })
+	down.push("authenticator", 0, func(context.Context) { authenticator.Close() })
 	stopDebug, err := serveDebug(ctx, c.DebugPort, log)
 	if err != nil {
 		return err
@@ -73,7 +67,7 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 
 	api := httpapi.New(httpapi.Options{
 		Policy: calls.Policy, Identity: calls.Credentials.Identity, Secrets: calls.Credentials.Secrets,
-		Callers: callers, Rate: c.RateLimit, Burst: c.RateBurst, HideDocs: c.Docs == "off", ShowPayloads: c.ShowPayloads == "on",
+		Callers: authenticator, Rate: c.RateLimit, Burst: c.RateBurst, HideDocs: c.Docs == "off", ShowPayloads: c.ShowPayloads == "on",
 		Defaults: c.Defaults(), Lease: c.LeaseDuration, MaxHops: c.MaxHops, NewID: newLocalID, Version: version, ExampleURL: t.exampleURL, Log: log,
 	})
 	opening := startOpening(ctx, c, log, api.Starting)
@@ -97,8 +91,8 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 		err = fmt.Errorf("serve HTTP: %w", err)
 	}
 	if err != nil {
-		_ = server.Close()    // no request can be answered but with 503
-		if ctx.Err() != nil { // as it was told to
+		_ = server.Close() // no request can be answered but with 503
+		if ctx.Err() != nil {
 			log.Info("stopped before the database was ready")
 			return nil
 		}
@@ -136,55 +130,11 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	return err
 }
 
-// warnMisspelt names what is in the environment and nearly a setting.
-func warnMisspelt(log *slog.Logger) {
-	misspelt := config.MisspeltHere()
-	for _, name := range slices.Sorted(maps.Keys(misspelt)) {
-		log.Warn("there is no such setting, and it changes nothing", "name", name, "did_you_mean", misspelt[name])
-	}
-}
-
-// newLocalID makes ids of problems while there is no store whose clock counts.
+// newLocalID makes the ids of problems by this machine's clock, until the store is open.
 func newLocalID() task.ID { return task.NewID(time.Now(), rand.Uint64()) }
 
-// newCallers reads what the settings say about callers.
-func newCallers(c *config.Config) (*auth.Authenticator, error) {
-	return auth.New(auth.Options{
-		Ways: c.Auth, APIKeys: c.APIKeys, OIDCIssuer: c.OIDCIssuer, OIDCAudience: c.OIDCAudience, OIDCAllow: c.OIDCAllow,
-		OnCloudRun: c.CloudRunService != "", Scopes: httpapi.Scopes(),
-	})
-}
-
-// maxConnections returns how many callers may be connected: what the settings say,
-// or less where the process may not have so many descriptors.
-func maxConnections(c *config.Config, log *slog.Logger) int {
-	// Each call has a connection, and looks up a name at most; the rest is for the
-	// log, the profiles, and whatever libraries open.
-	others := 2*c.DispatchConcurrency + c.DatabaseMaxConns + 100
-	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		return c.MaxConnections
-	}
-	fit := connectionsWithin(limit.Cur, c.MaxConnections, others)
-	if fit < c.MaxConnections {
-		log.Warn("the process may open too few files for MAX_CONNECTIONS, so that fewer callers can be connected: raise ulimit -n or lower MAX_CONNECTIONS",
-			"max_connections", fit, "open_files", limit.Cur, "needed", c.MaxConnections+others)
-	}
-	return fit
-}
-
-// connectionsWithin returns how many of the wanted connections a limit of descriptors
-// leaves room for beside others: a quarter of the limit at least.
-func connectionsWithin(limit uint64, wanted, others int) int {
-	if limit >= uint64(wanted+others) { //nolint:gosec // neither is negative
-		return wanted
-	}
-	fit := max(int(limit)-others, int(limit)/4, 1) //nolint:gosec // it is less than their sum
-	return min(fit, wanted)
-}
-
-// acceptor tells where connections of callers cannot be accepted for lack of descriptors, so
-// that calls leave some to them. net/http tries again by itself.
+// acceptor tells the dispatcher when a caller's connection cannot be accepted for lack of
+// descriptors, so that calls leave some to callers. net/http accepts again by itself.
 type acceptor struct {
 	net.Listener
 
@@ -201,47 +151,8 @@ func (a *acceptor) Accept() (net.Conn, error) {
 	return conn, err
 }
 
-// deliverOptions reads what the settings say about calls.
-func deliverOptions(c *config.Config) (deliver.Options, error) {
-	o := deliver.Options{Version: version, Concurrency: c.DispatchConcurrency}
-	var err error
-	if o.Policy, err = targets.NewPolicy(c.TargetAllowHosts, c.TargetAllowNetworks, c.TargetRequireHTTPS); err != nil {
-		return o, fmt.Errorf("TARGET_ALLOW_HOSTS: %w", err)
-	}
-	if o.Credentials.Identity, err = credentials.NewIdentity(c.OIDCTargetHosts); err != nil {
-		return o, fmt.Errorf("OIDC_TARGET_HOSTS: %w", err)
-	}
-	if o.Credentials.Signer, err = credentials.NewSigner(c.SigningSecrets); err != nil {
-		return o, fmt.Errorf("SIGNING_SECRETS: %w", err)
-	}
-	if o.Credentials.Secrets, err = credentials.NewSecrets(c.SecretsDir, c.SecretHosts); err != nil {
-		return o, fmt.Errorf("SECRET_HOSTS: %w", err)
-	}
-	return o, nil
-}
-
-func dispatchOptions(c *config.Config, store *postgres.Store, log *slog.Logger) dispatch.Options {
-	name, err := os.Hostname()
-	if err != nil {
-		name = "unknown host"
-	}
-	o := dispatch.Options{
-		Name:         name + " " + version,
-		PollInterval: c.PollInterval,
-		Lease:        c.LeaseDuration,
-		Grace:        c.ShutdownGrace,
-		Retention:    c.Retention,
-		NewID:        store.NewID,
-		Log:          log,
-	}
-	if c.Dispatch {
-		o.Concurrency = c.DispatchConcurrency
-	}
-	return o
-}
-
-// listen takes the port before anything else is set up: that it is taken
-// already is the likeliest mistake.
+// listen takes the port. Commands call it before they set anything else up: that another
+// process has the port is the likeliest mistake.
 func listen(ctx context.Context, port int) (net.Listener, error) {
 	var config net.ListenConfig
 	listener, err := config.Listen(ctx, "tcp", ":"+strconv.Itoa(port))

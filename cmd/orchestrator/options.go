@@ -1,0 +1,103 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"syscall"
+
+	"github.com/melodia/orchestrator/internal/auth"
+	"github.com/melodia/orchestrator/internal/config"
+	"github.com/melodia/orchestrator/internal/credentials"
+	"github.com/melodia/orchestrator/internal/deliver"
+	"github.com/melodia/orchestrator/internal/dispatch"
+	"github.com/melodia/orchestrator/internal/httpapi"
+	"github.com/melodia/orchestrator/internal/postgres"
+	"github.com/melodia/orchestrator/internal/target"
+)
+
+// warnMisspelt names what is in the environment and nearly a setting.
+func warnMisspelt(log *slog.Logger) {
+	misspelt := config.MisspeltHere()
+	for _, name := range slices.Sorted(maps.Keys(misspelt)) {
+		log.Warn("there is no such setting, and it changes nothing", "name", name, "did_you_mean", misspelt[name])
+	}
+}
+
+// newAuthenticator returns what the settings let in.
+func newAuthenticator(c *config.Config) (*auth.Authenticator, error) {
+	return auth.New(auth.Options{
+		Ways: c.Auth, APIKeys: c.APIKeys, OIDCIssuer: c.OIDCIssuer, OIDCAudience: c.OIDCAudience, OIDCAllow: c.OIDCAllow,
+		OnCloudRun: c.CloudRunService != "", Scopes: httpapi.Scopes(),
+	})
+}
+
+// maxConnections returns how many callers may be connected: MAX_CONNECTIONS, or fewer if
+// the process may not have so many descriptors.
+func maxConnections(c *config.Config, log *slog.Logger) int {
+	// Each call has a connection, and at most one more to look a name up. The last 100
+	// are for the log, the profiles, and what libraries open.
+	others := 2*c.DispatchConcurrency + c.DatabaseMaxConns + 100
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return c.MaxConnections
+	}
+	fit := connectionsWithin(limit.Cur, c.MaxConnections, others)
+	if fit < c.MaxConnections {
+		log.Warn("the process may open too few files for MAX_CONNECTIONS, so that fewer callers can be connected: raise ulimit -n or lower MAX_CONNECTIONS",
+			"max_connections", fit, "open_files", limit.Cur, "needed", c.MaxConnections+others)
+	}
+	return fit
+}
+
+// connectionsWithin returns how many of the wanted connections a limit of descriptors
+// leaves room for beside others: a quarter of the limit at least.
+func connectionsWithin(limit uint64, wanted, others int) int {
+	if limit >= uint64(wanted+others) { //nolint:gosec // neither is negative
+		return wanted
+	}
+	fit := max(int(limit)-others, int(limit)/4, 1) //nolint:gosec // it is less than their sum
+	return min(fit, wanted)
+}
+
+// deliverOptions returns what the settings say about calls. An error names the setting.
+func deliverOptions(c *config.Config) (deliver.Options, error) {
+	o := deliver.Options{Version: version, Concurrency: c.DispatchConcurrency}
+	var err error
+	if o.Policy, err = target.NewPolicy(c.TargetAllowHosts, c.TargetAllowNetworks, c.TargetRequireHTTPS); err != nil {
+		return o, fmt.Errorf("TARGET_ALLOW_HOSTS: %w", err)
+	}
+	if o.Credentials.Identity, err = credentials.NewIdentity(c.OIDCTargetHosts); err != nil {
+		return o, fmt.Errorf("OIDC_TARGET_HOSTS: %w", err)
+	}
+	if o.Credentials.Signer, err = credentials.NewSigner(c.SigningSecrets); err != nil {
+		return o, fmt.Errorf("SIGNING_SECRETS: %w", err)
+	}
+	if o.Credentials.Secrets, err = credentials.NewSecrets(c.SecretsDir, c.SecretHosts); err != nil {
+		return o, fmt.Errorf("SECRET_HOSTS: %w", err)
+	}
+	return o, nil
+}
+
+// dispatchOptions returns what the settings say about the dispatcher.
+func dispatchOptions(c *config.Config, store *postgres.Store, log *slog.Logger) dispatch.Options {
+	name, err := os.Hostname()
+	if err != nil {
+		name = "unknown host"
+	}
+	o := dispatch.Options{
+		Name:         name + " " + version,
+		PollInterval: c.PollInterval,
+		Lease:        c.LeaseDuration,
+		Grace:        c.ShutdownGrace,
+		Retention:    c.Retention,
+		NewID:        store.NewID,
+		Log:          log,
+	}
+	if c.Dispatch {
+		o.Concurrency = c.DispatchConcurrency
+	}
+	return o
+}
