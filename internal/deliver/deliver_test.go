@@ -54,6 +54,8 @@ func policy(t testing.TB, hosts []string, networks ...string) *target.Policy {
 	return p
 }
 
+const answerOK = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nright"
+
 // newDeliverer makes a deliverer that may call loopback addresses.
 func newDeliverer(t testing.TB, networks ...string) *Deliverer {
 	t.Helper()
@@ -571,7 +573,7 @@ func TestConcurrentUse(t *testing.T) {
 // repeat, which an Idempotency-Key brings about for any method, must not happen.
 func TestKeptConnectionThatDies(t *testing.T) {
 	t.Parallel()
-	large := make([]byte, 2*backgroundBody)
+	large := make([]byte, 64<<10) // http1 writes it in the background
 	tests := []struct {
 		name, method string
 		body         []byte
@@ -702,6 +704,26 @@ func TestWhatIsNotSentAgain(t *testing.T) {
 				t.Errorf("%d requests, want %d", got, tt.requests)
 			}
 		})
+	}
+}
+
+// A call whose context has ended before is not sent, even where a connection is kept.
+func TestEndedContextSendsNothing(t *testing.T) {
+	t.Parallel()
+	var seen atomic.Int64
+	s := newServer(t, func(http.ResponseWriter, *http.Request) { seen.Add(1) })
+	d := newDeliverer(t)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 50 {
+		d.Deliver(t.Context(), newCall("POST", s.URL, []byte("x"))) // leaves an idle connection
+		if o := d.Deliver(ended, newCall("POST", s.URL, []byte("x"))); o.Kind != task.OutcomeInterrupted {
+			t.Errorf("the outcome is %s, want interrupted", o.Kind)
+		}
+	}
+	s.Close() // waits for what the target still answers
+	if got := seen.Load() - 50; got != 0 {
+		t.Errorf("the target saw %d of 50 calls whose context had ended before", got)
 	}
 }
 

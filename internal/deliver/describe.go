@@ -8,18 +8,20 @@ import (
 	"net"
 	"strings"
 	"syscall"
+
+	"github.com/melodia/orchestrator/internal/deliver/http1"
 )
 
-// describe puts a failed call into words of its own. The text of err is not
-// used: it may quote what the target sent, which may quote what we sent.
+// describe says in words of its own why a call failed. The text of err is not used: it
+// may quote what the target sent, which may quote what was sent to it.
 func describe(err error) string {
 	if s := localShortage(err); s != "" {
 		return string(s)
 	}
-	if errors.Is(err, errHandshake) {
+	if errors.Is(err, http1.ErrHandshake) {
 		return describeTLS(err)
 	}
-	if alert := remoteAlert(err); alert != "" { // TLS 1.3 has some behind the handshake
+	if alert := http1.RemoteAlert(err); alert != "" { // TLS 1.3 has some behind the handshake
 		return describeAlert(alert)
 	}
 	if dnsErr, ok := errors.AsType[*net.DNSError](err); ok {
@@ -39,7 +41,7 @@ func describe(err error) string {
 		{syscall.EHOSTUNREACH, "the target's network cannot be reached"},
 		{syscall.ENETUNREACH, "the target's network cannot be reached"},
 		{syscall.EADDRNOTAVAIL, "the service has no address to connect from to the target's: the machine lacks IPv4 or IPv6, or has no port left"},
-		{errHeadTooLarge, errHeadTooLarge.Error()},
+		{http1.ErrHeadTooLarge, http1.ErrHeadTooLarge.Error()},
 		{errCutRequest, errCutRequest.Error()},
 	} {
 		if errors.Is(err, known.err) {
@@ -119,11 +121,11 @@ func describeTLS(err error) string {
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		return "the target does not speak TLS on this port"
 	}
-	if alert := remoteAlert(err); alert != "" {
+	if alert := http1.RemoteAlert(err); alert != "" {
 		return describeAlert(alert)
 	}
 	// Package tls has no error values for these. What it quotes stands behind them.
-	text := strings.TrimPrefix(err.Error(), errHandshake.Error()+": ")
+	text := strings.TrimPrefix(err.Error(), http1.ErrHandshake.Error()+": ")
 	switch {
 	case strings.HasPrefix(text, "tls: server selected unsupported protocol version"):
 		return tlsVersions
@@ -135,15 +137,6 @@ func describeTLS(err error) string {
 		return "the target reset the connection during the TLS handshake"
 	}
 	return "the TLS handshake failed"
-}
-
-// remoteAlert returns the name of the TLS alert by which the target ended the connection, or "".
-// Package tls does not export the type of such an error; its text is its own.
-func remoteAlert(err error) string {
-	if e, ok := errors.AsType[*net.OpError](err); ok && e.Op == "remote error" {
-		return e.Err.Error()
-	}
-	return ""
 }
 
 const (

@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/melodia/orchestrator/internal/deliver/http1"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -99,7 +100,7 @@ func TestEarlySuccessGetsTheWholeBody(t *testing.T) {
 					if n := <-got; n != int64(size) {
 						t.Errorf("the target got %d bytes of the body, want %d", n, size)
 					}
-					if kept := d.connections.order.Len(); kept != 0 && answer.name != "kept" {
+					if kept := d.pool.Idle(); kept != 0 && answer.name != "kept" {
 						t.Errorf("%d connections are kept, want none", kept)
 					}
 				})
@@ -208,7 +209,7 @@ func TestEarlyRefusalCountsAtOnce(t *testing.T) {
 				if o.Kind != want || o.StatusCode != code || o.TimedOut || o.ResponseExcerpt != "no" {
 					t.Errorf("outcome = %+v, want %s", o, want)
 				}
-				if d.connections.order.Len() != 0 {
+				if d.pool.Idle() != 0 {
 					t.Error("the connection is kept, want it closed")
 				}
 			})
@@ -243,13 +244,15 @@ func TestSmallBodyThatIsCut(t *testing.T) {
 				t.Fatal(err)
 			}
 			d := newDeliverer(t)
-			d.connections.put(newConnection(&cutWrites{conn.(*net.TCPConn)}, authority{"http", address}), time.Now())
+			d.pool = http1.NewPool(http1.Options{Dial: func(context.Context, string, string) (net.Conn, error) {
+				return &cutWrites{conn.(*net.TCPConn)}, nil
+			}})
 			o := d.Deliver(t.Context(), newCall("POST", "http://"+address, make([]byte, 20<<10)))
 			o.Duration = 0
 			if diff := cmp.Diff(want, o); diff != "" {
 				t.Errorf("outcome (-want +got):\n%s", diff)
 			}
-			if d.connections.order.Len() != 0 {
+			if d.pool.Idle() != 0 {
 				t.Error("the connection is kept, want it closed")
 			}
 			if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {

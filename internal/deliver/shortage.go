@@ -182,9 +182,10 @@ func (s *nameServers) answer(ctx context.Context, resolver *net.Resolver, start,
 	}
 }
 
-// watchLookup returns ctx for a dial until deadline. Where its lookup takes long the name
-// servers are asked meanwhile.
-func (s *nameServers) watchLookup(ctx context.Context, resolver *net.Resolver, deadline time.Time) context.Context {
+// watchLookup returns ctx, which has a deadline, for a dial. Where its lookup takes long
+// the name servers are asked meanwhile.
+func (s *nameServers) watchLookup(ctx context.Context, resolver *net.Resolver) context.Context {
+	deadline, _ := ctx.Deadline()
 	var timer *time.Timer
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		DNSStart: func(httptrace.DNSStartInfo) {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/melodia/orchestrator/internal/deliver/http1"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -40,7 +41,7 @@ func TestShortageOf(t *testing.T) {
 		{"no address known", os.NewSyscallError("connect", syscall.EADDRNOTAVAIL), ""},
 		{"refused", dialling(here, syscall.ECONNREFUSED), ""},
 		{"unreachable", dialling(here, syscall.ENETUNREACH), ""},
-		{"in a handshake", fmt.Errorf("%w: %w", errHandshake, dialling(here, syscall.ENOBUFS)), task.ShortageMemory},
+		{"in a handshake", fmt.Errorf("%w: %w", http1.ErrHandshake, dialling(here, syscall.ENOBUFS)), task.ShortageMemory},
 		{"while looking up", &net.OpError{Op: "dial", Err: &net.DNSError{Name: "x", Err: "dial udp 127.0.0.1:53: socket: " + syscall.EMFILE.Error()}}, task.ShortageDescriptors},
 		{"a secret's file", fmt.Errorf("the secret a cannot be read: %w", &os.PathError{Op: "open", Path: "/a", Err: syscall.ENFILE}), task.ShortageDescriptors},
 		{"a name that says so", &net.DNSError{Name: syscall.EMFILE.Error(), Err: "no such host", IsNotFound: true}, ""},
@@ -118,10 +119,7 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 	}
 	names := newResolver(t, always("127.0.0.1"))
 	d.resolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-		d.connections.mu.Lock()
-		idle := d.connections.order.Len()
-		d.connections.mu.Unlock()
-		if idle > 0 {
+		if d.pool.Idle() > 0 {
 			return nil, dialling(address, syscall.EMFILE)
 		}
 		return names.Dial(ctx, network, address)

@@ -1,4 +1,4 @@
-package deliver
+package http1
 
 import (
 	"bufio"
@@ -10,8 +10,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/melodia/orchestrator/internal/task"
 )
 
 func TestIdleLimit(t *testing.T) {
@@ -62,7 +60,7 @@ func FuzzIdleLimit(f *testing.F) {
 	})
 }
 
-// What a target says of its connections decides whether, and for how long, one is kept.
+// What a host says of its connections decides whether, and for how long, one is kept.
 func TestAnswersThatKeepAConnection(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -89,21 +87,20 @@ func TestAnswersThatKeepAConnection(t *testing.T) {
 					io.WriteString(conn, tt.answer)
 				}
 			})
-			d := newDeliverer(t)
-			call := newCall("POST", "http://"+address, nil)
-			d.Deliver(t.Context(), call)
+			p := newPool(t)
+			exchange(t, p, "POST", "http://"+address, nil)
 			if tt.want == 0 {
-				if got := d.connections.order.Len(); got != 0 {
+				if got := p.Idle(); got != 0 {
 					t.Errorf("%d connections are kept, want none", got)
 				}
 			} else {
-				c := d.connections.order.Front().Value.(*connection)
+				c := p.order.Front().Value.(*Conn)
 				if got := c.until.Sub(c.since); got != tt.want {
 					t.Errorf("the connection is kept for %v, want %v", got, tt.want)
 				}
 				c.until = time.Now().Add(time.Hour) // however slow this machine is
 			}
-			d.Deliver(t.Context(), call)
+			exchange(t, p, "POST", "http://"+address, nil)
 			<-connections
 			if got := <-connections == 1; got != (tt.want != 0) {
 				t.Errorf("the connection was used again: %v, want %v", got, tt.want != 0)
@@ -120,7 +117,7 @@ func TestConnectionsAreRenewed(t *testing.T) {
 		tests := []struct {
 			name       string
 			age, idle  time.Duration
-			calls      int // before this one
+			requests   int // before this one
 			wantAtMost time.Duration
 		}{
 			{"new", 0, idleTimeout, 0, idleTimeout},
@@ -133,13 +130,13 @@ func TestConnectionsAreRenewed(t *testing.T) {
 		}
 		for _, tt := range tests {
 			ours, theirs := net.Pipe()
-			c := newConnection(ours, authority{"http", "plays.melodia.app"})
-			if c.life <= maxLifetime*9/10-time.Second || c.life > maxLifetime {
-				t.Errorf("a connection lives for %v, want 54 to 60 s", c.life)
+			c := newConn(nil, ours, authority{"http", "plays.melodia.app"})
+			if c.lifetime <= maxLifetime*9/10-time.Second || c.lifetime > maxLifetime {
+				t.Errorf("a connection lives for %v, want 54 to 60 s", c.lifetime)
 			}
-			c.calls, c.idle = tt.calls, tt.idle
+			c.requests, c.idle = tt.requests, tt.idle
 			time.Sleep(tt.age)
-			s := connections{most: 10}
+			s := Pool{maxIdle: 10}
 			s.put(c, time.Now())
 			kept := s.order.Len() == 1
 			if kept != (tt.wantAtMost > 0) {
@@ -148,7 +145,7 @@ func TestConnectionsAreRenewed(t *testing.T) {
 			if got := c.until.Sub(c.since); kept && (got > tt.wantAtMost || got <= 0) {
 				t.Errorf("%s: kept for %v, want %v at most", tt.name, got, tt.wantAtMost)
 			}
-			s.closeAll()
+			s.Close()
 			if _, err := theirs.Read(make([]byte, 1)); err != io.EOF {
 				t.Errorf("%s: reading at the other end: %v, want the connection closed", tt.name, err)
 			}
@@ -159,12 +156,12 @@ func TestConnectionsAreRenewed(t *testing.T) {
 func TestSweepClosesEachAtItsTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := connections{most: 10}
+		s := Pool{maxIdle: 10}
 		start := time.Now()
 		ends := make(chan string, 3)
 		for _, idle := range []time.Duration{4 * time.Second, time.Second, 2 * time.Second} {
 			ours, theirs := net.Pipe()
-			c := newConnection(ours, authority{"http", idle.String()})
+			c := newConn(nil, ours, authority{"http", idle.String()})
 			c.idle = idle
 			s.put(c, time.Now())
 			go func() {
@@ -184,37 +181,37 @@ func TestSweepClosesEachAtItsTime(t *testing.T) {
 	})
 }
 
-// Where a target closed an idle connection, connections to it are idle for less from then on.
+// Where a host closed an idle connection, connections to it are idle for less from then on.
 func TestIdleTimeoutIsLearnt(t *testing.T) {
 	t.Parallel()
-	// newIdle makes a connection that has been idle for age, which its target closes on release.
-	newIdle := func(t *testing.T, s *connections, to authority, age time.Duration) (c *connection, release func()) {
+	// newIdle makes a connection that has been idle for age, which its host closes on release.
+	newIdle := func(t *testing.T, s *Pool, to authority, age time.Duration) (c *Conn, release func()) {
 		closing := make(chan struct{})
 		address := newRawServer(t, func(net.Conn, int) { <-closing })
 		conn, err := net.Dial("tcp", address)
 		if err != nil {
 			t.Fatal(err)
 		}
-		c = newConnection(conn, to)
+		c = newConn(s, conn, to)
 		c.idle = time.Hour
-		c.life = 2 * time.Hour
+		c.lifetime = 2 * time.Hour
 		s.put(c, time.Now().Add(-age))
-		t.Cleanup(func() { s.closeAll() })
+		t.Cleanup(func() { s.Close() })
 		return c, func() {
 			close(closing)
-			for c.quiet() && t.Context().Err() == nil { // the end is about to arrive
+			for c.reusable() && t.Context().Err() == nil { // the end is about to arrive
 			}
 		}
 	}
 	const age = 20 * time.Second // far above what this test takes
 	a, b := authority{"http", "a"}, authority{"http", "b"}
-	for _, how := range []string{"found at take", "met by a call"} {
+	for _, how := range []string{"found at take", "met by a request"} {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
-			s := &connections{most: 10}
+			s := &Pool{maxIdle: 10}
 			_, releaseOlder := newIdle(t, s, a, age/4)
 			defer releaseOlder()
-			older := s.order.Front().Value.(*connection)
+			older := s.order.Front().Value.(*Conn)
 			c, release := newIdle(t, s, a, age)
 			if how == "found at take" {
 				release()
@@ -228,7 +225,7 @@ func TestIdleTimeoutIsLearnt(t *testing.T) {
 				if got := s.take(a); got != c {
 					t.Fatalf("took %p, want the newest", got)
 				}
-				s.lost(c)
+				s.learnLost(c)
 			}
 			limit := s.limitOf(a)
 			if limit < age/2 || limit > age/2+patience {
@@ -269,7 +266,7 @@ func TestIdleTimeoutIsLearnt(t *testing.T) {
 	}
 	t.Run("bounded", func(t *testing.T) {
 		t.Parallel()
-		s := &connections{most: 1}
+		s := &Pool{maxIdle: 1}
 		c, release := newIdle(t, s, a, 0)
 		defer release()
 		for i := range 2 * maxLearnt {
@@ -283,8 +280,8 @@ func TestIdleTimeoutIsLearnt(t *testing.T) {
 	})
 }
 
-// A target that closes idle connections sooner than any guess loses calls only until it is known.
-func TestTargetThatClosesEarlyIsLearnt(t *testing.T) {
+// A host that closes idle connections sooner than any guess costs requests only until that is known.
+func TestHostThatClosesEarlyIsLearnt(t *testing.T) {
 	t.Parallel()
 	gone := make(chan struct{})
 	address := newRawServer(t, func(conn net.Conn, n int) {
@@ -297,31 +294,30 @@ func TestTargetThatClosesEarlyIsLearnt(t *testing.T) {
 		conn.Close()
 		close(gone)
 	})
-	d := newDeliverer(t)
-	call := newCall("POST", "http://"+address, nil)
-	d.Deliver(t.Context(), call)
+	p := newPool(t)
+	exchange(t, p, "POST", "http://"+address, nil)
 	<-gone
-	c := d.connections.order.Front().Value.(*connection)
+	c := p.order.Front().Value.(*Conn)
 	c.until = time.Now().Add(time.Hour)
-	for c.quiet() && t.Context().Err() == nil { // the end is about to arrive
+	for c.reusable() && t.Context().Err() == nil { // the end is about to arrive
 	}
-	if o := d.Deliver(t.Context(), call); o.Kind != task.OutcomeSucceeded || o.Error != "" {
-		t.Errorf("outcome = %+v, want success over a new connection", o)
+	if status, _, err := exchange(t, p, "POST", "http://"+address, nil); status != 200 {
+		t.Errorf("answer %d, %v, want 200 over a new connection", status, err)
 	}
-	c = d.connections.order.Front().Value.(*connection)
+	c = p.order.Front().Value.(*Conn)
 	if got := c.until.Sub(c.since); got >= idleTimeout {
 		t.Errorf("the next connection may be idle for %v, want less than %v", got, idleTimeout)
 	}
 }
 
 // teach is learn under the lock that the sweep takes too.
-func (s *connections) teach(c *connection, age time.Duration) {
+func (s *Pool) teach(c *Conn, age time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.learn(c, age, time.Now())
 }
 
-func (s *connections) limitOf(to authority) time.Duration {
+func (s *Pool) limitOf(to authority) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.learnt[to].limit

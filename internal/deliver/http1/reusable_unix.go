@@ -1,12 +1,12 @@
 //go:build unix
 
-package deliver
+package http1
 
 import "syscall"
 
-// quiet reports whether an idle connection is open and nothing has arrived on
-// it: not its end, and no bytes that nobody asked for.
-func (c *connection) quiet() bool {
+// reusable reports whether an idle connection is open and nothing has arrived on
+// it: neither its end, nor bytes that answer no request.
+func (c *Conn) reusable() bool {
 	if c.in.Buffered() > 0 || c.raw == nil {
 		return false
 	}

@@ -1,10 +1,10 @@
-package deliver
+package http1
 
 import "golang.org/x/sys/unix"
 
-// unacknowledged is how many bytes of what was sent the target's system has not
+// unacknowledged is how many bytes of what was sent the host's system has not
 // acknowledged; 0 where that is not known.
-func (c *connection) unacknowledged() (n int) {
+func (c *Conn) unacknowledged() (n int) {
 	if c.raw == nil {
 		return 0
 	}
@@ -15,9 +15,9 @@ func (c *connection) unacknowledged() (n int) {
 }
 
 // ended reports whether the connection is over in both directions, so that
-// nothing more will be acknowledged. Reading does not tell: after the target's
+// nothing more will be acknowledged. Reading does not tell: after the host's
 // orderly end it says nothing of a reset that follows.
-func (c *connection) ended() (over bool) {
+func (c *Conn) ended() (over bool) {
 	const closed = 7 // TCP_CLOSE in Linux' include/net/tcp_states.h
 	_ = c.raw.Control(func(fd uintptr) {
 		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)

@@ -1,9 +1,9 @@
 //go:build !linux
 
-package deliver
+package http1
 
 // unacknowledged cannot be told here: what was sent counts as acknowledged.
-func (c *connection) unacknowledged() int { return 0 }
+func (c *Conn) unacknowledged() int { return 0 }
 
 // ended is not asked where everything counts as acknowledged.
-func (c *connection) ended() bool { return true }
+func (c *Conn) ended() bool { return true }
