@@ -1,10 +1,10 @@
-// Package batch turns many concurrent calls into few: callers that arrive
-// while a call is under way share the next one. It is the group commit of a
-// database, done on the client's side.
+// Package batch turns many concurrent requests into few flushes: requests that
+// arrive while a flush is under way share the next one. It is the group commit of
+// a database, done on the client's side.
 //
-// A caller that comes alone is served at once and alone; the more callers wait,
+// A request that comes alone is flushed at once and alone; the more requests wait,
 // the larger the batches grow by themselves. Under load, and only then, a
-// moment's wait can make them larger still: where nobody waits for the end
+// moment's wait can make them larger still: where no goroutine waits for the result
 // (Options.Gather), and where the other side is slow (Options.GatherSlow).
 package batch
 
@@ -35,8 +35,8 @@ type Options struct {
 	// more than it wins.
 	MaxFlushes int
 	// Gather is how long a flush is put off that follows one of at least
-	// gatherFrom inputs, where it would be smaller than MaxSize. It is for calls
-	// whose end nobody waits for.
+	// gatherFrom inputs, where it would be smaller than MaxSize. It is for requests
+	// whose result no goroutine waits for.
 	Gather time.Duration
 	// GatherSlow is the same after a flush that took longer than that: half as long
 	// as it took, and this long at most. Such a flush shares the other side with
@@ -46,14 +46,14 @@ type Options struct {
 	// MaxWaiting is the most inputs that wait for a flush to begin. Zero sets
 	// no bound.
 	MaxWaiting int
-	// Timeout is how long a call of Do waits at most. It does for all calls what a
+	// Timeout is how long Do waits at most. It does for all requests what a
 	// context with a deadline of its own does for each, at a fraction of the cost.
 	// Zero sets no bound.
 	Timeout time.Duration
 	// Isolate reports whether a flush's error may be the fault of one of its
 	// inputs. Such a batch is halved and flushed again until the guilty stand
 	// alone. A flush that failed must therefore have changed nothing. Nil
-	// never isolates: the error is everybody's.
+	// never isolates: the error is that of all inputs.
 	Isolate func(error) bool
 }
 
@@ -61,25 +61,26 @@ type Options struct {
 const gatherFrom = 8
 
 // Flush carries out a batch: it returns one output for each input, in order,
-// or an error for all. It belongs to no single caller: its context has none of
-// their values and is not cancelled when they give up. A bound on its time is
+// or an error for all. It belongs to no single request: its context has none of
+// their values and is not cancelled when their contexts end. A bound on its time is
 // its own to set.
 type Flush[In, Out any] func(ctx context.Context, inputs []In) ([]Out, error)
 
-// Batcher groups what is handed in at the same time. Make one with [New].
+// Batcher groups the inputs of concurrent requests. Make one with [New].
 type Batcher[In, Out any] struct {
 	options Options
 	flush   Flush[In, Out]
 	timers  sync.Pool // of *time.Timer, stopped
 
 	mu      sync.Mutex
-	waiting []*call[In, Out]
+	waiting []*request[In, Out]
 	flushes int // running
 	closed  bool
 	running sync.WaitGroup
 }
 
-type call[In, Out any] struct {
+// request is an input and the way back for its output.
+type request[In, Out any] struct {
 	in In
 	// then gets the result; where it is nil, out and err have it when done is closed.
 	then func(Out, error)
@@ -88,13 +89,13 @@ type call[In, Out any] struct {
 	done chan struct{}
 }
 
-func (c *call[In, Out]) end(out Out, err error) {
-	if c.then != nil {
-		c.then(out, err)
+func (r *request[In, Out]) complete(out Out, err error) {
+	if r.then != nil {
+		r.then(out, err)
 		return
 	}
-	c.out, c.err = out, err
-	close(c.done)
+	r.out, r.err = out, err
+	close(r.done)
 }
 
 // New returns a Batcher that carries out its batches with flush.
@@ -104,7 +105,7 @@ func New[In, Out any](options Options, flush Flush[In, Out]) *Batcher[In, Out] {
 	return &Batcher[In, Out]{options: options, flush: flush}
 }
 
-// Do hands in to a flush and returns its result. When ctx ends first Do returns
+// Do gives in to a flush and returns its result. When ctx ends first Do returns
 // its cause, and after [Options.Timeout] context.DeadlineExceeded: an input whose
 // flush has not begun is dropped, one whose flush is under way is carried out all
 // the same. Nothing is done with an input for which Do returns [ErrFull] or
@@ -114,8 +115,8 @@ func (b *Batcher[In, Out]) Do(ctx context.Context, in In) (Out, error) {
 	if ctx.Err() != nil {
 		return none, context.Cause(ctx)
 	}
-	c := &call[In, Out]{in: in, done: make(chan struct{})}
-	if err := b.enqueue(c); err != nil {
+	r := &request[In, Out]{in: in, done: make(chan struct{})}
+	if err := b.enqueue(r); err != nil {
 		return none, err
 	}
 	var timeout <-chan time.Time
@@ -126,31 +127,31 @@ func (b *Batcher[In, Out]) Do(ctx context.Context, in In) (Out, error) {
 	}
 	var gaveUp error
 	select {
-	case <-c.done:
-		return c.out, c.err
+	case <-r.done:
+		return r.out, r.err
 	case <-timeout:
 		gaveUp = context.DeadlineExceeded
 	case <-ctx.Done():
 		gaveUp = context.Cause(ctx)
 	}
 	select {
-	case <-c.done: // both at once: what was done counts
-		return c.out, c.err
+	case <-r.done: // both at once: what was done counts
+		return r.out, r.err
 	default:
 	}
-	b.drop(c)
+	b.drop(r)
 	return none, gaveUp
 }
 
-// Start hands in to a flush and returns at once. The result is given to then,
+// Start gives in to a flush and returns at once. The result is given to then,
 // which is called by the goroutine that makes the flushes and must not hold it up.
 // It is not called where Start returns [ErrFull] or [ErrClosed].
 func (b *Batcher[In, Out]) Start(in In, then func(Out, error)) error {
-	return b.enqueue(&call[In, Out]{in: in, then: then})
+	return b.enqueue(&request[In, Out]{in: in, then: then})
 }
 
-// enqueue lets c wait for a flush, and sees to it that there is one.
-func (b *Batcher[In, Out]) enqueue(c *call[In, Out]) error {
+// enqueue lets r wait for a flush, and sees to it that there is one.
+func (b *Batcher[In, Out]) enqueue(r *request[In, Out]) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
@@ -159,7 +160,7 @@ func (b *Batcher[In, Out]) enqueue(c *call[In, Out]) error {
 	if b.options.MaxWaiting > 0 && len(b.waiting) >= b.options.MaxWaiting {
 		return ErrFull
 	}
-	b.waiting = append(b.waiting, c)
+	b.waiting = append(b.waiting, r)
 	if b.flushes == 0 || b.flushes < b.options.MaxFlushes && len(b.waiting) >= b.options.MaxSize {
 		b.flushes++
 		b.running.Add(1)
@@ -182,7 +183,7 @@ func (b *Batcher[In, Out]) putBack(timer *time.Timer) {
 	b.timers.Put(timer)
 }
 
-// Close waits until every call that was handed in has its result; later calls
+// Close waits until every request that was made has its result; later requests
 // get [ErrClosed]. It may be called twice.
 func (b *Batcher[In, Out]) Close() {
 	b.mu.Lock()
@@ -191,21 +192,21 @@ func (b *Batcher[In, Out]) Close() {
 	b.running.Wait()
 }
 
-// run flushes batches until nobody waits.
+// run flushes batches until no request waits.
 func (b *Batcher[In, Out]) run() {
 	defer b.running.Done()
-	ctx := context.Background() //nolint:forbidigo // a flush is for many callers and ends with none of them
+	ctx := context.Background() //nolint:forbidigo // a flush is for many requests and ends with none of them
 	for {
-		// Who is ready to hand something in does so first, which is worth more than
-		// the moment that it takes: it made accepting 1.5 to 3 % faster.
+		// Goroutines that are ready to make a request do so first, which is worth more
+		// than the moment that it takes: it made accepting 1.5 to 3 % faster.
 		runtime.Gosched()
-		calls := b.take()
-		if calls == nil {
+		requests := b.take()
+		if requests == nil {
 			return
 		}
 		begin := time.Now()
-		b.carryOut(ctx, calls)
-		if len(calls) >= gatherFrom {
+		b.carryOut(ctx, requests)
+		if len(requests) >= gatherFrom {
 			b.gather(time.Since(begin))
 		}
 	}
@@ -229,7 +230,7 @@ func (b *Batcher[In, Out]) full() bool {
 }
 
 // take removes the next batch from the queue; nil ends the calling run.
-func (b *Batcher[In, Out]) take() []*call[In, Out] {
+func (b *Batcher[In, Out]) take() []*request[In, Out] {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.waiting) == 0 {
@@ -237,51 +238,51 @@ func (b *Batcher[In, Out]) take() []*call[In, Out] {
 		return nil
 	}
 	n := min(len(b.waiting), b.options.MaxSize)
-	calls := b.waiting[:n:n]
+	requests := b.waiting[:n:n]
 	b.waiting = b.waiting[n:]
 	if len(b.waiting) == 0 {
 		b.waiting = nil // lets go of the backing array
 	}
-	return calls
+	return requests
 }
 
-// drop takes c out of the queue if it is still there.
-func (b *Batcher[In, Out]) drop(c *call[In, Out]) {
+// drop takes r out of the queue if it is still there.
+func (b *Batcher[In, Out]) drop(r *request[In, Out]) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if i := slices.Index(b.waiting, c); i >= 0 {
+	if i := slices.Index(b.waiting, r); i >= 0 {
 		b.waiting = slices.Delete(b.waiting, i, i+1)
 	}
 }
 
-// carryOut gives calls their results.
-func (b *Batcher[In, Out]) carryOut(ctx context.Context, calls []*call[In, Out]) {
-	inputs := make([]In, len(calls))
-	for i, c := range calls {
-		inputs[i] = c.in
+// carryOut flushes requests and gives them their results.
+func (b *Batcher[In, Out]) carryOut(ctx context.Context, requests []*request[In, Out]) {
+	inputs := make([]In, len(requests))
+	for i, r := range requests {
+		inputs[i] = r.in
 	}
 	outputs, err := b.flushSafely(ctx, inputs)
-	if err == nil && len(outputs) != len(calls) {
-		err = fmt.Errorf("batch: flush returned %d outputs for %d inputs", len(outputs), len(calls))
+	if err == nil && len(outputs) != len(requests) {
+		err = fmt.Errorf("batch: flush returned %d outputs for %d inputs", len(outputs), len(requests))
 	}
 	switch {
 	case err == nil:
-		for i, c := range calls {
-			c.end(outputs[i], nil)
+		for i, r := range requests {
+			r.complete(outputs[i], nil)
 		}
-	case len(calls) > 1 && b.options.Isolate != nil && b.options.Isolate(err):
-		b.carryOut(ctx, calls[:len(calls)/2])
-		b.carryOut(ctx, calls[len(calls)/2:])
+	case len(requests) > 1 && b.options.Isolate != nil && b.options.Isolate(err):
+		b.carryOut(ctx, requests[:len(requests)/2])
+		b.carryOut(ctx, requests[len(requests)/2:])
 	default:
 		var none Out
-		for _, c := range calls {
-			c.end(none, err)
+		for _, r := range requests {
+			r.complete(none, err)
 		}
 	}
 }
 
 // flushSafely turns a panic into an error: it would take the process down with
-// callers that had nothing to do with it.
+// requests that had nothing to do with it.
 func (b *Batcher[In, Out]) flushSafely(ctx context.Context, inputs []In) (outputs []Out, err error) {
 	defer func() {
 		if p := recover(); p != nil {

@@ -673,7 +673,7 @@ type contextKey struct{}
 
 // What a caller's context carries and when it ends is that caller's business
 // alone, even when its call made the flushes start.
-func TestFlushContextIsNobodys(t *testing.T) {
+func TestFlushContextIsNoRequests(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := &recorder{respond: func(ctx context.Context, inputs []int) ([]string, error) {

@@ -151,7 +151,7 @@ func (tr *trial) flush(ctx context.Context, inputs []int) ([]string, error) {
 	return answers(inputs), nil
 }
 
-// checkBusy holds whenever nothing moves: nobody waits while no flush runs, and
+// checkBusy holds whenever nothing moves: no request waits while no flush runs, and
 // not a whole batch while another could.
 func (tr *trial) checkBusy() {
 	tr.mu.Lock()

@@ -253,7 +253,7 @@ func (m *tables) cancel(id task.ID) (claim int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch r := m.rows[id]; {
-	case r == nil || r.State.Ended():
+	case r == nil || r.State.Terminal():
 	case r.State == task.Running:
 		r.CancelRequestedAt = m.now()
 		return r.claim
@@ -494,7 +494,7 @@ func (m *tables) callBack(r *row) bool {
 func (m *memory) Unfinished(ctx context.Context, ids []task.ID) (unfinished []task.ID, err error) {
 	err = m.do(ctx, asked{op: "Unfinished", limit: len(ids)}, func() {
 		for _, id := range ids {
-			if r := m.rows[id]; r != nil && !r.State.Ended() {
+			if r := m.rows[id]; r != nil && !r.State.Terminal() {
 				unfinished = append(unfinished, id)
 			}
 		}

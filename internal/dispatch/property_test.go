@@ -302,7 +302,7 @@ func (tr *trial) allEnded() bool {
 	tr.m.mu.Lock()
 	defer tr.m.mu.Unlock()
 	for _, r := range tr.m.rows {
-		if !r.State.Ended() {
+		if !r.State.Terminal() {
 			return false
 		}
 	}
@@ -324,7 +324,7 @@ func (tr *trial) check() {
 				lost++
 			}
 		}
-		if !r.State.Ended() {
+		if !r.State.Terminal() {
 			tr.breaks("task %s is %s in the end, after %v", id, r.State, r.Attempts)
 		}
 		if r.AttemptCount > r.Retry.MaxAttempts || r.AttemptCount != min(counted, r.Retry.MaxAttempts) {

@@ -453,7 +453,7 @@ func (a *API) getTask(ctx context.Context, in *getTaskInput) (*taskOutput, error
 		switch {
 		case err != nil:
 			return nil, a.fail(ctx, err)
-		case !t.State.Ended():
+		case !t.State.Terminal():
 			await(ctx, ended, &in.WaitSeconds)
 		case in.Include == "":
 			return newTaskOutput(t), nil

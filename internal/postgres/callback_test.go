@@ -172,13 +172,13 @@ func TestWhichEndsAreTold(t *testing.T) {
 			}
 			finish(t, s, c, succeeded(c))
 		}, state: task.Succeeded, want: []string{yes}},
-		"it succeeds, and nobody is told of that": {
+		"it succeeds, and has no callback for that": {
 			change: func(tk *task.Task) { tk.OnSuccess = nil },
 			end: func(t *testing.T, s *postgres.Store, _ *pgxpool.Pool, worker task.ID, _ *task.Task) {
 				c := claimOne(t, s, worker)
 				finish(t, s, c, succeeded(c))
 			}, state: task.Succeeded},
-		"it fails, and nobody is told of that": {
+		"it fails, and has no callback for that": {
 			change: func(tk *task.Task) { tk.OnFailure = nil },
 			end: func(t *testing.T, s *postgres.Store, _ *pgxpool.Pool, worker task.ID, tk *task.Task) {
 				failAtOnce(t, s, tk, worker)
@@ -265,7 +265,7 @@ func TestWhichEndsAreTold(t *testing.T) {
 	}
 }
 
-// A result that comes late tells nobody, whether the task is pending again,
+// A result that comes late makes no callback, whether the task is pending again,
 // held by others, or has ended; nor does one whose answer was lost and that is
 // written again.
 func TestLateResultsAreNotTold(t *testing.T) {

@@ -41,9 +41,9 @@ WHERE t.id = $2 AND t.state = 'pending' AND EXISTS (SELECT FROM workers WHERE id
 
 // Claim takes up to limit due tasks, the longest due first, for worker. A
 // worker that is not registered gets none. The tasks come without what
-// a call does not need (labels, attempts, callbacks, who handed them in), in no
-// particular order. A write that committed so late that nobody
-// was told of it may be found some seconds later than others (see lowWater).
+// a call does not need (labels, attempts, callbacks, created_by), in no
+// particular order. A write that committed after its request had given up may be
+// found some seconds later than others (see lowWater).
 func (s *Store) Claim(ctx context.Context, worker task.ID, limit int) ([]*task.Claim, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -68,7 +68,7 @@ func (s *Store) Claim(ctx context.Context, worker task.ID, limit int) ([]*task.C
 // due. It returns [task.ErrNotFound], or [task.ErrNotPending] when the task is
 // running or has ended.
 func (s *Store) ClaimOne(ctx context.Context, worker, id task.ID) (*task.Claim, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for its turn included
+	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for a slot included
 	defer cancel()
 	claim, err := s.claimOne(ctx, worker, id)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -149,7 +149,7 @@ SELECT now()`
 // Now returns the moment by the database's clock, which decides what is due and
 // what has expired.
 func (s *Store) Now(ctx context.Context) (now time.Time, err error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for its turn included
+	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for a slot included
 	defer cancel()
 	if err := s.managing.acquire(ctx); err != nil {
 		return time.Time{}, fmt.Errorf("ask for the time: %w", classify(err))

@@ -66,12 +66,12 @@ func (s *Store) Counts(ctx context.Context) (counts map[task.State]task.Count, o
 		}
 		return task.Count{Tasks: max(estimated[i], counted[i])}
 	}
-	ended, failed, cancelled := count(2), count(3), count(4)
+	finished, failed, cancelled := count(2), count(3), count(4)
 	return map[task.State]task.Count{
 		task.Pending: count(0),
 		task.Running: count(1),
 		// What is neither of the others. It may be none, as the others are many.
-		task.Succeeded: {Tasks: max(ended.Tasks-failed.Tasks-cancelled.Tasks, 0), Exact: ended.Exact},
+		task.Succeeded: {Tasks: max(finished.Tasks-failed.Tasks-cancelled.Tasks, 0), Exact: finished.Exact},
 		task.Failed:    failed,
 		task.Cancelled: cancelled,
 	}, overdue, nil

@@ -51,7 +51,7 @@ func matchLive(c *conditions, f *task.Filter) bool {
 		return false
 	}
 	if len(f.States) > 0 {
-		live := slices.DeleteFunc(slices.Clone(f.States), task.State.Ended)
+		live := slices.DeleteFunc(slices.Clone(f.States), task.State.Terminal)
 		if len(live) == 0 {
 			return false
 		}
@@ -61,8 +61,8 @@ func matchLive(c *conditions, f *task.Filter) bool {
 	return true
 }
 
-// matchEnded is matchLive for rows of task_history.
-func matchEnded(c *conditions, f *task.Filter) bool {
+// matchFinished is matchLive for rows of task_history.
+func matchFinished(c *conditions, f *task.Filter) bool {
 	states := f.States
 	if len(f.Reasons) > 0 {
 		if len(states) > 0 && !slices.Contains(states, task.Failed) {
@@ -72,11 +72,11 @@ func matchEnded(c *conditions, f *task.Filter) bool {
 		matchAny(c, "reason", f.Reasons)
 	}
 	if len(states) > 0 {
-		ended := slices.DeleteFunc(slices.Clone(states), func(s task.State) bool { return !s.Ended() })
-		if len(ended) == 0 {
+		finished := slices.DeleteFunc(slices.Clone(states), func(s task.State) bool { return !s.Terminal() })
+		if len(finished) == 0 {
 			return false
 		}
-		matchAny(c, "state", ended)
+		matchAny(c, "state", finished)
 	}
 	matchRange(c, "finished_at", f.FinishedAfter, f.FinishedBefore)
 	if !f.CreatedAfter.IsZero() {

@@ -72,7 +72,7 @@ func (s *Store) Match(ctx context.Context, f *task.Filter, limit int) ([]task.ID
 }
 
 // selection is what a search reads of either table, and what it returns of that.
-type selection struct{ live, ended, found string }
+type selection struct{ live, finished, found string }
 
 var idsAlone = selection{"id, run_at, NULL::timestamptz AS finished_at", "id, run_at, finished_at", "id"}
 
@@ -113,13 +113,13 @@ func searchSQL(columns selection, f *task.Filter, behind task.Position, limit in
 	}
 	one, states := *f, f.States
 	if len(states) == 0 {
-		branch(columns.ended, "task_history", one, matchEnded)
+		branch(columns.finished, "task_history", one, matchFinished)
 		states = []task.State{task.Pending, task.Running} // what is running has an index of its own: it is little
 	}
 	for _, state := range states {
 		one.States = []task.State{state}
 		branch(columns.live, "tasks", one, matchLive)
-		branch(columns.ended, "task_history", one, matchEnded)
+		branch(columns.finished, "task_history", one, matchFinished)
 	}
 	if branches == nil {
 		return "", nil

@@ -50,7 +50,7 @@ func matches(f task.Filter, t *task.Task) bool {
 		(len(f.Reasons) == 0 || slices.Contains(f.Reasons, t.Reason)) &&
 		(f.Host == "" || f.Host == host) && strings.HasPrefix(t.URL, f.URLPrefix) &&
 		within(t.CreatedAt, f.CreatedAfter, f.CreatedBefore) && within(t.RunAt, f.RunAfter, f.RunBefore) &&
-		(t.State.Ended() && within(t.FinishedAt, f.FinishedAfter, f.FinishedBefore) || f.FinishedAfter.IsZero() && f.FinishedBefore.IsZero()) &&
+		(t.State.Terminal() && within(t.FinishedAt, f.FinishedAfter, f.FinishedBefore) || f.FinishedAfter.IsZero() && f.FinishedBefore.IsZero()) &&
 		t.AttemptCount >= f.MinAttempts && (f.CreatedBy == "" || f.CreatedBy == t.CreatedBy)
 }
 
@@ -242,7 +242,7 @@ func TestFoundTasks(t *testing.T) {
 	check()
 }
 
-// Whoever pages through all tasks while they are claimed and end sees each once.
+// A listing of all tasks, page by page while they are claimed and end, shows each once.
 func TestFindWhileTasksEnd(t *testing.T) {
 	t.Parallel()
 	s, _ := newStore(t)
@@ -532,11 +532,11 @@ func fill(tb testing.TB, pool *pgxpool.Pool, f filling) {
 		rows = ` FROM (SELECT n, now() - ($1 - n) * ($2 * interval '24 hours' / $1) - interval '2 minutes' AS at
 			FROM generate_series(1::bigint, $1) n) s`
 	)
-	do("INSERT INTO workers (id, name) VALUES (" + somebody + ", 'w')")
+	do("INSERT INTO workers (id, name) VALUES (" + aWorker + ", 'w')")
 	do(`INSERT INTO tasks (`+columns+`, claimed_at, worker_id) SELECT `+values+`,
 		now() + ($2 * interval '24 hours' / $1) * n - interval '1 hour', CASE WHEN n % 20 = 0 THEN n / 20 % 9 ELSE 0 END,
 		CASE WHEN n % 5000 = 0 THEN 'running' ELSE 'pending' END,
-		CASE WHEN n % 5000 = 0 THEN now() END, CASE WHEN n % 5000 = 0 THEN `+somebody+` END`+rows, f.live, f.days)
+		CASE WHEN n % 5000 = 0 THEN now() END, CASE WHEN n % 5000 = 0 THEN `+aWorker+` END`+rows, f.live, f.days)
 	do(`INSERT INTO task_history (`+columns+`, finished_at, reason, attempts) SELECT `+values+`,
 		at + n % 100 * interval '1 second', CASE WHEN n % 20 = 0 THEN 2 + n / 20 % 8 ELSE 1 END,
 		CASE WHEN n % $3 = 0 THEN 'failed' WHEN n % $4 = 1 THEN 'cancelled' ELSE 'succeeded' END,

@@ -34,7 +34,7 @@ type written struct {
 }
 
 // Finish has the decision made under claim written, together with others, and
-// waits for nothing; then is told what came of it, in a goroutine that others
+// waits for nothing; then gets the result, in a goroutine that other results
 // need too, so that it must not block. The write is fenced: matched is false, and
 // nothing changes, when the claim is not the task's latest or the task is not
 // running any more. Unless the error wraps [task.ErrUnavailable] the database

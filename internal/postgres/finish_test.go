@@ -32,7 +32,7 @@ func TestFinishTellsWhatStands(t *testing.T) {
 		if wrote := want[r.ID]; matched[i] != wrote || (errs[i] == nil) != wrote {
 			t.Errorf("task %d: matched %v, error %v; want %v", i, matched[i], errs[i], wrote)
 		}
-		if got := get(t, s, r.ID).State; got.Ended() != want[r.ID] {
+		if got := get(t, s, r.ID).State; got.Terminal() != want[r.ID] {
 			t.Errorf("task %d is %s", i, got)
 		}
 	}

@@ -62,9 +62,9 @@ UNION ALL
 SELECT ` + l.shownOf(history) + `, body FROM task_history WHERE id = $1`
 }
 
-// GetWithBody is Get of a task with its body. One such task is read at a time.
+// GetWithBody is Get of a task with its body. One request of this kind reads at a time.
 func (s *Store) GetWithBody(ctx context.Context, id task.ID) (*task.Task, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for its turn included
+	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for a slot included
 	defer cancel()
 	t, err := s.getWithBody(ctx, id)
 	if errors.Is(err, pgx.ErrNoRows) {

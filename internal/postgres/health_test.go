@@ -68,7 +68,7 @@ func TestHealthOfAFullDisk(t *testing.T) {
 	}
 }
 
-// Whoever asks for many tasks must not keep the claims from their connections.
+// Many reads must not keep the claims from their connections.
 func TestConcurrentGets(t *testing.T) {
 	t.Parallel()
 	s, _ := newStore(t)

@@ -90,7 +90,7 @@ func (s *Store) partitions(ctx context.Context) (today time.Time, names []string
 }
 
 // createPartition returns the statements that make the partition of one day.
-// Attaching locks the default partition against everybody while it makes sure
+// Attaching locks the default partition against all others while it makes sure
 // that no row in it belongs to the new one. Writes wait from before that on: one
 // that was on its way into the default partition would find that its row belongs
 // there no more, and the server's log would quote the row, secrets and all.
@@ -107,7 +107,7 @@ func createPartition(name string, start time.Time) []string {
 // alterHistory runs statements in one transaction, unless another instance is
 // altering the history, and gives up rather than keep others waiting for a lock.
 // It is one message to the server: an instance that stalls in its midst must
-// not hold locks which everybody waits for.
+// not hold locks that all others wait for.
 func (s *Store) alterHistory(ctx context.Context, statements ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

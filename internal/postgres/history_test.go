@@ -170,7 +170,7 @@ func TestConcurrentKeepHistory(t *testing.T) {
 	}
 }
 
-// A lock on the history that somebody holds keeps no instance waiting.
+// A lock on the history that another session holds keeps no instance waiting.
 func TestKeepHistoryGivesWay(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)

@@ -15,15 +15,15 @@ import (
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-// newTask is a task on its way in. Unless worker is zero it is that worker's to
-// carry out at once.
+// newTask is a task to be inserted. Unless worker is zero that worker carries it
+// out at once.
 type newTask struct {
 	*task.Task
 	worker task.ID
 }
 
 // inserted is what the database adds to a task: the moments by its clock, the
-// number of the claim, 0 where nobody has it, and the root of its chain.
+// number of the claim, 0 where no worker has it, and the root of its chain.
 type inserted struct {
 	runAt, createdAt time.Time
 	claim            int64
@@ -33,7 +33,7 @@ type inserted struct {
 }
 
 // Insert stores a new task and sets its RunAt and CreatedAt. A RunAt in the
-// past becomes now, so that nobody can jump the queue. When Insert returns nil
+// past becomes now, so that no task jumps the queue. When Insert returns nil
 // the task is committed. After [task.ErrUnavailable], or when ctx ended, it may
 // or may not be. [task.ErrOverloaded] comes at once and says that it is not:
 // too many wait to be inserted. Where the task's idempotency key is taken, the

@@ -58,7 +58,7 @@ const takeExpired = `ON CONFLICT (key) DO UPDATE
 var errKeyReleased = fmt.Errorf("%w: the idempotency key was released at the same moment", task.ErrUnavailable)
 
 // insertOnce is insert where tasks have idempotency keys: it stores those whose
-// keys nobody has, and says of the others why not.
+// keys are free, and says of the others why not.
 func (s *Store) insertOnce(ctx context.Context, tasks []newTask) ([]inserted, error) {
 	fingerprints := make([][]byte, len(tasks))
 	for i, t := range tasks {
@@ -77,7 +77,7 @@ func (s *Store) insertOnce(ctx context.Context, tasks []newTask) ([]inserted, er
 	if keys == nil {
 		return out, nil
 	}
-	// The rest is stored: what goes wrong from here on is not everybody's.
+	// The other tasks are stored: an error from here on is not theirs.
 	first, err := s.firstRequests(ctx, keys)
 	for i := range out {
 		if out[i].createdAt.IsZero() {
@@ -165,7 +165,7 @@ func (s *Store) firstRequests(ctx context.Context, keys []string) (map[string]fi
 	return found, classify(err)
 }
 
-// Whose row somebody takes over at the moment counts again.
+// A key whose row is locked is being taken over, and counts again.
 const trimKeysSQL = `-- name: trim idempotency keys
 DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM idempotency_keys WHERE expires_at <= now() ORDER BY expires_at LIMIT 10000 FOR UPDATE SKIP LOCKED))`

@@ -215,7 +215,7 @@ func TestInsertOnceRaces(t *testing.T) {
 	}
 }
 
-// An answer that nobody waited for is had by asking again.
+// A request whose answer got lost has it by asking again.
 func TestInsertOnceAgainAfterALostAnswer(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)
@@ -267,7 +267,7 @@ func TestExpiredKeys(t *testing.T) {
 
 	exec(t, pool, `INSERT INTO idempotency_keys SELECT 'many ' || i, '', '{}', now() FROM generate_series(1, 25000) i`)
 	exec(t, pool, "UPDATE idempotency_keys SET expires_at = now() WHERE key = 'old'")
-	// One that somebody takes over at the moment is not waited for.
+	// One that is being taken over is not waited for.
 	tx, err := pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -419,7 +419,7 @@ func TestInsertBatch(t *testing.T) {
 		t.Errorf("GetMany with an unknown task: %v, want ErrNotFound", err)
 	}
 
-	// One row that the database refuses keeps all out, and nobody else's.
+	// One row that the database refuses keeps all of its batch out, and no others.
 	bad := batchOf(500)
 	bad.Tasks[321].Labels = map[string]string{"nul": "\x00"} // jsonb does not take it
 	var inserting sync.WaitGroup

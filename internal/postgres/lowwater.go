@@ -10,14 +10,14 @@ import (
 const lookBack = 5 * time.Second
 
 // lowWater is the run_at below which no task is left to claim, so that looks
-// for due tasks can begin there. While anybody holds a transaction open, the
+// for due tasks can begin there. While a transaction is held open, the
 // index entries of all tasks that were claimed since stay; a look from the
 // beginning visits each of them, which takes half a second for a million.
 //
 // A write gives a task no run_at before its own now(), and one that was
 // acknowledged was committed within callTimeout of that. So the mark stays
 // callTimeout behind what was seen. What can come to lie below it all the same
-// (a write that nobody was told of, a claim that was rolled back late, all
+// (a write whose request had given up, a claim that was rolled back late, all
 // tasks when the database's clock is set back) is found by the next look from
 // the beginning.
 type lowWater struct {

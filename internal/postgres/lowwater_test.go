@@ -23,7 +23,7 @@ type world struct {
 
 type row struct {
 	runAt       time.Time // by the database's clock
-	committed   time.Time // as what follows, by the one that nobody sets
+	committed   time.Time // as what follows, by the one that is never set
 	lockedUntil time.Time // by a claim that is rolled back then
 	promised    bool      // its client was told that it is stored
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-// What people do to tasks one by one, or some hundred at a time. A task that
-// they change gets the next claim number, so that nobody who saw it before
+// What scope manage does to tasks one by one, or some hundred at a time. A task that
+// is changed gets the next claim number, so that no reader of its earlier state
 // takes it for the same.
 
 // manageTries is how often a statement is tried where the task changes its state
@@ -60,7 +60,7 @@ SELECT id, claim, true FROM asked UNION ALL SELECT id, claim, false FROM moved`
 
 // Cancel ends a pending task as cancelled, and asks for the end of a running
 // one: then it has a CancelRequestedAt, its holder is to cut the call off, and
-// it is not tried again whatever the call comes to. Cancel returns the task as
+// it is not tried again whatever the outcome of the call. Cancel returns the task as
 // it is then, or [task.ErrNotFound], [task.ErrEnded] or
 // [task.ErrCancelRequested].
 func (s *Store) Cancel(ctx context.Context, id task.ID) (*task.Task, error) {
@@ -107,7 +107,7 @@ func (s *Store) MakeDue(ctx context.Context, id task.ID) (*task.Task, error) {
 }
 
 // Of a failed or cancelled task its story stays; its attempts, and the time
-// for retries, begin anew. Who redrives it from within a chain of calls makes it a
+// for retries, begin anew. A redrive from within a chain of calls makes it a
 // link of that chain: a task that redrives another must not begin anew.
 func redriveSQL(l columns) (one, many string) {
 	redrive := `WITH locked AS MATERIALIZED (

@@ -110,7 +110,7 @@ func TestReadOnlyDatabaseIsUnavailable(t *testing.T) {
 	}
 }
 
-// Whoever rotates a password must not make tasks fail.
+// A password's rotation must not make tasks fail.
 func TestRefusedLoginIsUnavailable(t *testing.T) {
 	t.Parallel()
 	_, pool := newStore(t)

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	somebody = `'00000000-0000-0000-0000-000000000001'::uuid`
+	aWorker = `'00000000-0000-0000-0000-000000000001'::uuid`
 	// taskColumns are those without a default but run_at, and taskValues values for them.
 	taskColumns = `id, created_at, timeout_seconds, max_retry_duration_seconds, min_backoff_seconds,
 		max_backoff_seconds, max_attempts, max_doublings, retry_client_errors, method, url, content_type, headers, labels`
@@ -24,7 +24,7 @@ const (
 	backlog = `INSERT INTO tasks (` + taskColumns + `, run_at, state, claim, claimed_at, worker_id)
 	SELECT ` + taskValues + `, now() + n * interval '1 second' - interval '2 hours',
 		CASE WHEN n <= 200 THEN 'running' ELSE 'pending' END, 1,
-		CASE WHEN n <= 200 THEN now() END, CASE WHEN n <= 200 THEN ` + somebody + ` END
+		CASE WHEN n <= 200 THEN now() END, CASE WHEN n <= 200 THEN ` + aWorker + ` END
 	FROM generate_series(1, 20200) n`
 	// scheduled is a million tasks that are due in an hour and later, overdue 200 that are.
 	scheduled = `INSERT INTO tasks (` + taskColumns + `, run_at)
@@ -75,14 +75,14 @@ func TestPlans(t *testing.T) {
 				}
 			}
 			do("ALTER TABLE tasks SET (autovacuum_enabled = off)")
-			results := "(array_fill(" + somebody + ", '{200}'), array_fill(1::bigint, '{200}'), " +
+			results := "(array_fill(" + aWorker + ", '{200}'), array_fill(1::bigint, '{200}'), " +
 				"array_fill('succeeded'::text, '{200}'), array_fill(''::text, '{200}'), array_fill(0::float8, '{200}'), " +
 				"array_fill('[]'::text, '{200}'), array_fill(1, '{200}'), NULL)"
 			statements := []struct{ name, sql, arguments, index string }{
-				{"claim", postgres.ClaimDueSQL, "(" + somebody + ", 100, now() - interval '1 hour')", "tasks_due"},
+				{"claim", postgres.ClaimDueSQL, "(" + aWorker + ", 100, now() - interval '1 hour')", "tasks_due"},
 				{"due", postgres.NextDueSQL, "(now() - interval '1 hour')", "tasks_due"},
-				{"cancelled", postgres.CancelledSQL, "(" + somebody + ")", "tasks_cancel_requested"},
-				{"cancel", postgres.CancelManySQL, "(array_fill(" + somebody + ", '{200}'))", "tasks_pkey"},
+				{"cancelled", postgres.CancelledSQL, "(" + aWorker + ")", "tasks_cancel_requested"},
+				{"cancel", postgres.CancelManySQL, "(array_fill(" + aWorker + ", '{200}'))", "tasks_pkey"},
 				{"finish_cancelled", postgres.FinishCancelledSQL, results, "tasks_pkey"},
 				{"finish", postgres.FinishSQL, results, "tasks_pkey"},
 				{"call_back", postgres.FinishCallingBackSQL, strings.TrimSuffix(results, ")") + ", array_fill(gen_random_uuid(), '{200}'), 30, 0, 1, 3600, 10, 16, false)", "tasks_pkey"},
@@ -100,7 +100,7 @@ func TestPlans(t *testing.T) {
 				}
 				prepare()
 			}
-			do("INSERT INTO workers (id, name) VALUES (" + somebody + ", 'w')")
+			do("INSERT INTO workers (id, name) VALUES (" + aWorker + ", 'w')")
 			do(backlog)
 			if tt.planned == "after" {
 				if tt.analyze {
@@ -144,13 +144,13 @@ func TestLooksStepOverTheDead(t *testing.T) {
 	if _, err := holder.Exec(t.Context(), "SELECT FROM tasks"); err != nil {
 		t.Fatal(err)
 	}
-	exec(t, pool, "INSERT INTO workers (id, name) VALUES ("+somebody+", 'w')")
+	exec(t, pool, "INSERT INTO workers (id, name) VALUES ("+aWorker+", 'w')")
 	exec(t, pool, backlog)
 	exec(t, pool, "UPDATE tasks SET run_at = run_at - interval '1 day'")
 	exec(t, pool, "DELETE FROM tasks")
 	insert(t, s, newTask(), newTask())
 	for name, statement := range map[string]struct{ sql, arguments string }{
-		"claim": {postgres.ClaimDueSQL, somebody + ", 1, "},
+		"claim": {postgres.ClaimDueSQL, aWorker + ", 1, "},
 		"due":   {postgres.NextDueSQL, ""},
 	} {
 		// How many pages a look that begins at from touches.
@@ -257,9 +257,9 @@ func TestClaimAmongAMillion(t *testing.T) {
 		do("SET LOCAL " + name + " = '" + value + "'")
 	}
 	do("ALTER TABLE tasks SET (autovacuum_enabled = off)")
-	do("INSERT INTO workers (id, name) VALUES (" + somebody + ", 'w')")
+	do("INSERT INTO workers (id, name) VALUES (" + aWorker + ", 'w')")
 	do("ANALYZE tasks, workers")
-	arguments := " (" + somebody + ", 200, '-infinity')"
+	arguments := " (" + aWorker + ", 200, '-infinity')"
 	prepare := func(name string) {
 		do("PREPARE " + name + " AS " + postgres.ClaimDueSQL)
 		do("EXECUTE " + name + arguments) // makes the plan that is kept

@@ -1,11 +1,11 @@
 // Package postgres keeps tasks in PostgreSQL (14 or later). It is the only
 // package with SQL.
 //
-// Tables: tasks holds what is not over, task_history what is, workers who holds
-// a running task, and idempotency_keys which requests came under a key. The
-// database's now() is the only clock: what is due, what has expired and who is
-// silent is compared there, and Go hands in durations, or moments that it had
-// from there.
+// Tables: tasks holds the tasks that are not over, task_history those that are,
+// workers the instances that hold running tasks, and idempotency_keys the requests
+// that came under a key. The database's now() is the only clock: due times, expiry
+// and silence are compared there, and Go sends durations, or moments that it read
+// there.
 //
 // It works behind a pooler in transaction mode: there is no session state, no
 // LISTEN, and no lock that outlives a transaction.

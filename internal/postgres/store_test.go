@@ -224,7 +224,7 @@ func TestTaskSurvivesTheRoundTrip(t *testing.T) {
 	})
 	insert(t, s, want)
 	if want.RootID != want.ParentID {
-		t.Errorf("after Insert RootID = %s, want the parent %s, which nobody knows", want.RootID, want.ParentID)
+		t.Errorf("after Insert RootID = %s, want the parent %s, which is not stored", want.RootID, want.ParentID)
 	}
 	if want.CreatedAt.IsZero() || !want.RunAt.Equal(want.CreatedAt) {
 		t.Errorf("after Insert RunAt = %v, CreatedAt = %v, want the same moment", want.RunAt, want.CreatedAt)
@@ -342,7 +342,7 @@ func TestBadRowFailsAlone(t *testing.T) {
 	}
 }
 
-func TestCallerThatGivesUpTakesNobodyAlong(t *testing.T) {
+func TestRequestThatGivesUpEndsNoOther(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)
 	// A lock makes every insert wait, so that the callers ride together.
@@ -607,7 +607,7 @@ func TestConcurrentFinishReapAndClaim(t *testing.T) {
 					})
 				}
 				if round < 20 { // for ever, and nothing would end
-					// Without a lease everybody's tasks are taken away.
+					// Without a lease all workers' tasks are taken away.
 					if _, err := s.Reap(t.Context(), worker, nil, 0); err != nil {
 						t.Errorf("Reap: %v", err)
 					}

@@ -15,8 +15,8 @@ import (
 const registerSQL = `-- name: register worker
 INSERT INTO workers (id, name, concurrency) VALUES ($1, $2, $3) ON CONFLICT (id) DO UPDATE SET heartbeat_at = now()`
 
-// Register makes a worker known, with a fresh heartbeat. name is for people, and
-// so is concurrency: how many tasks it carries out at a time, 0 if it takes none
+// Register makes a worker known, with a fresh heartbeat. name is shown, and so is
+// concurrency: how many tasks it carries out at a time, 0 if it takes none
 // by itself. It may be repeated when an answer was lost.
 func (s *Store) Register(ctx context.Context, worker task.ID, name string, concurrency int) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -50,8 +50,8 @@ func (s *Store) Heartbeat(ctx context.Context, worker task.ID) (known bool, err 
 const cancelledSQL = `-- name: list tasks to be cancelled
 SELECT id, claim FROM tasks WHERE worker_id = $1 AND cancel_requested_at IS NOT NULL`
 
-// Cancelled returns the tasks that the worker runs and that somebody wants to
-// be cancelled, with the numbers of their claims.
+// Cancelled returns the tasks that the worker runs and whose cancellation
+// was requested, with the numbers of their claims.
 func (s *Store) Cancelled(ctx context.Context, worker task.ID) (claims map[task.ID]int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -122,7 +122,7 @@ UPDATE tasks t SET state = 'pending', run_at = now(), worker_id = NULL, claimed_
         || CASE WHEN t.round > 1 THEN jsonb_build_object('round', t.round) ELSE '{}' END)
 WHERE t.id = ANY (ARRAY(SELECT id FROM lost))`
 
-// Reap takes running tasks from whoever cannot finish them: every worker that
+// Reap takes running tasks from workers that cannot finish them: every worker that
 // has been silent for lease, and the calling worker itself where the answer to
 // its claim was lost, so that it does not know of the task (it is not among
 // held, and was claimed longer ago than lease). They are pending and due at

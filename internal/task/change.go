@@ -127,7 +127,7 @@ func (t *Task) Changeable() error {
 // [ErrCancelRequested].
 func (t *Task) Cancellable() error {
 	switch {
-	case t.State.Ended():
+	case t.State.Terminal():
 		return ErrEnded
 	case t.State == Running && !t.CancelRequestedAt.IsZero():
 		return ErrCancelRequested

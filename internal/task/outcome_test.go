@@ -537,7 +537,7 @@ func TestEveryLifeEnds(t *testing.T) {
 
 		now, interruptions := began, 0
 		sleepy := rapid.Bool().Draw(t, "sleepy") // a target that snoozes whatever it can
-		for claims := 1; !life.State.Ended(); claims++ {
+		for claims := 1; !life.State.Terminal(); claims++ {
 			if claims > life.Retry.MaxAttempts+interruptions+task.MaxSnoozes+1 {
 				t.Fatalf("still alive after %d attempts, %d interruptions and %d snoozes", life.AttemptCount, interruptions, life.SnoozeCount)
 			}

@@ -23,7 +23,7 @@ import "time"
 // A pending task can become cancelled too.
 type State string
 
-// The states. A task in an ended state changes only where somebody redrives it.
+// The states. A task in a terminal state changes only where it is redriven.
 const (
 	// Pending waits for its run_at, the first time or for a retry.
 	Pending State = "pending"
@@ -40,8 +40,8 @@ const (
 // states are all of them, in the order of a task's life.
 var states = []State{Pending, Running, Succeeded, Failed, Cancelled}
 
-// Ended reports whether nothing happens to a task in s by itself.
-func (s State) Ended() bool {
+// Terminal reports whether a task in s stays as it is unless it is redriven.
+func (s State) Terminal() bool {
 	return s == Succeeded || s == Failed || s == Cancelled
 }
 
@@ -51,7 +51,7 @@ func (s State) CanBecome(next State) bool {
 	case Pending:
 		return next == Running || next == Cancelled
 	case Running:
-		return next == Pending || next.Ended()
+		return next == Pending || next.Terminal()
 	default:
 		return next == Pending && (s == Failed || s == Cancelled)
 	}

@@ -37,11 +37,11 @@ func TestEnded(t *testing.T) {
 		for _, next := range states {
 			leads = leads || next != task.Pending && s.CanBecome(next)
 		}
-		if got, want := s.Ended(), !leads; got != want {
-			t.Errorf("%q.Ended() = %t, want %t", s, got, want)
+		if got, want := s.Terminal(), !leads; got != want {
+			t.Errorf("%q.Terminal() = %t, want %t", s, got, want)
 		}
 	}
-	if task.State("").Ended() {
-		t.Error(`"".Ended() = true, want false`)
+	if task.State("").Terminal() {
+		t.Error(`"".Terminal() = true, want false`)
 	}
 }
