@@ -2,16 +2,12 @@ package httpapi
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/base64"
-	"io/fs"
+	"embed"
 	"net/http"
-	"net/url"
-	"regexp"
 	"strings"
 	"sync"
+	"time"
 
-	swaggerfiles "github.com/swaggo/files/v2"
 	httpswagger "github.com/swaggo/http-swagger/v2"
 )
 
@@ -19,55 +15,28 @@ func redirectToDocs(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, "/docs/index.html", http.StatusMovedPermanently)
 }
 
-// docsPolicy is what the page may do: run the scripts and styles that come from
-// here, show images of its own (those in its style are data), and call this
-// service. Whoever puts a script into a text that it shows gets nothing out of
-// it: what stands in the page itself is named by its hash (CSP level 3, §2.3.1).
-func docsPolicy(page []byte) string {
-	return "default-src 'none'; script-src 'self'" + hashes(inlineScript, page) +
-		"; style-src 'self' 'unsafe-hashes'" + hashes(inlineStyle, page) + hashes(styleAttribute, page) +
-		"; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-}
+// docsPolicy is what the page of /docs may do (CSP level 3): run the scripts
+// and styles that come from here, show images of its own (those in Swagger UI's
+// style sheet are data), and call this service. A script in a text that the
+// page shows does not run.
+const docsPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; " +
+	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-var (
-	inlineScript   = regexp.MustCompile(`(?s)<script>(.*?)</script>`)
-	inlineStyle    = regexp.MustCompile(`(?s)<style>(.*?)</style>`)
-	styleAttribute = regexp.MustCompile(`\sstyle="([^"]*)"`)
-)
+// docsPage is the page of /docs, and the script that starts Swagger UI in it.
+//
+//go:embed docs/index.html docs/start.js
+var docsPage embed.FS
 
-// hashes are the sources that admit what the pattern's group finds in page.
-func hashes(pattern *regexp.Regexp, page []byte) string {
-	var sources strings.Builder
-	for _, match := range pattern.FindAllSubmatch(page, -1) {
-		sum := sha256.Sum256(match[1])
-		sources.WriteString(" 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'")
-	}
-	return sources.String()
-}
+// docsAssets are the files of swaggo/files that the page refers to.
+var docsAssets = map[string]bool{"swagger-ui.css": true, "index.css": true, "swagger-ui-bundle.js": true, "favicon-32x32.png": true}
 
-// docs serves Swagger UI; all its assets are in the binary. Credentials that are
-// typed in last until the page is left.
+// docs serves the page of /docs and what it refers to, all of it from the binary.
 func (a *API) docs() http.HandlerFunc {
-	ui := httpswagger.Handler(
-		httpswagger.URL("/openapi.json"),
-		httpswagger.Layout(httpswagger.BaseLayout),
-		httpswagger.PersistAuthorization(false),
-		httpswagger.UIConfig(map[string]string{"displayRequestDuration": "true", "defaultModelsExpandDepth": "0"}),
-	)
-	// The handler takes the name from RequestURI, where a query or an encoded
-	// letter leads it astray, and answers nothing but GET.
-	serve := func(w http.ResponseWriter, r *http.Request, name string) {
-		asset := r.WithContext(r.Context())
-		asset.Method, asset.RequestURI = http.MethodGet, "/docs/"+name
-		ui(w, asset)
-	}
-	page := &pageWriter{header: http.Header{}}
-	serve(page, &http.Request{URL: new(url.URL)}, "index.html")
-	policy := docsPolicy(page.text.Bytes())
+	assets := httpswagger.Handler()
 	return func(w http.ResponseWriter, r *http.Request) {
 		name := strings.TrimPrefix(r.URL.Path, "/docs/")
-		// Left to itself the handler lists folders and has errors of its own.
-		if info, err := fs.Stat(swaggerfiles.FS, name); err != nil || info.IsDir() {
+		page, err := docsPage.ReadFile("docs/" + name)
+		if err != nil && !docsAssets[name] {
 			a.notFound(w, r)
 			return
 		}
@@ -77,24 +46,18 @@ func (a *API) docs() http.HandlerFunc {
 			return
 		}
 		w.Header().Set("Cache-Control", "no-cache")
-		w.Header().Set("Content-Security-Policy", policy)
-		serve(w, r, name)
+		w.Header().Set("Content-Security-Policy", docsPolicy)
+		if err == nil {
+			http.ServeContent(w, r, name, time.Time{}, bytes.NewReader(page))
+			return
+		}
+		// The handler takes the name from RequestURI, where a query or an encoded
+		// letter leads it astray, and answers nothing but GET.
+		asset := r.WithContext(r.Context())
+		asset.Method, asset.RequestURI = http.MethodGet, "/docs/"+name
+		assets(w, asset)
 	}
 }
-
-// pageWriter keeps a page, so that its policy can be made.
-type pageWriter struct {
-	header http.Header
-	text   bytes.Buffer
-}
-
-// Header is part of http.ResponseWriter.
-func (p *pageWriter) Header() http.Header { return p.header }
-
-// WriteHeader is part of http.ResponseWriter.
-func (*pageWriter) WriteHeader(int) {}
-
-func (p *pageWriter) Write(b []byte) (int, error) { return p.text.Write(b) }
 
 // serveDocument serves what encode returns. It is called once, when the
 // document is complete.
