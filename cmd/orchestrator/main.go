@@ -38,7 +38,7 @@ const usage = `Usage: orchestrator [command]
   echo      a target for trials: answers 200 and logs every call
   version   print the version
 
-Settings are read from the environment; the README has the table.
+Settings are read from the environment; docs/operations.md has the table.
 `
 
 func main() {

@@ -16,7 +16,7 @@ import (
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-// Config is every setting. The README's table is its documentation.
+// Config is every setting. The table of docs/operations.md is its documentation.
 type Config struct {
 	Port             int    `envconfig:"PORT" default:"8080"`
 	DatabaseURL      string `envconfig:"DATABASE_URL"`

@@ -294,10 +294,10 @@ func TestRates(t *testing.T) {
 	}
 }
 
-// What SECURITY.md says that a test shows, a test of that name shows.
+// What docs/security.md says that a test shows, a test of that name shows.
 func TestThreatModelNamesTests(t *testing.T) {
 	t.Parallel()
-	model, err := os.ReadFile(filepath.Join(repository, ".github", "SECURITY.md"))
+	model, err := os.ReadFile(filepath.Join(repository, "docs", "security.md"))
 	if err != nil {
 		t.Fatal(err)
 	}

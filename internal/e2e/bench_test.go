@@ -25,7 +25,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// The figures of the README's section on performance. PostgreSQL is as durable as
+// The figures of docs/performance.md. PostgreSQL is as durable as
 // it is by itself; each instance is a process of its own; the callers, over 64
 // connections to each, and the target are this one. One operation is one task, where
 // nothing else is said, and -benchtime has to say how many, like 30000x. What comes

@@ -407,7 +407,7 @@ func TestFlood(t *testing.T) {
 // bounded.
 func TestFloodOfLargeBodies(t *testing.T) {
 	const callers = 300
-	most := withinReason(450 << 20) // as the README has it
+	most := withinReason(450 << 20) // as docs/operations.md has it
 	database := pgtest.URL(t)
 	p := start(t, "serve", "DATABASE_URL="+database, "DISPATCH=false", "LOG_LEVEL=info")
 	before := p.ready()

@@ -19,7 +19,7 @@ import (
 	"github.com/melodia/orchestrator/internal/postgres/pgtest"
 )
 
-// The way from a task that did not arrive to why, as the README walks it.
+// The way from a task that did not arrive to why, as docs/operations.md walks it.
 func TestFindAndExplain(t *testing.T) {
 	t.Parallel()
 	p := start(t, "serve", "DATABASE_URL="+pgtest.URL(t))

@@ -122,7 +122,7 @@ func TestNothingLeaks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// Every statement, as SECURITY.md says.
+	// Every statement, as docs/security.md says.
 	order(`ALTER SYSTEM SET log_min_duration_statement = 0`)
 	order(`ALTER SYSTEM SET log_parameter_max_length = 0`)
 	order(`SELECT pg_reload_conf()`)

@@ -253,17 +253,17 @@ func TestInvalidIndexesAreMadeAnew(t *testing.T) {
 	}
 }
 
-// readmeRights are the statements that the README gives for a role without the
-// right to migrate.
-func readmeRights(t *testing.T, role, database string) string {
+// documentedRights are the statements that docs/operations.md gives for a role
+// without the right to migrate.
+func documentedRights(t *testing.T, role, database string) string {
 	t.Helper()
-	readme, err := os.ReadFile("../../README.md")
+	operations, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	block := regexp.MustCompile("(?s)```sql\n(CREATE ROLE.*?)```").FindStringSubmatch(string(readme))
+	block := regexp.MustCompile("(?s)```sql\n(CREATE ROLE.*?)```").FindStringSubmatch(string(operations))
 	if block == nil {
-		t.Fatal("the README has no SQL for the rights")
+		t.Fatal("docs/operations.md has no SQL for the rights")
 	}
 	return strings.NewReplacer("orchestrator_app", role, "DATABASE orchestrator", "DATABASE "+database).Replace(block[1])
 }
@@ -276,7 +276,7 @@ func TestRoleWithoutTheRightToMigrate(t *testing.T) {
 	}
 	pool := openPool(t, rawURL)
 	role := "test_" + strings.ReplaceAll(newID().String(), "-", "")
-	for statement := range strings.SplitSeq(readmeRights(t, role, query[string](t, pool, "SELECT current_database()")), ";") {
+	for statement := range strings.SplitSeq(documentedRights(t, role, query[string](t, pool, "SELECT current_database()")), ";") {
 		if strings.TrimSpace(statement) != "" {
 			exec(t, pool, statement)
 		}

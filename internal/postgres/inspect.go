@@ -68,7 +68,7 @@ type LacksError struct {
 
 // Error is one line.
 func (e *LacksError) Error() string {
-	return fmt.Sprintf("the database role %q lacks rights: %s (the README lists all that it needs)", e.Role, strings.Join(e.Lacks, "; "))
+	return fmt.Sprintf("the database role %q lacks rights: %s (docs/operations.md lists all that it needs)", e.Role, strings.Join(e.Lacks, "; "))
 }
 
 // errPathMissesTables says so of Inspection.Elsewhere.
