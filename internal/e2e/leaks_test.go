@@ -191,7 +191,7 @@ func TestNothingLeaks(t *testing.T) {
 	look(http.MethodGet, "/tasks/"+tasks[0], "", authorized(secrets["token"]))
 	post("/worker-endpoint", `{"task_id":"`+tasks[0]+`"}`)
 
-	// Everything that is there to find and steer them.
+	// Everything that is there to find and manage them.
 	findAndSteer := func() {
 		t.Helper()
 		for _, id := range tasks {

@@ -20,7 +20,7 @@ import (
 
 // Instances are killed under load while others cancel, hasten, change and
 // redrive whatever tasks there are, one by one and many at once.
-func TestSteeringWhileInstancesAreKilled(t *testing.T) {
+func TestManagingWhileInstancesAreKilled(t *testing.T) {
 	const lease, poll = time.Second, 100 * time.Millisecond
 	const tasks, kills = 4000, 8
 	database := pgtest.URL(t)
@@ -36,18 +36,18 @@ func TestSteeringWhileInstancesAreKilled(t *testing.T) {
 	}
 	j.audit(database)
 	instances := startFleet(t, 3, "DATABASE_URL="+database, "LEASE_DURATION="+lease.String(), "POLL_INTERVAL="+poll.String(), "LOG_LEVEL=info")
-	s := &steerers{journal: j, url: instances.url, answers: map[string]int{}}
+	s := &managers{journal: j, url: instances.url, answers: map[string]int{}}
 	over, end := context.WithCancel(t.Context())
 	defer end()
-	var submitting, steering sync.WaitGroup
+	var submitting, managing sync.WaitGroup
 	submitting.Go(func() {
 		j.load(t.Context(), tasks/2, 16, 0, instances.url, `"retry":{"max_attempts":5,"min_backoff_seconds":0.05,"max_backoff_seconds":0.2},`+j.callbacks())
 		j.load(t.Context(), tasks/2, 16, 0, instances.url, `"delay_seconds":0.5,"retry":{"max_attempts":5,"min_backoff_seconds":0.05,"max_backoff_seconds":0.2}`)
 	})
 	for range 16 {
-		steering.Go(func() {
+		managing.Go(func() {
 			for over.Err() == nil {
-				s.steer(over)
+				s.manage(over)
 			}
 		})
 	}
@@ -57,7 +57,7 @@ func TestSteeringWhileInstancesAreKilled(t *testing.T) {
 	}
 	submitting.Wait()
 	end()
-	steering.Wait()
+	managing.Wait()
 	f := j.check(database)
 	t.Logf("%d cancelled in the end, %d redriven; answers: %v", f.cancelled, f.redriven, s.answers)
 	for _, want := range []string{"cancel 200", "cancel 202", "run 200", "change 200", "redrive 200", "cancel many 200", "redrive many 200"} {
@@ -67,8 +67,8 @@ func TestSteeringWhileInstancesAreKilled(t *testing.T) {
 	}
 }
 
-// steerers do something to tasks that were handed in.
-type steerers struct {
+// managers do something to tasks that were handed in.
+type managers struct {
 	journal *journal
 	url     func() string
 
@@ -76,7 +76,7 @@ type steerers struct {
 	answers map[string]int // by act and status
 }
 
-func (s *steerers) steer(ctx context.Context) {
+func (s *managers) manage(ctx context.Context) {
 	s.journal.mu.Lock()
 	id := ""
 	if n := len(s.journal.submissions); n > 0 {
@@ -102,7 +102,7 @@ func (s *steerers) steer(ctx context.Context) {
 	}
 }
 
-func (s *steerers) do(ctx context.Context, act, method, path, body string) {
+func (s *managers) do(ctx context.Context, act, method, path, body string) {
 	request, err := http.NewRequestWithContext(ctx, method, s.url()+path, bytes.NewBufferString(body))
 	if err != nil {
 		s.journal.t.Error(err)
