@@ -13,8 +13,8 @@ import (
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-// notMade is the outcome of a call whose request was not sent because of err. missing
-// says what was not there when the timeout was over.
+// notMade returns the outcome of a call whose request was not sent because of err.
+// missing says what had not come when the timeout was over.
 func (d *Deliverer) notMade(ctx context.Context, c task.Call, start time.Time, err error, missing string) task.Outcome {
 	if ctx.Err() == nil {
 		if s := d.shortageOf(ctx, start, start.Add(c.Task.Timeout), err); s != "" {
@@ -24,8 +24,9 @@ func (d *Deliverer) notMade(ctx context.Context, c task.Call, start time.Time, e
 	return failed(ctx, c, start, err, missing)
 }
 
-// shortageOf says what this instance lacks where that is why a call that began at start was
-// not made, and "" where the target or its name is to blame. It blocks until deadline at most.
+// shortageOf returns what this instance lacks where that is why a call that began at start
+// was not made, and "" where the target or its name is the cause. It blocks until deadline at
+// most.
 func (d *Deliverer) shortageOf(ctx context.Context, start, deadline time.Time, err error) task.Shortage {
 	if s := localShortage(err); s != "" {
 		return s
@@ -42,7 +43,8 @@ func (d *Deliverer) shortageOf(ctx context.Context, start, deadline time.Time, e
 	return ""
 }
 
-// localShortage says which of the shortages that concern every connection err tells of, if any.
+// localShortage returns the shortage that err tells of, if it is one that concerns every
+// connection, and "" else.
 func localShortage(err error) task.Shortage {
 	for _, known := range []struct {
 		errno    syscall.Errno
@@ -64,9 +66,10 @@ func localShortage(err error) task.Shortage {
 	return ""
 }
 
-// hasAddressFor reports whether the machine has an address from which the one that err is about
-// could be reached. EADDRNOTAVAIL also says that it has none, as where IPv6 is off; that
-// passes for no task. A UDP socket that is connected sends nothing and needs no TCP port.
+// hasAddressFor reports whether the machine has an address from which the address that err
+// is about could be reached. EADDRNOTAVAIL is also the error where it has none, such as where
+// IPv6 is off: no later attempt would be better. Connecting a UDP socket sends nothing and
+// needs no TCP port.
 func hasAddressFor(ctx context.Context, err error) bool {
 	dialling, ok := errors.AsType[*net.OpError](err)
 	if !ok || dialling.Addr == nil {
@@ -95,8 +98,9 @@ func answered(err *net.DNSError) bool {
 }
 
 const (
-	// slowLookup is from when on it is found out whether any name server answers, so that it is known
-	// when an attempt's time is over; half of the attempt's time where that is shorter.
+	// slowLookup is how long a lookup takes before the name servers are asked whether any
+	// answers; half of the attempt's time where that is shorter. So the reply is known when
+	// the attempt's time is over.
 	slowLookup = time.Second
 	// askTimeout is long enough for a second name server where the first is silent:
 	// resolvers wait for 5 s.
@@ -104,15 +108,17 @@ const (
 	askedFresh = time.Second
 )
 
-// nameServers knows whether any name server answers at all: what cannot be looked up while one
-// does is the fault of the name. It asks for the name servers of the root, which every resolver knows.
+// nameServers finds out whether any name server answers at all. Where one does, a name that
+// cannot be looked up is itself the cause. The question is for the name servers of the root,
+// which every resolver knows.
 type nameServers struct {
 	mu     sync.Mutex
 	last   *question
 	giveUp context.CancelFunc // of the last
 }
 
-// question is one that is under way, or was asked last. answered may be read when done is closed.
+// question is the one that is under way or was asked last. answered may be read when done is
+// closed.
 type question struct {
 	asked    time.Time
 	done     chan struct{}
