@@ -193,7 +193,8 @@ func (d *Dispatcher) complete(j *job) {
 	d.results.write(j, d.completed)
 }
 
-// completed tells the waiting parties and the log about a decision that took effect.
+// completed wakes the claim loop for a retry, or the requests that watch the task, and
+// logs the attempt. It does neither when the decision did not take effect.
 func (d *Dispatcher) completed(j *job, written bool) {
 	if written {
 		if j.decision.State == task.Pending {

@@ -1,11 +1,13 @@
-// Package dispatch carries out tasks: it claims what is due, has each call
-// made, and writes down what became of it.
+// Package dispatch carries out tasks: it claims due tasks, has each call made, and
+// writes its result.
 //
-// A [Dispatcher] is one worker among the instances that share a store. It
-// claims as many tasks as it has free slots, and where more is due, those for
-// which slots become free while it claims. It proves by heartbeats that it is
-// alive, and takes over from workers that fell silent. Nothing is held open in
-// the store while a call is under way.
+// A [Dispatcher] is one worker among the instances that share a store. It claims as
+// many tasks as it has free slots. In a backlog it also claims the tasks for which
+// slots become free in a moment. It proves by heartbeats that it is alive, and takes
+// over the tasks of workers that fell silent. No transaction and no connection is held
+// while a call is under way.
+//
+// attempt.go has one task's way from the claim to the result, in the order of the calls.
 package dispatch
 
 import (
@@ -43,8 +45,8 @@ type store interface {
 	Unfinished(ctx context.Context, ids []task.ID) ([]task.ID, error)
 }
 
-// deliverer makes one call and says what came of it. It returns soon after ctx
-// ends, with [task.OutcomeInterrupted]. ctx may go on after the call, for others.
+// deliverer makes one call and returns its outcome: soon after ctx ends, with
+// [task.OutcomeInterrupted].
 type deliverer interface {
 	Deliver(ctx context.Context, c task.Call) task.Outcome
 }
@@ -54,9 +56,9 @@ type deliverer interface {
 type Options struct {
 	// Name tells people which instance this is.
 	Name string
-	// Concurrency is the most calls under way at a time. Zero takes no tasks
-	// by itself; Run then only keeps the worker alive for RunNow. RunNow and
-	// RunOnce together make as many calls again at most: 200 where it is zero.
+	// Concurrency is the most calls under way at a time. With zero the Dispatcher
+	// claims no tasks by itself; Run then only keeps the worker alive for Execute. Execute
+	// and ExecuteUnstored together make at most Concurrency calls more, or 200 where it is zero.
 	Concurrency int
 	// PollInterval is the longest time between two looks for due tasks.
 	PollInterval time.Duration
@@ -68,7 +70,7 @@ type Options struct {
 	Retention time.Duration
 	// NewID makes the worker's ids: a new one each time it has to register.
 	NewID func() task.ID
-	// Log must not block: what came of tasks is logged while others wait.
+	// Log must not block: other results wait while the line of one is logged.
 	Log *slog.Logger
 	// LogTargets has the log's lines on attempts say where the call went, without the
 	// query. Paths may hold secrets too, so it is for trials alone.

@@ -54,7 +54,7 @@ func (d *Dispatcher) keepAlive(ctx context.Context, root *session) {
 	defer beat.Stop()
 	reap := time.NewTimer(2 * interval)
 	defer reap.Stop()
-	reaped := make(chan struct{}, 1) // not empty while nobody reaps
+	reaped := make(chan struct{}, 1) // not empty while no reaping is under way
 	reaped <- struct{}{}
 	defer func() { <-reaped }()
 	for {
@@ -126,7 +126,7 @@ func (d *Dispatcher) cutOffCancelled(ctx context.Context, s *session) {
 	d.CutOff(claims)
 }
 
-// reap makes tasks due again that nobody can finish.
+// reap makes tasks due again whose worker is gone.
 func (d *Dispatcher) reap(ctx context.Context) {
 	count, err := d.store.Reap(ctx, d.session.Load().worker, d.results.held(), d.options.Lease)
 	switch {
@@ -157,8 +157,8 @@ func (d *Dispatcher) keepHouse(ctx context.Context) {
 	}
 }
 
-// signOff tells the store that the worker is gone, so that nobody has to wait
-// for its lease to end.
+// signOff tells the store that the worker is gone, so that no task has
+// to wait for its lease to end.
 func (d *Dispatcher) signOff(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 	defer cancel()

@@ -83,7 +83,7 @@ func (m *tables) states() map[task.State]int {
 }
 
 // Claiming goes on while calls do, so that it costs a backlog no time.
-func TestClaimsAhead(t *testing.T) {
+func TestPrefetch(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
@@ -115,7 +115,7 @@ func TestClaimsAhead(t *testing.T) {
 }
 
 // Where calls take long, nothing is claimed that would only wait.
-func TestSlowCallsAreNotClaimedAhead(t *testing.T) {
+func TestSlowCallsAreNotPrefetched(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
@@ -134,7 +134,7 @@ func TestSlowCallsAreNotClaimedAhead(t *testing.T) {
 }
 
 // Calls that suddenly take long keep nothing from other instances that was
-// claimed ahead of them, and it counts no attempt.
+// prefetched, and it counts no attempt.
 func TestGivesBackWhatWaits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -220,7 +220,7 @@ func TestTimeWhileTasksWait(t *testing.T) {
 }
 
 // Calls that began together end together, which is no sign that others follow.
-func TestCallsThatEndTogetherAreNoPace(t *testing.T) {
+func TestCallsThatEndTogetherAreNoThroughput(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
@@ -368,8 +368,8 @@ func TestStopDuringAClaimWhileTasksWait(t *testing.T) {
 	})
 }
 
-// Claiming ahead does not get around the bound on what is not written down.
-func TestUnwrittenResultsAreBoundedAhead(t *testing.T) {
+// Prefetching does not get around the bound on what is not written down.
+func TestUnwrittenResultsBoundPrefetch(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()

@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// shortageRest is how long a slot rests whose call met a shortage. Each slot tries once a
-	// second or so then: work that can be done goes on, and the claim loop is never hot.
+	// shortageRest is how long a slot rests whose call met a shortage. Each slot then tries
+	// about once a second: calls that are possible go on, and the claim loop is never hot.
 	shortageRest = time.Second
 	// ceilingHold is how long the ceiling stays where the last shortage put it, and
 	// ceilingRise how long it takes to rise by all slots from then on.
@@ -31,7 +31,7 @@ type shortages struct {
 }
 
 // ceiling bounds the calls under way of an instance that can open no more connections. Below
-// what is possible it leaves room for callers and the database. Its zero value bounds nothing.
+// what is possible it leaves descriptors for requests and the database. Its zero value bounds nothing.
 type ceiling struct {
 	calls int       // how many were allowed when it was lowered last
 	since time.Time // when that was

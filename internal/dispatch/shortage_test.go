@@ -90,7 +90,7 @@ func TestTotalShortage(t *testing.T) {
 			})
 			time.Sleep(lasts)
 			synctest.Wait()
-			// Each slot about once a second, and before that what was claimed ahead.
+			// Each slot about once a second, and before that the prefetched tasks.
 			if got, most := len(r.delivered()), 10*(30*5/4+3); got > most {
 				t.Errorf("%q: %d calls were tried in 30 s, want %d at most", kind, got, most)
 			}

@@ -13,9 +13,8 @@ import (
 // the store otherwise: after [task.ErrUnavailable] the task may or may not be
 // stored.
 //
-// A task that is due at once and finds a free slot is stored as claimed already
-// and begins without having been looked for, unless others have waited longer.
-// Its Body is the Dispatcher's from then on.
+// A task that is due at once is stored as claimed when a slot is free and there is no
+// backlog. It starts without a query for due tasks. Its Body is the Dispatcher's from then on.
 func (d *Dispatcher) Submit(ctx context.Context, t *task.Task) error {
 	s := d.reserve(t)
 	if s == nil {

@@ -23,20 +23,19 @@ const (
 
 var errTooManyWatches = fmt.Errorf("%w: as many wait for the end of a task as may", task.ErrOverloaded)
 
-// Watch returns a channel that is closed soon after the task with the given id
-// has ended, wherever that is, or when Run is told to stop. A task that ended
-// before, and one that is not there, counts as ended. Whoever watches calls
-// leave when the answer is of no interest any more; it may be called twice. The
-// error wraps [task.ErrOverloaded].
+// Watch returns a channel that is closed soon after the task with the given id has ended
+// on any instance, or when Run is told to stop. For a task that ended before, and for an
+// unknown id, it is closed soon too. The caller calls leave when it waits no more; leave
+// may be called twice. The error wraps [task.ErrOverloaded].
 func (d *Dispatcher) Watch(id task.ID) (ended <-chan struct{}, leave func(), err error) {
 	return d.watches.add(id)
 }
 
-// watches are the tasks whose end somebody waits for. A watch costs a channel
-// and no connection: all of them are looked up together.
+// watches are the tasks whose end requests wait for. A watch costs a channel and no
+// connection: all watched tasks are looked up in one statement.
 type watches struct {
-	count atomic.Int64  // nobody looks further where it is zero
-	begun chan struct{} // somebody watches; buffered
+	count atomic.Int64  // of watchers; where it is zero the lock is not taken
+	begun chan struct{} // told of a new watch; buffered
 
 	mu      sync.Mutex
 	byID    map[task.ID]*watched
@@ -87,7 +86,7 @@ func (w *watches) leave(id task.ID, one *watched) {
 	}
 }
 
-// end tells those who watch a task that it has ended.
+// end closes the channel of a task that has ended.
 func (w *watches) end(id task.ID) {
 	if w.count.Load() == 0 {
 		return
@@ -106,7 +105,7 @@ func (w *watches) tell(id task.ID) {
 	}
 }
 
-// stop tells everybody, and from now on whoever comes at once.
+// stop closes all channels. A watch that is added later is closed at once.
 func (w *watches) stop() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
