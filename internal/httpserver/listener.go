@@ -24,6 +24,10 @@ const (
 	// after its answer.
 	maxDiscard  = 8 << 20
 	discardTime = 2 * time.Second
+	// writeBuffer is how much of what a caller does not read the system keeps for
+	// each connection, twice over on Linux, which would take 4 MiB by itself. A
+	// container's memory is bounded with it.
+	writeBuffer = 64 << 10
 )
 
 // Listener accepts connections for an [http.Server]. Of those that no request is
@@ -91,6 +95,9 @@ func (l *Listener) Accept() (net.Conn, error) {
 	nc, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
+	}
+	if buffered, ok := nc.(interface{ SetWriteBuffer(bytes int) error }); ok {
+		_ = buffered.SetWriteBuffer(writeBuffer) // fails where the caller is gone
 	}
 	c := &conn{Conn: nc, listener: l}
 	l.mu.Lock()
