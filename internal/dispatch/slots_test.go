@@ -300,3 +300,21 @@ func TestThroughput(t *testing.T) {
 		}
 	})
 }
+
+func TestUnwrittenResultsBoundClaims(t *testing.T) {
+	t.Parallel()
+	s := newSlots(2)
+	for range maxUnfinished*2 - 1 {
+		s.reserve()
+		s.assignReserved(&job{})
+		s.release(&task.Outcome{})
+		s.attempts.Done() // of the reservation
+		s.attempts.Done()
+	}
+	if got := s.take(); got != 1 {
+		t.Fatalf("a claim takes %d slots, want the 1 that the limit on unwritten results leaves", got)
+	}
+	if got := s.free(1); got != 0 {
+		t.Errorf("%d more tasks may be claimed during that claim, want 0", got)
+	}
+}
