@@ -13,12 +13,12 @@ import (
 )
 
 // expansion is what a later version may do to the schema: everything that the
-// rule of package migrations admits.
+// rule of package migrations admits, under names that no version takes.
 var expansion = []string{
 	"ALTER TABLE workers ADD COLUMN region text, ADD COLUMN slots integer NOT NULL DEFAULT 0",
-	"ALTER TABLE tasks ADD COLUMN note text, ADD COLUMN priority integer NOT NULL DEFAULT 0",
-	"ALTER TABLE task_history ADD COLUMN priority integer NOT NULL DEFAULT 0, ADD COLUMN note text",
-	"CREATE TABLE notes (id uuid PRIMARY KEY, body text NOT NULL)",
+	"ALTER TABLE tasks ADD COLUMN later_note text, ADD COLUMN later_number integer NOT NULL DEFAULT 0",
+	"ALTER TABLE task_history ADD COLUMN later_number integer NOT NULL DEFAULT 0, ADD COLUMN later_note text",
+	"CREATE TABLE later_notes (id uuid PRIMARY KEY, body text NOT NULL)",
 	"CREATE INDEX CONCURRENTLY later_tasks_labels ON tasks USING gin (labels)",
 	"CREATE INDEX later_history_labels ON ONLY task_history USING gin (labels)",
 	`ALTER TABLE tasks DROP CONSTRAINT tasks_state_check,

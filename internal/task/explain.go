@@ -70,7 +70,11 @@ func explainState(t *Task, f Facts) string {
 func explainPending(t *Task, f Facts) string {
 	wait := t.RunAt.Sub(f.Now)
 	next := ""
-	if last := lastAttempt(t); last != nil {
+	switch last := lastAttempt(t); {
+	case last == nil:
+	case last.Round < t.Round:
+		next = fmt.Sprintf(" for attempt %d of %d, since it was redriven", t.AttemptCount+1, t.Retry.MaxAttempts)
+	default:
 		why := fmt.Sprintf("attempt %d came to nothing", last.Number)
 		if last.Outcome == OutcomeSnoozed {
 			why = "the target snoozed it (" + count(t.SnoozeCount, "time") + fmt.Sprintf(" of %d)", MaxSnoozes)

@@ -33,6 +33,10 @@ func TestExplain(t *testing.T) {
 			task.Task{State: task.Pending, RunAt: noon.Add(5 * time.Minute), AttemptCount: 2, Attempts: tried(2, task.OutcomeRetryable, 503, answered503)}, alive,
 			"It is due in 5 min for attempt 3 of 10, since attempt 2 came to nothing: the target answered 503 Service Unavailable.",
 		},
+		"redriven, not tried again yet": {
+			task.Task{State: task.Pending, RunAt: noon.Add(5 * time.Minute), Round: 2, Attempts: tried(2, task.OutcomeRetryable, 503, answered503)}, alive,
+			"It is due in 5 min for attempt 1 of 10, since it was redriven.",
+		},
 		"expired, not yet failed": {
 			task.Task{State: task.Pending, RunAt: ago(time.Minute), Spec: task.Spec{ExpiresAt: ago(3 * time.Hour)}}, alive,
 			"It expired 3 h ago: when its turn comes it fails, without another attempt.",
