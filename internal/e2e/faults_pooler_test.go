@@ -35,7 +35,8 @@ func TestSuiteBehindPgbouncer(t *testing.T) {
 	for range 3 {
 		url, stop := startPgbouncer(t, server.URL("postgres"))
 		// Without the tag, wherever it came from: this test must not run itself.
-		suite := exec.CommandContext(t.Context(), "go", "test", "-tags=", "-count=1", "-timeout=5m", "-parallel=4", "./internal/postgres/...", "./internal/e2e", "./cmd/orchestrator")
+		// One package at a time: in each database they share four connections to the server.
+		suite := exec.CommandContext(t.Context(), "go", "test", "-tags=", "-count=1", "-timeout=8m", "-p=1", "-parallel=4", "./internal/postgres/...", "./internal/e2e", "./cmd/orchestrator")
 		suite.Dir = repository
 		suite.Env = append(os.Environ(), "TEST_DATABASE_URL="+url)
 		output, err := suite.CombinedOutput()
