@@ -367,6 +367,7 @@ func (a *API) completeDocument() {
 	}
 	for _, p := range []*huma.Schema{
 		a.registry.Map()["Task"].Properties["reason"],
+		a.registry.Map()["Task"].Properties["priority"],
 		a.registry.Map()["Facts"].Properties["reason"],
 		a.registry.Map()["Facts"].Properties["last_outcome"],
 		a.registry.Map()["Ended"].Properties["reason"],

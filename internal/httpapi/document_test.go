@@ -23,6 +23,7 @@ import (
 func TestLimitsAreTheDomains(t *testing.T) {
 	t.Parallel()
 	d := newService(t).schema
+	patterns := map[string]string{"queue": "^[A-Za-z0-9._-]{1,100}$", "flow_key": "^[!-~]{1,200}$"} // those of task.IsQueueName and task.IsFlowKey
 	limits := []struct {
 		schema, property, keyword string
 		want                      float64
@@ -59,6 +60,12 @@ func TestLimitsAreTheDomains(t *testing.T) {
 			for _, keyword := range []string{"minimum", "maximum", "minLength", "maxLength", "maxProperties", "minProperties", "minItems", "maxItems", "pattern", "exclusiveMinimum", "exclusiveMaximum"} {
 				got, ok := member(property)[keyword]
 				if !ok {
+					continue
+				}
+				if pattern, ok := patterns[name]; ok && keyword == "pattern" {
+					if got != pattern {
+						t.Errorf("%s.%s has the pattern %v, want %s", schema, name, got, pattern)
+					}
 					continue
 				}
 				stated++

@@ -66,6 +66,9 @@ func appendTask(b []byte, t *Task) []byte {
 	b = appendOptional(append(b, `,"content_type":`...), t.ContentType, appendText)
 	b = appendOptional(append(b, `,"parent_id":`...), t.ParentID, appendText)
 	b = appendOptional(append(b, `,"root_id":`...), t.RootID, appendText)
+	b = appendOptional(append(b, `,"queue":`...), t.Queue, appendText)
+	b = appendOptional(append(b, `,"flow_key":`...), t.FlowKey, appendText)
+	b = appendOptional(append(b, `,"priority":`...), (*string)(t.Priority), appendText)
 	b = append(b, `,"attempts":[`...)
 	for i, a := range t.Attempts {
 		if i > 0 {

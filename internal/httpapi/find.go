@@ -32,6 +32,8 @@ type Filter struct {
 	Reason         []task.Reason     `query:"reason,explode" json:"reason,omitempty" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" nullable:"false" example:"[\"attempts_exhausted\"]" doc:"Failed for any of these reasons."`
 	MinAttempts    int               `query:"min_attempts" json:"min_attempts,omitempty" minimum:"1" maximum:"100" example:"3" doc:"With so many attempts that count, or more."`
 	CreatedBy      string            `query:"created_by" json:"created_by,omitempty" minLength:"1" example:"plays@melodia.app" doc:"Handed in by this caller."`
+	Queue          string            `query:"queue" json:"queue,omitempty" minLength:"1" example:"mail" doc:"Of this queue."`
+	FlowKey        string            `query:"flow_key" json:"flow_key,omitempty" minLength:"1" example:"tenant-42" doc:"With this flow key, in any queue where queue names none."`
 }
 
 // filter returns r in the domain's terms, or [task.Errors].
@@ -39,6 +41,7 @@ func (r *Filter) filter() (f task.Filter, err error) {
 	f = task.Filter{
 		States: distinct(r.State), Labels: r.Labels, Host: r.Host, URLPrefix: r.URL,
 		Reasons: distinct(r.Reason), MinAttempts: r.MinAttempts, CreatedBy: r.CreatedBy,
+		Queue: r.Queue, FlowKey: r.FlowKey,
 	}
 	var errs task.Errors
 	for _, t := range []struct {

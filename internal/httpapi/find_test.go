@@ -45,6 +45,7 @@ func TestFind(t *testing.T) {
 		"?created_after=2026-11-24T12:00:00Z&created_before=2026-11-25T13:00:00%2B01:00": {CreatedAfter: at(24), CreatedBefore: at(25)},
 		"?run_after=2026-11-24T12:00:00Z&run_before=2026-11-25T12:00:00.000Z":            {RunAfter: at(24), RunBefore: at(25)},
 		"?finished_after=2026-11-24T12:00:00Z&finished_before=2026-11-25T12:00:00Z":      {FinishedAfter: at(24), FinishedBefore: at(25)},
+		"?queue=mail&flow_key=tenant/42":                                                 {Queue: "mail", FlowKey: "tenant/42"},
 		"?reason=expired,client_error&min_attempts=3&created_by=plays@melodia.app": {
 			Reasons: []task.Reason{task.ClientError, task.Expired}, MinAttempts: 3, CreatedBy: "plays@melodia.app",
 		},
@@ -130,6 +131,9 @@ func TestFindRefuses(t *testing.T) {
 		"url=a&url=b&cursor=" + marker:         {`["query","url"] duplicate`},
 		"url=%00" + marker:                     {`["query","url"] invalid`},
 		"created_by=%00" + marker:              {`["query","created_by"] invalid`},
+		"queue=":                               {`["query","queue"] string_too_short`},
+		"queue=%2F" + marker:                   {`["query","queue"] invalid`},
+		"flow_key=%20" + marker:                {`["query","flow_key"] invalid`},
 		"created_after=" + marker:              {`["query","created_after"] datetime_parsing`},
 		"created_after=2026-11-24T12:00:00":    {`["query","created_after"] datetime_parsing`},
 		"run_before=2026-11-24T12:00:00+01:00": {`["query","run_before"] datetime_parsing`}, // + is a space

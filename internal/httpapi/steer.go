@@ -120,6 +120,9 @@ type ChangeRequest struct {
 	Retry          *RetryChange       `json:"retry,omitempty" doc:"The retry policy; what it leaves out stays."`
 	Labels         map[string]*string `json:"labels,omitempty" example:"{\"kind\":\"play\",\"old\":null}" doc:"Labels to set, by name; null takes one away, and the others stay."`
 	ExpiresAt      clearable          `json:"expires_at,omitempty" nullable:"true" example:"2030-12-31T23:59:59Z" doc:"No attempt starts after this moment. null: it never expires."`
+	Queue          clearableText      `json:"queue,omitempty" nullable:"true" example:"mail" doc:"The queue that it waits in from now on. The queue's defaults do not reach it any more. null: none, or default while it has a flow_key."`
+	FlowKey        clearableText      `json:"flow_key,omitempty" nullable:"true" example:"tenant-42" doc:"Its flow key from now on. null: none."`
+	Priority       *task.Priority     `json:"priority,omitempty" enum:"high,normal,low" example:"high" doc:"The order within the queue."`
 }
 
 // RetryChange is what is to be different about a retry policy.
@@ -145,6 +148,14 @@ func (clearable) Schema(huma.Registry) *huma.Schema {
 // clearableText is any text that null takes away.
 type clearableText struct{ clearable }
 
+// orEmpty is the text, empty where null was given; nil where nothing was.
+func (c *clearableText) orEmpty() *string {
+	if c.given && c.text == nil {
+		return new(string)
+	}
+	return c.text
+}
+
 // Schema is huma.SchemaProvider.
 func (clearableText) Schema(huma.Registry) *huma.Schema { return &huma.Schema{Type: huma.TypeString} }
 
@@ -161,7 +172,7 @@ func (a *API) changeOperation() huma.Operation {
 		OperationID: "change-task", Method: http.MethodPatch, Path: "/tasks/{id}", Tags: []string{"steering"}, Security: needs(scopeManage),
 		Summary: "Change a pending task",
 		Description: "Changes what is given and nothing else (application/json, or application/merge-patch+json by RFC 7396 with a payload that is replaced as a whole). " +
-			"The task must obey all rules for new ones then; its url, method, auth and callbacks stay as they are. A task that was changed has another ETag. " +
+			"The task must obey all rules for new ones then; its url, method, auth and callbacks stay as they are. In another queue it waits for that one's limits. A task that was changed has another ETag. " +
 			"409: it is running, has ended, or is being cancelled. 412: it is not in a version that If-Match names any more; read it again.",
 		RequestBody: jsonBody(a.schemaOf(ChangeRequest{}), map[string]*huma.Example{
 			"later":  example("Later", `{"run_at":"2030-12-25T00:00:00Z"}`),
@@ -257,6 +268,8 @@ func (r *ChangeRequest) change() (c task.Change, errs task.Errors) {
 		when, found := (&ScheduleRequest{RunAt: r.RunAt, TimeZone: r.TimeZone, DelaySeconds: r.DelaySeconds}).when()
 		c.When, errs = &when, append(errs, found...)
 	}
+	c.Queue, c.FlowKey, c.Priority = r.Queue.orEmpty(), r.FlowKey.orEmpty(), r.Priority
+	errs = append(errs, emptyFlow(r.Queue.text, r.FlowKey.text, r.Priority)...)
 	if r.ExpiresAt.given {
 		c.ExpiresAt = new(time.Time)
 	}

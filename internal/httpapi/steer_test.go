@@ -167,6 +167,9 @@ func TestChange(t *testing.T) {
 		}},
 		"expires_at":    {`{"expires_at":"2030-12-24T21:00:00Z"}`, func(t *task.Task) { t.ExpiresAt = time.Date(2030, 12, 24, 21, 0, 0, 0, time.UTC) }},
 		"no expires_at": {`{"expires_at":null}`, func(t *task.Task) { t.ExpiresAt = time.Time{} }},
+		"a queue":       {`{"queue":"mail"}`, func(t *task.Task) { t.Queue, t.Priority = "mail", task.Normal }},
+		"a flow key":    {`{"flow_key":"tenant-42","priority":"high"}`, func(t *task.Task) { t.Queue, t.FlowKey, t.Priority = "default", "tenant-42", task.High }},
+		"no queue":      {`{"queue":null,"flow_key":null}`, func(*task.Task) {}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -242,6 +245,11 @@ func TestChangeThatBreaksRules(t *testing.T) {
 			errors: []string{`["body","expires_at"] conflict`}},
 		"expires within its new delay": {body: `{"delay_seconds":61,"expires_at":"` + storedAt.Add(time.Minute).Format(time.RFC3339) + `"}`,
 			errors: []string{`["body","expires_at"] conflict`}},
+		"a queue without a name": {body: `{"queue":"","flow_key":""}`,
+			errors: []string{`["body","queue"] string_too_short`, `["body","flow_key"] string_too_short`}},
+		"no such priority":            {body: `{"priority":"` + marker + `"}`, errors: []string{`["body","priority"] enum`}},
+		"no queue's name":             {body: `{"queue":"a b` + marker + `","flow_key":"a b"}`, errors: []string{`["body","queue"] invalid`, `["body","flow_key"] invalid`}},
+		"a priority of a plain task":  {body: `{"priority":"high"}`, errors: []string{`["body","priority"] conflict`}},
 		"a timeout out of range":      {body: `{"timeout_seconds":1801}`, errors: []string{`["body","timeout_seconds"] less_than_equal`}},
 		"backoffs in the wrong order": {body: `{"retry":{"min_backoff_seconds":5000}}`, errors: []string{`["body","retry","max_backoff_seconds"] out_of_range`}},
 		"fewer attempts than were made": {body: `{"retry":{"max_attempts":3}}`, stored: func(t *task.Task) { t.AttemptCount = 3 },

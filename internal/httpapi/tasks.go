@@ -30,6 +30,9 @@ type TaskRequest struct {
 	Retry          *RetryRequest     `json:"retry,omitempty" doc:"When a failed attempt is tried again."`
 	Labels         map[string]string `json:"labels,omitempty" maxProperties:"16" example:"{\"kind\":\"play\"}" doc:"Kept with the task and shown with it; not sent to the target. At most 16, names up to 64 and values up to 256 bytes."`
 	ExpiresAt      *string           `json:"expires_at,omitempty" format:"date-time" example:"2030-12-31T23:59:59Z" doc:"No attempt starts after this moment: the task then fails with reason expired. It must not be before run_at, or before delay_seconds from now."`
+	Queue          *string           `json:"queue,omitempty" pattern:"^[A-Za-z0-9._-]{1,100}$" patternDescription:"1 to 100 letters, digits, dots, hyphens and underscores" example:"mail" doc:"The queue whose limits the task waits for: 1 to 100 letters, digits, dots, hyphens and underscores. A queue exists from the first task that names it. Left out: no queue, and no limits; default where there is a flow_key."`
+	FlowKey        *string           `json:"flow_key,omitempty" pattern:"^[!-~]{1,200}$" patternDescription:"1 to 200 visible ASCII characters" example:"tenant-42" doc:"Whose limits within the queue the task waits for too, and whose order it keeps: a tenant, a user, a document. 1 to 200 visible ASCII characters."`
+	Priority       *task.Priority    `json:"priority,omitempty" enum:"high,normal,low" example:"high" doc:"The order within the queue: high counts as due 15 minutes earlier, low 15 minutes later. normal where it is left out. Only with queue or flow_key."`
 	OnSuccess      *CallbackRequest  `json:"on_success,omitempty" doc:"Whom to tell when the task has succeeded. Not at /worker-endpoint."`
 	OnFailure      *CallbackRequest  `json:"on_failure,omitempty" doc:"Whom to tell when the task has failed, for whatever reason. A cancelled task tells nobody. Not at /worker-endpoint."`
 }
@@ -77,15 +80,18 @@ type Task struct {
 	FinishedAt     Timestamp         `json:"finished_at" nullable:"true" example:"2026-12-25T00:00:01.000000Z" doc:"When it ended. Null until then."`
 	Reason         *task.Reason      `json:"reason" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" example:"attempts_exhausted" doc:"Why it failed. Null unless it did. client_error is a 4xx that is not retried, a redirect, or any answer with Orchestrator-Retry: never. target_refused: the service's settings do not admit the target, or not that it is sent the task's ID token or secrets."`
 	// Not for tasks that have ended: then it has been heard, or came too late.
-	CancelRequestedAt Timestamp `json:"cancel_requested_at" nullable:"true" example:"2026-12-25T00:00:00.500000Z" doc:"Since when it is being cancelled while its call is still under way. Null otherwise."`
-	OnSuccess         *Callback `json:"on_success" doc:"Whom its success is told. Null: nobody."`
-	OnFailure         *Callback `json:"on_failure" doc:"Whom its failure is told. Null: nobody."`
-	CreatedBy         *string   `json:"created_by" example:"plays@melodia.app" doc:"Who handed it in: the name of an API key, or an email. Null where callers are not known."`
-	PayloadBytes      int       `json:"payload_bytes" example:"14" doc:"The size of the call's body, as payload, body or body_base64 gave it. 0: it is empty, or there is none."`
-	ContentType       *string   `json:"content_type" example:"application/json" doc:"The Content-Type of the call's body. Null: it has no body."`
-	ParentID          *string   `json:"parent_id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2a" doc:"The task whose call led to this one: it was handed in with that task's Orchestrator-Task-Id. Of a callback: the task that ended. Null: none."`
-	RootID            *string   `json:"root_id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a29" doc:"The first task of the chain that parent_id belongs to. Null without a parent."`
-	Attempts          []Attempt `json:"attempts" nullable:"false" doc:"What was tried, oldest first: the last 200, of a task that was redriven again and again."`
+	CancelRequestedAt Timestamp      `json:"cancel_requested_at" nullable:"true" example:"2026-12-25T00:00:00.500000Z" doc:"Since when it is being cancelled while its call is still under way. Null otherwise."`
+	OnSuccess         *Callback      `json:"on_success" doc:"Whom its success is told. Null: nobody."`
+	OnFailure         *Callback      `json:"on_failure" doc:"Whom its failure is told. Null: nobody."`
+	CreatedBy         *string        `json:"created_by" example:"plays@melodia.app" doc:"Who handed it in: the name of an API key, or an email. Null where callers are not known."`
+	PayloadBytes      int            `json:"payload_bytes" example:"14" doc:"The size of the call's body, as payload, body or body_base64 gave it. 0: it is empty, or there is none."`
+	ContentType       *string        `json:"content_type" example:"application/json" doc:"The Content-Type of the call's body. Null: it has no body."`
+	ParentID          *string        `json:"parent_id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2a" doc:"The task whose call led to this one: it was handed in with that task's Orchestrator-Task-Id. Of a callback: the task that ended. Null: none."`
+	RootID            *string        `json:"root_id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a29" doc:"The first task of the chain that parent_id belongs to. Null without a parent."`
+	Queue             *string        `json:"queue" example:"mail" doc:"The queue whose limits it waits for. Null: none; the task is a plain one."`
+	FlowKey           *string        `json:"flow_key" example:"tenant-42" doc:"Whose limits within the queue it waits for too. Null: nothing's."`
+	Priority          *task.Priority `json:"priority" enum:"high,normal,low" example:"normal" doc:"The order within the queue. Null: it has none."`
+	Attempts          []Attempt      `json:"attempts" nullable:"false" doc:"What was tried, oldest first: the last 200, of a task that was redriven again and again."`
 	// One of these at most, behind all that is short.
 	Payload    json.RawMessage `json:"payload,omitzero" example:"{\"song_id\":42}" doc:"With include=payload: the body of the call, where it came as payload; the same bytes."`
 	Body       *string         `json:"body,omitzero" example:"a line of text" doc:"With include=payload: the body of the call, where it came as body."`
@@ -325,8 +331,12 @@ func (r *TaskRequest) spec(defaults task.Spec) (s task.Spec, errs task.Errors) {
 		OnFailure: (*task.Callback)(r.OnFailure),
 	}
 	set(&s.Method, r.Method)
+	set(&s.Queue, r.Queue)
+	set(&s.FlowKey, r.FlowKey)
+	set(&s.Priority, r.Priority)
 	content, errs := readContent(r.Payload, r.Body, r.BodyBase64)
 	s.Body, s.ContentType = content.Body, content.ContentType
+	errs = append(errs, emptyFlow(r.Queue, r.FlowKey, r.Priority)...)
 	if r.Auth != nil {
 		s.OIDCAudience = task.DefaultAudience(r.URL)
 		set(&s.OIDCAudience, r.Auth.Audience)
@@ -350,6 +360,19 @@ func (r *TaskRequest) spec(defaults task.Spec) (s task.Spec, errs task.Errors) {
 		set(&s.Retry.RetryClientErrors, p.RetryClientErrors)
 	}
 	return s, errs
+}
+
+// emptyFlow reports texts that are there and empty, which stand for nothing in the domain.
+func emptyFlow(queue, flowKey *string, priority *task.Priority) (errs task.Errors) {
+	check := func(field string, value *string) {
+		if value != nil && *value == "" {
+			errs = append(errs, task.FieldError{Path: []string{field}, Message: "must not be empty; leave it out", Kind: "string_too_short"})
+		}
+	}
+	check("queue", queue)
+	check("flow_key", flowKey)
+	check("priority", (*string)(priority))
+	return errs
 }
 
 func set[T any](field *T, value *T) {
@@ -508,6 +531,9 @@ func taskView(t *task.Task) *Task {
 		ContentType:       present(contentType(t)),
 		ParentID:          idView(t.ParentID),
 		RootID:            idView(t.RootID),
+		Queue:             present(t.Queue),
+		FlowKey:           present(t.FlowKey),
+		Priority:          present(t.Priority),
 		Attempts:          make([]Attempt, len(t.Attempts)),
 	}
 	for i, at := range t.Attempts {

@@ -66,7 +66,7 @@ func TestEnqueueDefaults(t *testing.T) {
 		`"headers":{},"auth":null,"labels":{},"run_at":"2026-11-24T12:00:00.123456Z","created_at":"2026-11-24T12:00:00.123456Z",` +
 		`"expires_at":null,"timeout_seconds":30,"retry":{"max_attempts":10,"max_retry_duration_seconds":0,` +
 		`"min_backoff_seconds":1,"max_backoff_seconds":3600,"max_doublings":16,"retry_client_errors":false},` +
-		`"attempt_count":0,"finished_at":null,"reason":null,"cancel_requested_at":null,"on_success":null,"on_failure":null,"created_by":null,"payload_bytes":0,"content_type":null,"parent_id":null,"root_id":null,"attempts":[]}`
+		`"attempt_count":0,"finished_at":null,"reason":null,"cancel_requested_at":null,"on_success":null,"on_failure":null,"created_by":null,"payload_bytes":0,"content_type":null,"parent_id":null,"root_id":null,"queue":null,"flow_key":null,"priority":null,"attempts":[]}`
 	if strings.TrimSpace(a.text) != wantText {
 		t.Errorf("got  %s\nwant %s", a.text, wantText)
 	}
@@ -140,6 +140,7 @@ func TestEnqueueEveryField(t *testing.T) {
 		"timeout_seconds": 2.5,
 		"retry": {"max_attempts": 5, "max_retry_duration_seconds": 86400.5, "min_backoff_seconds": 0.29, "max_backoff_seconds": 600, "max_doublings": 8, "retry_client_errors": true},
 		"labels": {"kind": "play", "a.b[0]": "" },
+		"queue": "mail", "flow_key": "tenant/42", "priority": "low",
 		"expires_at": "2030-12-31T23:59:59.1234567-03:00"
 	}`)
 	got := s.only(a)
@@ -154,6 +155,7 @@ func TestEnqueueEveryField(t *testing.T) {
 		},
 		Labels:    map[string]string{"kind": "play", "a.b[0]": ""},
 		ExpiresAt: time.Date(2031, 1, 1, 2, 59, 59, 123456700, time.UTC),
+		Queue:     "mail", FlowKey: "tenant/42", Priority: task.Low,
 	}
 	if diff := cmp.Diff(want, got.Spec); diff != "" {
 		t.Errorf("stored (-want +got):\n%s", diff)
@@ -161,6 +163,7 @@ func TestEnqueueEveryField(t *testing.T) {
 	shown := map[string]any{
 		"headers": map[string]any{"X-Tenant": "melodia", "authorization": "[redacted]", "Cookie": "[redacted]", "X-Api-Key": "[redacted]", "Content-Type": "application/vnd.x+json"},
 		"labels":  map[string]any{"kind": "play", "a.b[0]": ""}, "expires_at": "2031-01-01T02:59:59.123456Z", "timeout_seconds": 2.5,
+		"queue": "mail", "flow_key": "tenant/42", "priority": "low",
 		"retry": map[string]any{
 			"max_attempts": 5.0, "max_retry_duration_seconds": 86400.5, "min_backoff_seconds": 0.29,
 			"max_backoff_seconds": 600.0, "max_doublings": 8.0, "retry_client_errors": true,
@@ -305,6 +308,14 @@ var mistakes = []struct {
 	{"url with NUL", `{"url":"https://example.com/` + marker + `\u0000"}`, []string{`["body","url"] invalid`}},
 	{"unknown method", with("method", `"`+marker+`"`), []string{`["body","method"] enum`}},
 	{"method in lower case", with("method", `"post"`), []string{`["body","method"] enum`}},
+	{"queue with a space", with("queue", `"a `+marker+`"`), []string{`["body","queue"] string_pattern_mismatch`}},
+	{"queue that a path cannot name", with("queue", `".."`), []string{`["body","queue"] invalid`}},
+	{"empty queue", with("queue", `""`), []string{`["body","queue"] string_pattern_mismatch`}},
+	{"queue of another type", with("queue", `42`), []string{`["body","queue"] string_type`}},
+	{"flow key with a line break", with("flow_key", `"`+marker+`\u000a"`), []string{`["body","flow_key"] string_pattern_mismatch`}},
+	{"empty flow key", with("flow_key", `""`), []string{`["body","flow_key"] string_pattern_mismatch`}},
+	{"unknown priority", with("priority", `"`+marker+`"`), []string{`["body","priority"] enum`}},
+	{"priority without a queue", with("priority", `"high"`), []string{`["body","priority"] conflict`}},
 	{"empty method", with("method", `""`), []string{`["body","method"] enum`}},
 	{"method of another type", with("method", `{"`+marker+`":1}`), []string{`["body","method"] string_type`}},
 	{"CONNECT", with("method", `"CONNECT"`), []string{`["body","method"] enum`}},
@@ -716,6 +727,7 @@ func TestGetTask(t *testing.T) {
 		State: task.Pending, RunAt: at(0, 1), CreatedAt: at(0, 123456789), CreatedBy: "plays@melodia.app", BodyBytes: len(marker),
 		ParentID: task.ID{2}, RootID: task.ID{3},
 	}
+	base.Queue, base.FlowKey, base.Priority = "mail", "tenant-42", task.High
 	fixed := map[string]any{
 		"id": "01020300-0000-0000-0000-000000000000", "url": target, "method": "PUT",
 		"headers": map[string]any{"X-Access-Token": "[redacted]", "X-Plain": "p"}, "labels": map[string]any{}, "auth": nil,
@@ -723,6 +735,9 @@ func TestGetTask(t *testing.T) {
 		"created_by":          "plays@melodia.app",
 		"parent_id":           "02000000-0000-0000-0000-000000000000",
 		"root_id":             "03000000-0000-0000-0000-000000000000",
+		"queue":               "mail",
+		"flow_key":            "tenant-42",
+		"priority":            "high",
 		"cancel_requested_at": nil, "on_success": nil, "payload_bytes": float64(len(marker)), "content_type": "text/plain; charset=utf-8",
 		"on_failure": map[string]any{"url": "https://example.com/ended", "headers": map[string]any{"X-Token": "[redacted]"}},
 		"retry": map[string]any{

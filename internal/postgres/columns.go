@@ -3,6 +3,7 @@ package postgres
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -56,6 +57,9 @@ var taskColumns = columns{
 	{"root_id", "uuid", both, useShow | useRedrive, orNull(func(t *task.Task) *[16]byte { return (*[16]byte)(&t.RootID) })},
 	{"hops", "smallint", both, useInsert | useClaim | useShow | useRedrive, orNull(func(t *task.Task) *int { return &t.Hops })},
 	{"round", "integer", both, useClaim | useShow | useRedrive, orNull(func(t *task.Task) *int { return &t.Round })},
+	{"queue", "text", both, useFlow, orNull(func(t *task.Task) *string { return &t.Queue })},
+	{"flow_key", "text", both, useFlow, orNull(func(t *task.Task) *string { return &t.FlowKey })},
+	{"priority", "smallint", both, useFlow, priorityField},
 	{"delay_seconds", "double precision", nowhere, useInsert, delayField}, // sent for run_at
 }
 
@@ -95,8 +99,10 @@ const (
 	useSetting                 // a callback has that of Options.Callbacks
 	useInherit                 // a callback has that of its task
 	useObject                  // NULL stands for the empty object where it is sent
+	useQueued                  // it is useInsert, but NULL in each plain task
 
 	useSpec = useInsert | useClaim | useShow | useChange | useRedrive
+	useFlow = useQueued | useShow | useChange | useRedrive
 )
 
 // field is how a column's values are written from tasks and read into them. All
@@ -153,6 +159,10 @@ var (
 	})
 	callbacksField = nullable(func(t *task.Task) *string { return encodeCallbacks(&t.Spec) }, func(t *task.Task, b []byte) (err error) {
 		t.OnSuccess, t.OnFailure, err = decodeCallbacks(b)
+		return err
+	})
+	priorityField = nullable(func(t *task.Task) *int16 { return encodePriority(t.Priority) }, func(t *task.Task, v *int16) (err error) {
+		t.Priority, err = decodePriority(v)
 		return err
 	})
 	delayField = nullable(func(t *task.Task) *float64 { return null(seconds(t.Delay)) }, func(*task.Task, *float64) error { return nil })
@@ -375,7 +385,7 @@ type statements struct {
 
 func newStatements(l columns) *statements {
 	q := &statements{
-		inserted: l.with(useInsert), claimed: l.with(useClaim), shown: l.with(useShow), changed: l.with(useChange | useContent), settings: l.with(useSetting),
+		inserted: l.with(useInsert | useQueued), claimed: l.with(useClaim), shown: l.with(useShow), changed: l.with(useChange | useContent), settings: l.with(useSetting),
 		insert: insertSQL(l), insertOnce: insertOnceSQL(l), insertBatchOnce: insertBatchOnceSQL(l),
 		getWithBody: getWithBodySQL(l), explain: explainSQL(l), whole: wholeTasks(l),
 		makeDue: makeDueSQL(l), change: changeSQL(l),
@@ -481,4 +491,34 @@ func decodeMap(b []byte) (map[string]string, error) {
 	var m map[string]string
 	err := json.Unmarshal(b, &m)
 	return m, err
+}
+
+// encodePriority makes a priority a number, of which a higher one is the more urgent;
+// NULL is none.
+func encodePriority(p task.Priority) *int16 {
+	var n int16
+	switch p {
+	case task.High:
+		n = 1
+	case task.Normal:
+	case task.Low:
+		n = -1
+	default:
+		return nil
+	}
+	return &n
+}
+
+func decodePriority(n *int16) (task.Priority, error) {
+	switch {
+	case n == nil:
+		return "", nil
+	case *n == 1:
+		return task.High, nil
+	case *n == 0:
+		return task.Normal, nil
+	case *n == -1:
+		return task.Low, nil
+	}
+	return "", fmt.Errorf("%d is no priority", *n)
 }

@@ -117,6 +117,12 @@ func matchBoth(c *conditions, f *task.Filter) {
 	if f.CreatedBy != "" {
 		c.add("created_by = %s", f.CreatedBy)
 	}
+	if f.Queue != "" {
+		c.add("queue = %s", f.Queue)
+	}
+	if f.FlowKey != "" {
+		c.add("flow_key = %s", f.FlowKey)
+	}
 }
 
 // matchAny asks for any of some words. One alone is compared with, so that an

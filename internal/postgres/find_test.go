@@ -51,7 +51,8 @@ func matches(f task.Filter, t *task.Task) bool {
 		(f.Host == "" || f.Host == host) && strings.HasPrefix(t.URL, f.URLPrefix) &&
 		within(t.CreatedAt, f.CreatedAfter, f.CreatedBefore) && within(t.RunAt, f.RunAfter, f.RunBefore) &&
 		(t.State.Terminal() && within(t.FinishedAt, f.FinishedAfter, f.FinishedBefore) || f.FinishedAfter.IsZero() && f.FinishedBefore.IsZero()) &&
-		t.AttemptCount >= f.MinAttempts && (f.CreatedBy == "" || f.CreatedBy == t.CreatedBy)
+		t.AttemptCount >= f.MinAttempts && (f.CreatedBy == "" || f.CreatedBy == t.CreatedBy) &&
+		(f.Queue == "" || f.Queue == t.Queue) && (f.FlowKey == "" || f.FlowKey == t.FlowKey)
 }
 
 // someTasks stores tasks of all kinds, some of them over, and returns them. now
@@ -78,6 +79,9 @@ func someTasks(t *testing.T, s *postgres.Store, pool *pgxpool.Pool, now time.Tim
 				tk.CreatedBy = fmt.Sprint("caller", n%4)
 			}
 			tk.Retry.MaxAttempts = 1 + n%5
+			if n%3 == 0 {
+				tk.Queue, tk.FlowKey, tk.Priority = fmt.Sprint("queue", n%2), fmt.Sprint("key", n%5), task.Normal
+			}
 		})
 		insert(t, s, tk)
 		if n%8 < 6 {
@@ -154,6 +158,10 @@ func TestFind(t *testing.T) {
 		"attempts":           {MinAttempts: 1},
 		"more attempts":      {MinAttempts: 3},
 		"creator":            {CreatedBy: "caller2"},
+		"queue":              {Queue: "queue1"},
+		"flow key":           {FlowKey: "key3"},
+		"key of a queue":     {Queue: "queue0", FlowKey: "key3"},
+		"no such queue":      {Queue: "queue"},
 		"everything": {
 			States: []task.State{task.Succeeded, task.Failed}, Labels: map[string]string{"kind": "k1"}, URLPrefix: "https://",
 			CreatedAfter: now.Add(-2 * day), CreatedBefore: now, RunAfter: now.Add(-2 * day), RunBefore: now.Add(day),

@@ -77,27 +77,32 @@ func (s *Store) insertOne(ctx context.Context, t newTask) (inserted, error) {
 	return in, nil
 }
 
-// insertion is a statement that inserts tasks. Where any of them has a parent it
-// takes another form, which looks the roots of parents up: that locks all partitions
-// of the history, for which others need not wait.
-type insertion struct{ plain, children statement }
+// insertion is a statement that inserts tasks. Where any of them has a queue it takes
+// another form, which sends what plain tasks do without. Where any has a parent it
+// takes a third one, which also looks the roots of parents up: that locks all
+// partitions of the history, for which others need not wait.
+type insertion struct{ plain, queued, children statement }
 
 // newInsertion makes one of what stands before and behind INSERT … SELECT.
 func newInsertion(l columns, before func(*parameters) string, after string) insertion {
-	form := func(computed map[string]string, returned string) statement {
+	form := func(sent use, computed map[string]string, returned string) statement {
 		var p parameters
-		into := slices.DeleteFunc(l.of(live), func(c column) bool { return c.use&useInsert == 0 && computed[c.name] == "" })
+		into := slices.DeleteFunc(l.of(live), func(c column) bool { return c.use&sent == 0 && computed[c.name] == "" })
 		return p.statement(before(&p) + `INSERT INTO tasks (` + into.names() + `)
 SELECT ` + into.exprs(func(c column) string { return cmp.Or(computed[c.name], c.stored("t."+c.name)) }) + `
 FROM (SELECT *, CASE WHEN claimed THEN (SELECT id FROM workers WHERE id = ` + p.of("worker") + `) END AS worker_id FROM (
-    SELECT ` + l.with(useInsert).exprs(func(c column) string { return "unnest(" + p.of(c.name) + "::" + c.sentType() + "[])" }) + `,
+    SELECT ` + l.with(sent).exprs(func(c column) string { return "unnest(" + p.of(c.name) + "::" + c.sentType() + "[])" }) + `,
         unnest(` + p.of("claimed") + `::bool[]) AS claimed) submitted) t` + after + `
 RETURNING ` + returned)
 	}
 	const returned = `id, run_at, created_at, claim`
 	computed := maps.Clone(insertedAs)
 	computed["root_id"] = rootOfParent
-	return insertion{plain: form(insertedAs, returned), children: form(computed, returned+`, root_id`)}
+	return insertion{
+		plain:    form(useInsert, insertedAs, returned),
+		queued:   form(useInsert|useQueued, insertedAs, returned),
+		children: form(useInsert|useQueued, computed, returned+`, root_id`),
+	}
 }
 
 // The arrays are taken apart in the select list, side by side. In FROM each would
@@ -191,9 +196,10 @@ func (s *Store) insertRows(ctx context.Context, i insertion, tasks []newTask, mo
 	ids := make([][16]byte, n)
 	var claimed []*bool
 	var worker task.ID
-	children := false
+	queued, children := false, false
 	for i, t := range tasks {
 		ids[i] = t.ID
+		queued = queued || t.Queue != ""
 		children = children || t.ParentID != task.ID{}
 		// There are two workers when one has just lost its lease, and claims nothing.
 		if t.worker != (task.ID{}) && (worker == task.ID{} || worker == t.worker) {
@@ -210,8 +216,11 @@ func (s *Store) insertRows(ctx context.Context, i insertion, tasks []newTask, mo
 	var in inserted
 	var root *[16]byte
 	statement, columns := &i.plain, []any{nil, &in.runAt, &in.createdAt, &in.claim}
-	if children {
+	switch {
+	case children:
 		statement, columns = &i.children, append(columns, &root)
+	case queued:
+		statement = &i.queued
 	}
 	before := localTime()
 	rows, err := s.pool.Query(ctx, statement.sql, statement.arguments(values)...)

@@ -18,6 +18,9 @@ type Change struct {
 	Retry           RetryChange
 	// ExpiresAt: the zero time is never.
 	ExpiresAt *time.Time
+	// Queue and FlowKey: the empty text is none.
+	Queue, FlowKey *string
+	Priority       *Priority
 }
 
 // Content is what a call carries, as in [Spec].
@@ -53,6 +56,7 @@ func (t *Task) Change(c Change, now time.Time) (*Task, error) {
 	}
 	set(&changed.Timeout, c.Timeout)
 	set(&changed.ExpiresAt, c.ExpiresAt)
+	changed.changeFlow(&c)
 	set(&changed.Retry.MaxAttempts, c.Retry.MaxAttempts)
 	set(&changed.Retry.MaxRetryDuration, c.Retry.MaxRetryDuration)
 	set(&changed.Retry.MinBackoff, c.Retry.MinBackoff)
@@ -103,6 +107,18 @@ func merge(fields map[string]string, changes map[string]*string, same func(a, b 
 		merged[name] = *value
 	}
 	return merged
+}
+
+// changeFlow sets what c wants to be different about flow control. A task that has no
+// queue any more has no priority either.
+func (s *Spec) changeFlow(c *Change) {
+	set(&s.Queue, c.Queue)
+	set(&s.FlowKey, c.FlowKey)
+	if s.Queue == "" && s.FlowKey == "" {
+		s.Priority = ""
+	}
+	set(&s.Priority, c.Priority)
+	s.completeFlow()
 }
 
 func set[T any](field *T, value *T) {

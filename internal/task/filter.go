@@ -32,6 +32,9 @@ type Filter struct {
 	// MinAttempts is the least number of attempts that count.
 	MinAttempts int
 	CreatedBy   string
+	Queue       string
+	// FlowKey is of any queue where Queue names none.
+	FlowKey string
 }
 
 // MaxCreatedBy is the longest name of whoever hands in tasks, in bytes.
@@ -42,7 +45,8 @@ func (f *Filter) IsZero() bool {
 	return len(f.States) == 0 && len(f.Labels) == 0 && f.Host == "" && f.URLPrefix == "" &&
 		f.CreatedAfter.IsZero() && f.CreatedBefore.IsZero() && f.RunAfter.IsZero() && f.RunBefore.IsZero() &&
 		f.FinishedAfter.IsZero() && f.FinishedBefore.IsZero() &&
-		len(f.Reasons) == 0 && f.MinAttempts == 0 && f.CreatedBy == ""
+		len(f.Reasons) == 0 && f.MinAttempts == 0 && f.CreatedBy == "" &&
+		f.Queue == "" && f.FlowKey == ""
 }
 
 // Check returns [Errors] with every rule that f breaks, or nil. Its paths are
@@ -73,6 +77,12 @@ func (f *Filter) Check() error {
 		add("must be the start of a URL, at most 2048 bytes long", "invalid", "url")
 	case len(f.CreatedBy) > MaxCreatedBy || !isPlainText(f.CreatedBy):
 		add(fmt.Sprintf("must be at most %d bytes long, without control characters", MaxCreatedBy), "invalid", "created_by")
+	}
+	if f.Queue != "" && !IsQueueName(f.Queue) {
+		add(wantQueueName, "invalid", "queue")
+	}
+	if f.FlowKey != "" && !IsFlowKey(f.FlowKey) {
+		add(wantFlowKey, "invalid", "flow_key")
 	}
 	if f.MinAttempts < 0 || f.MinAttempts > MaxAttemptsLimit {
 		add("must be between 1 and 100", "out_of_range", "min_attempts")

@@ -25,7 +25,7 @@ func TestFilterCheck(t *testing.T) {
 			Labels: map[string]string{"kind": "play", "empty": ""}, Host: "plays.melodia.app", URLPrefix: "https://plays",
 			CreatedAfter: noon, CreatedBefore: noon.Add(1), RunAfter: noon, FinishedBefore: noon,
 			Reasons:     []task.Reason{task.AttemptsExhausted, task.RetryDurationExhausted, task.ClientError, task.Expired, task.TargetRefused},
-			MinAttempts: 100, CreatedBy: "plays@melodia.app",
+			MinAttempts: 100, CreatedBy: "plays@melodia.app", Queue: "mail", FlowKey: "tenant-42",
 		}},
 		"an address":               {filter: task.Filter{Host: "10.1.2.3"}},
 		"an IPv6 address":          {filter: task.Filter{Host: "[fd00::1]"}},
@@ -43,6 +43,8 @@ func TestFilterCheck(t *testing.T) {
 		"a URL that is not UTF-8":  {filter: task.Filter{URLPrefix: "http://\xff"}, want: []string{"url"}},
 		"a URL with a NUL":         {filter: task.Filter{URLPrefix: "http://\x00"}, want: []string{"url"}},
 		"a name with a NUL":        {filter: task.Filter{CreatedBy: "a\x00"}, want: []string{"created_by"}},
+		"no queue's name":          {filter: task.Filter{Queue: "a/b"}, want: []string{"queue"}},
+		"no flow key":              {filter: task.Filter{FlowKey: "a b"}, want: []string{"flow_key"}},
 		"more attempts than any":   {filter: task.Filter{MinAttempts: 101}, want: []string{"min_attempts"}},
 		"fewer than none":          {filter: task.Filter{MinAttempts: -1}, want: []string{"min_attempts"}},
 		"an empty range":           {filter: task.Filter{RunAfter: noon, RunBefore: noon}, want: []string{"run_before"}},
@@ -72,7 +74,7 @@ func TestFilterIsZero(t *testing.T) {
 	for i, f := range []task.Filter{
 		{States: []task.State{task.Failed}}, {Labels: map[string]string{"a": "b"}}, {Host: "a"}, {URLPrefix: "a"},
 		{CreatedAfter: noon}, {CreatedBefore: noon}, {RunAfter: noon}, {RunBefore: noon}, {FinishedAfter: noon}, {FinishedBefore: noon},
-		{Reasons: []task.Reason{task.Expired}}, {MinAttempts: 1}, {CreatedBy: "a"},
+		{Reasons: []task.Reason{task.Expired}}, {MinAttempts: 1}, {CreatedBy: "a"}, {Queue: "a"}, {FlowKey: "a"},
 	} {
 		if f.IsZero() {
 			t.Errorf("filter %d is zero", i)

@@ -33,6 +33,11 @@ type Spec struct {
 	// OIDCAudience is for whom an ID token goes with the call, in its header
 	// Authorization; empty is no token.
 	OIDCAudience string
+	// Queue and FlowKey say which limits the task waits for. Both are empty in a plain
+	// task; a task with a FlowKey has a Queue.
+	Queue, FlowKey string
+	// Priority orders the tasks of a queue; empty in a plain task.
+	Priority Priority
 }
 
 // Callback is whom to tell how a task ended: a task of its own, which POSTs the
@@ -100,6 +105,7 @@ func New(id ID, spec Spec, when When, now time.Time) (*Task, error) {
 	add := func(message, kind string, path ...string) {
 		errs = append(errs, FieldError{Path: path, Message: message, Kind: kind})
 	}
+	spec.completeFlow()
 	spec.check(add)
 	checkWhen(when, spec.ExpiresAt, now, add)
 	if errs != nil {
@@ -152,6 +158,7 @@ func (s *Spec) check(add func(message, kind string, path ...string)) {
 	}
 	checkHeaders(s.Headers, add)
 	s.checkAudience(add)
+	s.checkFlow(add)
 	s.OnSuccess.check("on_success", add)
 	s.OnFailure.check("on_failure", add)
 	checkLabels(s.Labels, add)
