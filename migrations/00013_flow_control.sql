@@ -5,7 +5,8 @@ SET LOCAL lock_timeout = '1s';
 -- limit that is NULL is none. Keys are the tasks' flow keys.
 CREATE TABLE queues (
     name               text             PRIMARY KEY,
-    -- How often the settings were written, for ETags; 0: they never were.
+    -- Grows whenever the settings are written: microseconds since 1970, or 1 more than
+    -- before, so that it also grows where they were deleted in between. 0: they never were.
     version            bigint           NOT NULL DEFAULT 0,
     created_at         timestamptz      NOT NULL DEFAULT now(),
     -- Since when none of its tasks is started; NULL: they are.
@@ -30,7 +31,7 @@ CREATE TABLE queues (
 CREATE TABLE queue_keys (
     queue          text             NOT NULL REFERENCES queues ON DELETE CASCADE,
     key            text             NOT NULL,
-    version        bigint           NOT NULL DEFAULT 1,
+    version        bigint           NOT NULL,
     max_concurrent integer,
     max_per_second double precision,
     burst          integer,

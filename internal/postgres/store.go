@@ -2,8 +2,8 @@
 // package with SQL.
 //
 // Tables: tasks holds the tasks that are not over, task_history those that are,
-// workers the instances that hold running tasks, and idempotency_keys the requests
-// that came under a key. The database's now() is the only clock: due times, expiry
+// workers the instances that hold running tasks, idempotency_keys the requests
+// that came under a key, and queues and queue_keys what limits tasks wait for. The database's now() is the only clock: due times, expiry
 // and silence are compared there, and Go sends durations, or moments that it read
 // there.
 //
@@ -66,6 +66,8 @@ type Store struct {
 	finishes   *batch.Batcher[Result, written]
 	gets       *batch.Batcher[task.ID, *task.Task]
 	probes     *batch.Batcher[struct{}, time.Duration]
+	// queueDefaults are asked for before each task of a queue is inserted.
+	queueDefaults *batch.Batcher[string, task.QueueDefaults]
 	// inserting bounds the statements that insert tasks, one by one or in batches.
 	inserting *gate
 	// batching lets one batch at a time go on to inserting, so that tasks which are
@@ -139,6 +141,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	s.finishes = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, Gather: gatherTime, GatherSlow: gatherSlow, Isolate: isRowError}, s.finish)
 	// A task's story may be of some hundred KiB.
 	s.gets = batch.New(batch.Options{MaxSize: 16, MaxFlushes: flushes, MaxWaiting: maxWaiting, Timeout: callTimeout}, s.get)
+	s.queueDefaults = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, MaxWaiting: maxWaiting, Timeout: callTimeout}, s.getQueueDefaults)
 	s.probes = batch.New(batch.Options{MaxSize: 1000, MaxFlushes: 1}, s.probe)
 	return s, nil
 }
@@ -149,6 +152,7 @@ func (s *Store) Close() {
 	s.finishes.Close()
 	s.gets.Close()
 	s.probes.Close()
+	s.queueDefaults.Close()
 	for _, g := range []*gate{s.batching, s.inserting, s.managing, s.searching} {
 		g.close()
 	}

@@ -57,12 +57,7 @@ func (t *Task) Change(c Change, now time.Time) (*Task, error) {
 	set(&changed.Timeout, c.Timeout)
 	set(&changed.ExpiresAt, c.ExpiresAt)
 	changed.changeFlow(&c)
-	set(&changed.Retry.MaxAttempts, c.Retry.MaxAttempts)
-	set(&changed.Retry.MaxRetryDuration, c.Retry.MaxRetryDuration)
-	set(&changed.Retry.MinBackoff, c.Retry.MinBackoff)
-	set(&changed.Retry.MaxBackoff, c.Retry.MaxBackoff)
-	set(&changed.Retry.MaxDoublings, c.Retry.MaxDoublings)
-	set(&changed.Retry.RetryClientErrors, c.Retry.RetryClientErrors)
+	changed.Retry = c.Retry.in(t.Retry)
 
 	var errs Errors
 	add := func(message, kind string, path ...string) {
@@ -88,6 +83,17 @@ func (t *Task) Change(c Change, now time.Time) (*Task, error) {
 		return nil, errs
 	}
 	return &changed, nil
+}
+
+// in returns p with what c sets of it.
+func (c *RetryChange) in(p RetryPolicy) RetryPolicy {
+	set(&p.MaxAttempts, c.MaxAttempts)
+	set(&p.MaxRetryDuration, c.MaxRetryDuration)
+	set(&p.MinBackoff, c.MinBackoff)
+	set(&p.MaxBackoff, c.MaxBackoff)
+	set(&p.MaxDoublings, c.MaxDoublings)
+	set(&p.RetryClientErrors, c.RetryClientErrors)
+	return p
 }
 
 // merge returns fields with changes made to them, without touching either.

@@ -20,6 +20,16 @@ var (
 	// ErrKeyTaken: another request came before under the same idempotency key.
 	// Nothing was stored.
 	ErrKeyTaken = errors.New("idempotency key belongs to another request")
+	// ErrQueueNotFound: no task has named this queue, and its settings were not written,
+	// since it was deleted last.
+	ErrQueueNotFound = errors.New("queue not found")
+	// ErrQueueKeyNotFound: the flow key has no limits of its own.
+	ErrQueueKeyNotFound = errors.New("flow key without limits of its own")
+	// ErrQueueInUse: tasks of the queue are pending or running.
+	ErrQueueInUse = errors.New("queue has pending or running tasks")
+	// ErrQueueChanged: somebody else wrote the same settings at the same moment. Nothing
+	// was written.
+	ErrQueueChanged = errors.New("queue was changed meanwhile")
 	// ErrUnavailable: the store could not be asked, or did not answer. What was
 	// to be written may or may not have been.
 	ErrUnavailable = errors.New("task store unavailable")

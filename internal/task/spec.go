@@ -173,11 +173,11 @@ func (c *Callback) check(field string, add func(message, kind string, path ...st
 	if c == nil {
 		return
 	}
-	within := func(message, kind string, path ...string) { add(message, kind, slices.Insert(path, 0, field)...) }
+	add = within(field, add)
 	if message := checkURL(c.URL); message != "" {
-		within(message, "invalid", "url")
+		add(message, "invalid", "url")
 	}
-	checkHeaders(c.Headers, within)
+	checkHeaders(c.Headers, add)
 }
 
 // carriesNone reports that calls of this method have no body.

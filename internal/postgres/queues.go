@@ -1,0 +1,234 @@
+package postgres
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/melodia/orchestrator/internal/batch"
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// queueColumns are those of a [task.Queue], in the order of scanQueue.
+const queueColumns = `name, version, paused_at, max_concurrent, max_per_second, burst,
+    key_max_concurrent, key_max_per_second, key_burst, key_ordered, defaults`
+
+// scanQueue reads queueColumns and whatever stands behind them.
+func scanQueue(row pgx.CollectableRow, more ...any) (q task.Queue, err error) {
+	var (
+		paused   *time.Time
+		all, key limitsRow
+		defaults []byte
+	)
+	dests := append([]any{&q.Name, &q.Version, &paused}, all.dests()...)
+	dests = append(append(dests, key.dests()...), &q.PerKey.Ordered, &defaults)
+	if err := row.Scan(append(dests, more...)...); err != nil {
+		return q, err
+	}
+	q.PausedAt, q.Limits, q.PerKey.Limits = zeroNull(paused), all.limits(), key.limits()
+	q.Defaults, err = decodeQueueDefaults(defaults)
+	return q, err
+}
+
+// limitsRow is limits as they are stored: NULL is none.
+type limitsRow struct {
+	maxConcurrent *int
+	maxPerSecond  *float64
+	burst         *int
+}
+
+func (r *limitsRow) dests() []any { return []any{&r.maxConcurrent, &r.maxPerSecond, &r.burst} }
+
+func (r *limitsRow) limits() task.Limits {
+	return task.Limits{MaxConcurrent: zeroNull(r.maxConcurrent), MaxPerSecond: zeroNull(r.maxPerSecond), Burst: zeroNull(r.burst)}
+}
+
+func limitArguments(l task.Limits) []any {
+	return []any{null(l.MaxConcurrent), null(l.MaxPerSecond), null(l.Burst)}
+}
+
+// nextVersion is the version of settings that are written now and had one before: it
+// differs from all that settings of the same name ever had.
+const nextVersion = `(extract(epoch FROM now()) * 1000000)::bigint`
+
+// A queue whose settings were never written has the version 0, with or without a row.
+const putQueueSQL = `-- name: write the settings of a queue
+INSERT INTO queues AS q (name, version, max_concurrent, max_per_second, burst, key_max_concurrent, key_max_per_second, key_burst, key_ordered, defaults)
+SELECT $1, ` + nextVersion + `, $3::int, $4::float8, $5::int, $6::int, $7::float8, $8::int, $9::bool, $10::text::jsonb
+WHERE $2::bigint = 0 OR EXISTS (SELECT FROM queues WHERE name = $1)
+ON CONFLICT (name) DO UPDATE SET version = GREATEST(q.version + 1, excluded.version),
+    max_concurrent = excluded.max_concurrent, max_per_second = excluded.max_per_second, burst = excluded.burst,
+    key_max_concurrent = excluded.key_max_concurrent, key_max_per_second = excluded.key_max_per_second, key_burst = excluded.key_burst,
+    key_ordered = excluded.key_ordered, defaults = excluded.defaults
+WHERE q.version = $2
+RETURNING ` + queueColumns
+
+// PutQueue writes the settings of a queue, which need not exist, and returns it. q.Version
+// is the version from which they were changed: PutQueue returns [task.ErrQueueChanged],
+// and writes nothing, where the queue has another one by now. A pause stays as it is.
+func (s *Store) PutQueue(ctx context.Context, q task.Queue) (task.Queue, error) {
+	args := append([]any{q.Name, q.Version}, limitArguments(q.Limits)...)
+	args = append(append(args, limitArguments(q.PerKey.Limits)...), q.PerKey.Ordered, encodeQueueDefaults(q.Defaults))
+	return s.oneQueue(ctx, "write the settings of queue "+q.Name, task.ErrQueueChanged, putQueueSQL, args...)
+}
+
+const getQueueSQL = `-- name: get a queue
+SELECT ` + queueColumns + ` FROM queues WHERE name = $1`
+
+// Queue returns a queue, or [task.ErrQueueNotFound].
+func (s *Store) Queue(ctx context.Context, name string) (task.Queue, error) {
+	return s.oneQueue(ctx, "get queue "+name, task.ErrQueueNotFound, getQueueSQL, name)
+}
+
+const pauseQueueSQL = `-- name: pause or resume a queue
+UPDATE queues SET paused_at = CASE WHEN $2 THEN COALESCE(paused_at, now()) END WHERE name = $1
+RETURNING ` + queueColumns
+
+// PauseQueue pauses a queue, or resumes it, and returns it, or [task.ErrQueueNotFound].
+// What is so already stays so. Running calls go on.
+func (s *Store) PauseQueue(ctx context.Context, name string, paused bool) (task.Queue, error) {
+	return s.oneQueue(ctx, "pause or resume queue "+name, task.ErrQueueNotFound, pauseQueueSQL, name, paused)
+}
+
+// oneQueue runs a statement that returns a queue; the error is none where it returns no row.
+func (s *Store) oneQueue(ctx context.Context, what string, none error, sql string, args ...any) (task.Queue, error) {
+	q, err := managed(ctx, s, sql, func(row pgx.CollectableRow) (task.Queue, error) { return scanQueue(row) }, args...)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = none
+	}
+	if err != nil {
+		return task.Queue{}, fmt.Errorf("%s: %w", what, err)
+	}
+	return q, nil
+}
+
+// managed runs a statement that returns one row by request; one such statement at a time.
+func managed[T any](ctx context.Context, s *Store, sql string, scan pgx.RowToFunc[T], args ...any) (v T, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if err := s.managing.acquire(ctx); err != nil {
+		return v, err
+	}
+	defer s.managing.release()
+	rows, err := s.pool.Query(ctx, sql, args...)
+	if err != nil {
+		return v, classify(err)
+	}
+	v, err = pgx.CollectExactlyOneRow(rows, scan)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return v, err
+	}
+	return v, classify(err)
+}
+
+// Names of queues whose row is missing are put in first, so that a queue exists from the
+// first task that names it. Where all are there nothing is written.
+const queueDefaultsSQL = `-- name: defaults of queues
+WITH missing AS (
+    INSERT INTO queues (name)
+    SELECT DISTINCT name FROM unnest($1::text[]) AS wanted (name) WHERE NOT EXISTS (SELECT FROM queues q WHERE q.name = wanted.name)
+    ORDER BY name
+    ON CONFLICT DO NOTHING
+)
+SELECT name, defaults FROM queues WHERE name = ANY ($1) AND defaults IS NOT NULL`
+
+// QueueDefaults returns the defaults of a queue, for a task that names it. A queue that
+// does not exist does from then on.
+func (s *Store) QueueDefaults(ctx context.Context, name string) (task.QueueDefaults, error) {
+	d, err := s.queueDefaults.Do(ctx, name)
+	if err != nil {
+		if errors.Is(err, batch.ErrFull) {
+			err = fmt.Errorf("%w: %w", task.ErrOverloaded, err)
+		}
+		return task.QueueDefaults{}, fmt.Errorf("get the defaults of queue %s: %w", name, classify(err))
+	}
+	return d, nil
+}
+
+// getQueueDefaults is the flush of QueueDefaults.
+func (s *Store) getQueueDefaults(ctx context.Context, names []string) ([]task.QueueDefaults, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	rows, err := s.pool.Query(ctx, queueDefaultsSQL, names)
+	if err != nil {
+		return nil, err
+	}
+	found := make(map[string]task.QueueDefaults)
+	var name string
+	var raw []byte
+	if _, err := pgx.ForEachRow(rows, []any{&name, &raw}, func() (err error) {
+		found[name], err = decodeQueueDefaults(raw)
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	out := make([]task.QueueDefaults, len(names))
+	for i, name := range names {
+		out[i] = found[name]
+	}
+	return out, nil
+}
+
+// queueDefaultsRow is the defaults column.
+type queueDefaultsRow struct {
+	TimeoutSeconds *float64  `json:"timeout_seconds,omitempty"`
+	Retry          *retryRow `json:"retry,omitempty"`
+}
+
+type retryRow struct {
+	MaxAttempts             *int     `json:"max_attempts,omitempty"`
+	MaxRetryDurationSeconds *float64 `json:"max_retry_duration_seconds,omitempty"`
+	MinBackoffSeconds       *float64 `json:"min_backoff_seconds,omitempty"`
+	MaxBackoffSeconds       *float64 `json:"max_backoff_seconds,omitempty"`
+	MaxDoublings            *int     `json:"max_doublings,omitempty"`
+	RetryClientErrors       *bool    `json:"retry_client_errors,omitempty"`
+}
+
+func encodeQueueDefaults(d task.QueueDefaults) *string {
+	if d.IsZero() {
+		return nil
+	}
+	row := queueDefaultsRow{TimeoutSeconds: mapped(d.Timeout, seconds)}
+	if r := d.Retry; r != (task.RetryChange{}) {
+		row.Retry = &retryRow{
+			r.MaxAttempts, mapped(r.MaxRetryDuration, seconds), mapped(r.MinBackoff, seconds), mapped(r.MaxBackoff, seconds), r.MaxDoublings, r.RetryClientErrors,
+		}
+	}
+	b, err := json.Marshal(row)
+	if err != nil {
+		panic(err) // finite numbers always encode
+	}
+	text := string(b)
+	return &text
+}
+
+func decodeQueueDefaults(b []byte) (d task.QueueDefaults, err error) {
+	if b == nil {
+		return d, nil
+	}
+	var row queueDefaultsRow
+	if err := json.Unmarshal(b, &row); err != nil {
+		return d, err
+	}
+	d.Timeout = mapped(row.TimeoutSeconds, duration)
+	if r := row.Retry; r != nil {
+		d.Retry = task.RetryChange{
+			MaxAttempts: r.MaxAttempts, MaxRetryDuration: mapped(r.MaxRetryDurationSeconds, duration), MinBackoff: mapped(r.MinBackoffSeconds, duration),
+			MaxBackoff: mapped(r.MaxBackoffSeconds, duration), MaxDoublings: r.MaxDoublings, RetryClientErrors: r.RetryClientErrors,
+		}
+	}
+	return d, nil
+}
+
+// mapped is f of what p points to; nil stays nil.
+func mapped[A, B any](p *A, f func(A) B) *B {
+	if p == nil {
+		return nil
+	}
+	v := f(*p)
+	return &v
+}

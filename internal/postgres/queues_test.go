@@ -1,0 +1,229 @@
+package postgres_test
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/melodia/orchestrator/internal/postgres"
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+var ignoreVersion = cmp.Options{cmpopts.IgnoreFields(task.Queue{}, "Version"), cmpopts.IgnoreFields(task.QueueKey{}, "Version")}
+
+// full returns settings in which everything is set.
+func full(name string) task.Queue {
+	return task.Queue{Name: name, QueueSettings: task.QueueSettings{
+		Limits: task.Limits{MaxConcurrent: 5, MaxPerSecond: 0.25, Burst: 7},
+		PerKey: task.KeyLimits{Limits: task.Limits{MaxConcurrent: 1, MaxPerSecond: 3, Burst: 4}, Ordered: true},
+		Defaults: task.QueueDefaults{Timeout: new(1500 * time.Millisecond), Retry: task.RetryChange{
+			MaxAttempts: new(3), MaxRetryDuration: new(time.Hour), MinBackoff: new(290 * time.Millisecond), MaxBackoff: new(time.Minute),
+			MaxDoublings: new(0), RetryClientErrors: new(false),
+		}},
+	}}
+}
+
+func putQueue(t *testing.T, s *postgres.Store, q task.Queue) task.Queue {
+	t.Helper()
+	written, err := s.PutQueue(t.Context(), q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return written
+}
+
+func TestQueue(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t)
+	if _, err := s.Queue(t.Context(), "mail"); !errors.Is(err, task.ErrQueueNotFound) {
+		t.Fatalf("Queue = %v, want ErrQueueNotFound", err)
+	}
+	want := full("mail")
+	first := putQueue(t, s, want)
+	got, err := s.Queue(t.Context(), "mail")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, q := range map[string]task.Queue{"written": first, "read": got} {
+		if diff := cmp.Diff(want, q, ignoreVersion); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+	if first.Version == 0 || got.Version != first.Version {
+		t.Errorf("the version is %d where it was written and %d where it was read", first.Version, got.Version)
+	}
+	none := task.Queue{Name: "mail", Version: first.Version}
+	second := putQueue(t, s, none)
+	if diff := cmp.Diff(none, second, ignoreVersion); diff != "" || second.Version <= first.Version {
+		t.Errorf("without any limit: version %d after %d; (-want +got):\n%s", second.Version, first.Version, diff)
+	}
+}
+
+// Of editors who read the same version one writes, and the others are told.
+func TestEditorsOfAQueue(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t)
+	for round, version := 0, int64(0); round < 5; round++ {
+		errs := make([]error, 8)
+		written := make([]task.Queue, len(errs))
+		var wg sync.WaitGroup
+		for i := range errs {
+			wg.Go(func() {
+				q := task.Queue{Name: "mail", Version: version}
+				q.MaxConcurrent = 1 + i
+				written[i], errs[i] = s.PutQueue(t.Context(), q)
+			})
+		}
+		wg.Wait()
+		winner := -1
+		for i, err := range errs {
+			switch {
+			case err == nil && winner < 0:
+				winner = i
+			case err == nil:
+				t.Errorf("round %d: editors %d and %d have both written", round, winner, i)
+			case !errors.Is(err, task.ErrQueueChanged):
+				t.Errorf("round %d, editor %d: %v, want ErrQueueChanged", round, i, err)
+			}
+		}
+		if winner < 0 {
+			t.Fatalf("round %d: none has written: %v", round, errs)
+		}
+		got, err := s.Queue(t.Context(), "mail")
+		if err != nil || got.MaxConcurrent != 1+winner || got.Version != written[winner].Version {
+			t.Errorf("round %d: %+v, %v; want what editor %d has written: %+v", round, got, err, winner, written[winner])
+		}
+		version = got.Version
+	}
+}
+
+func TestPauseQueue(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	if _, err := s.PauseQueue(t.Context(), "mail", true); !errors.Is(err, task.ErrQueueNotFound) {
+		t.Fatalf("PauseQueue = %v, want ErrQueueNotFound", err)
+	}
+	q := putQueue(t, s, full("mail"))
+	paused, err := s.PauseQueue(t.Context(), "mail", true)
+	now := query[time.Time](t, pool, "SELECT now()")
+	if err != nil || paused.PausedAt.IsZero() || now.Sub(paused.PausedAt) > time.Minute || paused.Version != q.Version {
+		t.Fatalf("PauseQueue = %+v, %v; want it paused a moment ago, in version %d", paused, err, q.Version)
+	}
+	again, err := s.PauseQueue(t.Context(), "mail", true)
+	if err != nil || !again.PausedAt.Equal(paused.PausedAt) {
+		t.Errorf("paused since %v, %v; want since %v", again.PausedAt, err, paused.PausedAt)
+	}
+	// Settings that are written meanwhile end no pause.
+	if q = putQueue(t, s, q); !q.PausedAt.Equal(paused.PausedAt) {
+		t.Errorf("after its settings were written it is paused since %v, want %v", q.PausedAt, paused.PausedAt)
+	}
+	for range 2 {
+		if q, err = s.PauseQueue(t.Context(), "mail", false); err != nil || !q.PausedAt.IsZero() {
+			t.Errorf("resumed: %+v, %v", q, err)
+		}
+	}
+}
+
+// A queue exists from the first task that names it on. Its defaults reach those that name
+// it from then on.
+func TestQueueDefaults(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	var wg sync.WaitGroup
+	for i := range 40 { // in few statements, some of which want the same rows
+		wg.Go(func() {
+			if d, err := s.QueueDefaults(t.Context(), fmt.Sprint("queue", i%3)); err != nil || !d.IsZero() {
+				t.Errorf("QueueDefaults = %+v, %v; want none", d, err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := query[int](t, pool, "SELECT count(*) FROM queues WHERE name IN ('queue0', 'queue1', 'queue2')"); n != 3 {
+		t.Errorf("%d queues exist, want 3", n)
+	}
+	q, err := s.Queue(t.Context(), "queue0")
+	if diff := cmp.Diff(task.Queue{Name: "queue0"}, q); err != nil || diff != "" {
+		t.Errorf("%v; (-want +got):\n%s", err, diff)
+	}
+	want := full("queue0")
+	putQueue(t, s, want)
+	got, err := s.QueueDefaults(t.Context(), "queue0")
+	if diff := cmp.Diff(want.Defaults, got); err != nil || diff != "" {
+		t.Errorf("%v; (-want +got):\n%s", err, diff)
+	}
+}
+
+func TestQueueKeys(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t)
+	put := func(k task.QueueKey) task.QueueKey {
+		t.Helper()
+		written, err := s.PutQueueKey(t.Context(), k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return written
+	}
+	limits := task.KeyLimits{Limits: task.Limits{MaxConcurrent: 1, MaxPerSecond: 0.5, Burst: 3}, Ordered: true}
+	first := task.QueueKey{Queue: "mail", Key: "tenant/42", KeyLimits: limits}
+	if _, err := s.PutQueueKey(t.Context(), first); !errors.Is(err, task.ErrQueueNotFound) {
+		t.Fatalf("PutQueueKey = %v, want ErrQueueNotFound", err)
+	}
+	if _, err := s.QueueKey(t.Context(), "mail", "tenant/42"); !errors.Is(err, task.ErrQueueKeyNotFound) {
+		t.Fatalf("QueueKey = %v, want ErrQueueKeyNotFound", err)
+	}
+	putQueue(t, s, task.Queue{Name: "mail"})
+	putQueue(t, s, task.Queue{Name: "other"})
+	written := put(first)
+	got, err := s.QueueKey(t.Context(), "mail", "tenant/42")
+	if diff := cmp.Diff(first, got, ignoreVersion); err != nil || diff != "" || got.Version == 0 || got.Version != written.Version {
+		t.Errorf("%v, version %d; (-want +got):\n%s", err, got.Version, diff)
+	}
+	// Another editor was first.
+	if _, err := s.PutQueueKey(t.Context(), first); !errors.Is(err, task.ErrQueueChanged) {
+		t.Errorf("PutQueueKey from version 0 = %v, want ErrQueueChanged", err)
+	}
+	if _, err := s.PutQueueKey(t.Context(), task.QueueKey{Queue: "mail", Key: "new", Version: 7}); !errors.Is(err, task.ErrQueueChanged) {
+		t.Errorf("PutQueueKey of what was deleted = %v, want ErrQueueChanged", err)
+	}
+	if err := s.DeleteQueueKey(t.Context(), "mail", "tenant/42", written.Version+1); !errors.Is(err, task.ErrQueueChanged) {
+		t.Errorf("DeleteQueueKey of another version = %v, want ErrQueueChanged", err)
+	}
+	none := task.QueueKey{Queue: "mail", Key: "tenant/42", Version: written.Version}
+	if second := put(none); second.Version <= written.Version || second.KeyLimits != (task.KeyLimits{}) {
+		t.Errorf("written %+v after %+v", second, written)
+	}
+
+	for _, key := range []string{"b", "B", "a", "~"} {
+		put(task.QueueKey{Queue: "mail", Key: key})
+	}
+	put(task.QueueKey{Queue: "other", Key: "c"})
+	var keys []string
+	for behind := ""; ; {
+		page, err := s.QueueKeys(t.Context(), "mail", behind, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range page {
+			keys = append(keys, k.Key)
+		}
+		if len(page) < 2 {
+			break
+		}
+		behind = page[1].Key
+	}
+	if diff := cmp.Diff([]string{"B", "a", "b", "tenant/42", "~"}, keys); diff != "" {
+		t.Errorf("keys (-want +got):\n%s", diff)
+	}
+	if err := s.DeleteQueueKey(t.Context(), "mail", "a", 0); err != nil {
+		t.Error(err)
+	}
+	if err := s.DeleteQueueKey(t.Context(), "mail", "a", 0); !errors.Is(err, task.ErrQueueKeyNotFound) {
+		t.Errorf("DeleteQueueKey = %v, want ErrQueueKeyNotFound", err)
+	}
+}
