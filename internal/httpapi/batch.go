@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"slices"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-json-experiment/json"
@@ -90,27 +89,16 @@ func (a *API) batchOperation() huma.Operation {
 
 func (a *API) submitBatch(ctx context.Context, in *onceInput) (*batchOutput, error) {
 	out := &batchOutput{Status: http.StatusAccepted}
-	key, fingerprint := in.name(ctx, "/tasks/batch")
 	tasks, err := a.readBatch(in.body())
-	if err == nil {
-		err = a.checkDelays(ctx, tasks)
+	if err != nil && !isRefusal(err) {
+		return nil, a.fail(ctx, err)
 	}
-	if err == nil {
-		for _, t := range tasks {
-			t.CreatedBy = caller(ctx)
-			t.Hops, t.ParentID = linkOf(ctx).hops, linkOf(ctx).parent
-		}
-		err = a.Dispatcher.SubmitBatch(ctx, &task.Batch{Tasks: tasks, IdempotencyKey: key, Fingerprint: fingerprint})
-	} else {
-		err = a.orRepeated(ctx, err, key, fingerprint)
-	}
-	if repeat, ok := errors.AsType[*task.RepeatError](err); ok {
-		out.Status, out.Replayed = http.StatusOK, "true"
-		tasks, err = a.Store.GetMany(ctx, repeat.Tasks)
-		err = ofRepeat(err)
-	}
+	tasks, repeated, err := a.Intake.SubmitBatch(ctx, in.request(ctx, "/tasks/batch"), tasks, err)
 	if err != nil {
 		return nil, a.fail(ctx, err)
+	}
+	if repeated {
+		out.Status, out.Replayed = http.StatusOK, "true"
 	}
 	out.Body.Tasks = make([]*Task, len(tasks))
 	for i, t := range tasks {
@@ -157,27 +145,6 @@ func (a *API) newTasks(requests []BatchTask) ([]*task.Task, error) {
 		}
 	}
 	return tasks, nil
-}
-
-// checkDelays is checkDelay of the tasks of a batch.
-func (a *API) checkDelays(ctx context.Context, tasks []*task.Task) error {
-	if !slices.ContainsFunc(tasks, mayExpireInDelay) {
-		return nil
-	}
-	now, err := a.Store.Now(ctx)
-	if err != nil {
-		return err
-	}
-	var found []FieldProblem
-	for i, t := range tasks {
-		if errs, ok := errors.AsType[task.Errors](t.CheckDelay(now)); ok {
-			found = append(found, fieldProblems(errs, Loc{"body", "tasks", i})...)
-		}
-	}
-	if found != nil {
-		return invalid(found)
-	}
-	return nil
 }
 
 // splitBatch returns the tasks of a body as they were sent, or what is wrong
