@@ -125,7 +125,9 @@ func (a *API) readBatch(in *submitInput) ([]*task.Task, error) {
 	var found []FieldProblem
 	for i, item := range items {
 		var problems []FieldProblem
-		tasks[i], problems = a.readItem(i, item)
+		if tasks[i], problems, err = a.readItem(i, item); err != nil {
+			return nil, err
+		}
 		if found = append(found, problems...); len(found) > maxFieldProblems {
 			break
 		}
@@ -202,11 +204,12 @@ func splitList(list jsontext.Value) (items []jsontext.Value) {
 	return items
 }
 
-// readItem makes a task out of item i of a batch, or says what is wrong with it.
-func (a *API) readItem(i int, item jsontext.Value) (*task.Task, []FieldProblem) {
+// readItem makes a task out of item i of a batch, or says what is wrong with it. The
+// error is not about the item.
+func (a *API) readItem(i int, item jsontext.Value) (*task.Task, []FieldProblem, error) {
 	at := Loc{"body", "tasks", i}
-	unreadable := func(err error) (*task.Task, []FieldProblem) {
-		return nil, []FieldProblem{{Loc: at, Msg: err.Error(), Type: "invalid"}}
+	unreadable := func(err error) (*task.Task, []FieldProblem, error) {
+		return nil, []FieldProblem{{Loc: at, Msg: err.Error(), Type: "invalid"}}, nil
 	}
 	var tree any
 	if err := decode(item, &tree); err != nil {
@@ -216,7 +219,7 @@ func (a *API) readItem(i int, item jsontext.Value) (*task.Task, []FieldProblem) 
 	path.Push("tasks")
 	path.PushIndex(i)
 	if found := a.mistakes(path, a.schemaOf(BatchTask{}), tree); found != nil {
-		return nil, found
+		return nil, found, nil
 	}
 	request := new(BatchTask)
 	if err := decode(item, request); err != nil {
@@ -224,7 +227,7 @@ func (a *API) readItem(i int, item jsontext.Value) (*task.Task, []FieldProblem) 
 	}
 	t, err := a.newTask(request)
 	if errs, ok := errors.AsType[task.Errors](err); ok {
-		return nil, fieldProblems(errs, at)
+		return nil, fieldProblems(errs, at), nil
 	}
-	return t, nil
+	return t, nil, err
 }

@@ -110,6 +110,7 @@ func (a *API) fail(ctx context.Context, err error) *Problem {
 	var fields task.Errors
 	var batch intake.BatchError
 	var hops *intake.HopsError
+	var shortage task.Shortage
 	switch {
 	case errors.As(err, &p):
 	case errors.As(err, &fields):
@@ -141,6 +142,8 @@ func (a *API) fail(ctx context.Context, err error) *Problem {
 		p = newProblem(http.StatusServiceUnavailable, "The search took longer than it may. Ask for less: add a range of time, like created_after.").retryLater()
 	case errors.Is(err, task.ErrOverloaded):
 		p = newProblem(http.StatusTooManyRequests, overloadedDetail).retryLater()
+	case errors.As(err, &shortage):
+		p = newProblem(http.StatusServiceUnavailable, "The request cannot be checked at the moment: "+string(shortage)+". Nothing was stored or carried out; try again after the time in Retry-After.").retryLater()
 	case errors.Is(err, task.ErrUnavailable), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		p = newProblem(http.StatusServiceUnavailable, unavailableDetail).retryLater()
 	default:

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"math"
 	"net/http"
 	"regexp"
@@ -236,11 +237,12 @@ func directly[R any, P interface {
 func (a *API) newTask(r request) (*task.Task, error) {
 	spec, errs := r.spec(a.Intake.Defaults())
 	when, more := r.when()
-	t, found := a.Intake.Task(spec, when)
+	t, err := a.Intake.Task(spec, when)
+	found, _ := errors.AsType[task.Errors](err)
 	if errs = slices.Concat(errs, more, found); len(errs) > 0 {
 		return nil, errs
 	}
-	return t, nil
+	return t, err
 }
 
 // spec returns the request in the domain's terms, with defaults for what it leaves out.

@@ -547,6 +547,25 @@ func TestCredentialsAreRefused(t *testing.T) {
 	}
 }
 
+// Where the instance cannot look a secret up, nothing is wrong with the request.
+func TestSecretsInAShortage(t *testing.T) {
+	t.Parallel()
+	s := newService(t, func(o *settings) {
+		o.Secrets = fakeSecrets(func(string, string) error { return task.ShortageDescriptors })
+	})
+	body := `{"url":"` + target + `","headers":{"X-A":"${secret:a}"}}`
+	for path, body := range map[string]string{
+		"/enqueue": body, "/schedule": with("delay_seconds", `1,"headers":{"X-A":"${secret:a}"}`), "/worker-endpoint": body,
+		"/tasks/batch": batchOf(with("payload", "1"), body), "/tasks/batch?": batchOf(with("payload", "null"), body),
+	} {
+		a := s.post(path, body)
+		s.refused(a, http.StatusServiceUnavailable)
+		if want := "The request cannot be checked at the moment: the service has no file descriptors"; !strings.HasPrefix(a.detail(), want) || a.header.Get("Retry-After") == "" {
+			t.Errorf("%s: got %q with Retry-After %q", path, a.detail(), a.header.Get("Retry-After"))
+		}
+	}
+}
+
 // What a task with credentials is stored as, and shows.
 func TestCredentialsInTasks(t *testing.T) {
 	t.Parallel()

@@ -9,6 +9,7 @@ package intake
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -62,7 +63,8 @@ type identityPolicy interface {
 }
 
 // secretPolicy says which secrets there are, and to which targets they may be
-// sent. The error's text completes "headers.X …" and holds neither name nor URL.
+// sent. The error is a [task.Shortage] where that cannot be told at the moment; else its
+// text completes "headers.X …" and holds neither name nor URL.
 type secretPolicy interface {
 	Check(name, rawURL string) error
 }
@@ -97,19 +99,26 @@ func New(o Options) *Intake {
 func (in *Intake) Defaults() task.Spec { return in.o.Defaults }
 
 // Task makes a task of what a request asks for, by the domain's rules and the settings'
-// rules about targets, ID tokens and secrets. The errors are every rule that it breaks;
-// where there are none the task may be submitted.
-func (in *Intake) Task(spec task.Spec, when task.When) (*task.Task, task.Errors) {
+// rules about targets, ID tokens and secrets. The error is [task.Errors] with every rule
+// that it breaks, or a [task.Shortage] where the instance could not find that out.
+func (in *Intake) Task(spec task.Spec, when task.When) (*task.Task, error) {
 	t, err := task.New(in.o.NewID(), spec, when, time.Now())
-	if errs, ok := err.(task.Errors); ok { //nolint:errorlint // New wraps nothing
-		return nil, errs
+	if err != nil {
+		return nil, err
 	}
-	errs := in.checkTarget(spec.URL, spec.Headers)
-	if c := spec.OnSuccess; c != nil {
-		errs = append(errs, in.checkTarget(c.URL, c.Headers, "on_success")...)
+	errs, err := in.checkTarget(spec.URL, spec.Headers)
+	callback := func(field string, c *task.Callback) {
+		if c == nil || err != nil {
+			return
+		}
+		var found task.Errors
+		found, err = in.checkTarget(c.URL, c.Headers, field)
+		errs = append(errs, found...)
 	}
-	if c := spec.OnFailure; c != nil {
-		errs = append(errs, in.checkTarget(c.URL, c.Headers, "on_failure")...)
+	callback("on_success", spec.OnSuccess)
+	callback("on_failure", spec.OnFailure)
+	if err != nil {
+		return nil, err
 	}
 	if spec.OIDCAudience != "" && len(errs) == 0 {
 		if err := in.o.Identity.CheckURL(spec.URL); err != nil {
@@ -147,25 +156,28 @@ func (in *Intake) Unstored(ctx context.Context, from Origin, t *task.Task) error
 
 // checkTarget reports what the settings do not allow about a call: its target, and
 // the secrets that would be sent there. path leads to the object that holds url and
-// headers, which the domain has found legal.
-func (in *Intake) checkTarget(url string, headers map[string]string, path ...string) (errs task.Errors) {
+// headers, which the domain has found legal. err is a [task.Shortage].
+func (in *Intake) checkTarget(url string, headers map[string]string, path ...string) (errs task.Errors, err error) {
 	add := func(err error, kind string, rest ...string) {
 		errs = append(errs, task.FieldError{Path: slices.Concat(path, rest), Message: err.Error(), Kind: kind})
 	}
 	if err := in.o.Policy.CheckURL(url); err != nil {
 		add(err, "target_refused", "url")
-		return errs
+		return errs, nil
 	}
 	for header, value := range headers {
 		for _, name, rest, found := task.CutSecret(value); found; _, name, rest, found = task.CutSecret(rest) {
 			if err := in.o.Secrets.Check(name, url); err != nil {
+				if lacking, ok := errors.AsType[task.Shortage](err); ok {
+					return nil, lacking
+				}
 				add(err, "secret_refused", "headers", header)
 				break // one word per header
 			}
 		}
 	}
 	slices.SortFunc(errs, func(a, b task.FieldError) int { return slices.Compare(a.Path, b.Path) })
-	return errs
+	return errs, nil
 }
 
 // mayExpireInDelay reports whether only the store's clock can say that t would expire

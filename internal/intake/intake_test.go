@@ -2,6 +2,7 @@ package intake
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -66,15 +67,41 @@ func TestTaskBreaksRules(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			in := newIntake(new(fakes), refusing)
-			made, errs := in.Task(asked(in, tt.change), tt.when)
+			made, err := in.Task(asked(in, tt.change), tt.when)
+			errs, _ := errors.AsType[task.Errors](err)
 			var got []string
 			for _, e := range errs {
 				got = append(got, strings.Join(e.Path, ".")+" "+e.Kind)
 			}
-			if diff := cmp.Diff(tt.errs, got); diff != "" || (made == nil) != (errs != nil) {
+			if diff := cmp.Diff(tt.errs, got); diff != "" || (made == nil) != (err != nil) {
 				t.Errorf("got the task %v and (-want +got):\n%s", made, diff)
 			}
 		})
+	}
+}
+
+// What cannot be found out for want of file descriptors is no mistake of the request.
+func TestSecretsInAShortage(t *testing.T) {
+	t.Parallel()
+	f := &fakes{repeated: &task.RepeatError{Tasks: []task.ID{{7}}}, tasks: map[task.ID]*task.Task{{7}: {ID: task.ID{7}}}}
+	in := newIntake(f, func(o *Options) {
+		o.Secrets = fakeSecrets(func(string, string) error { return fmt.Errorf("read: %w", task.ShortageDescriptors) })
+	})
+	referring := map[string]string{"X": "${secret:a}"}
+	for name, change := range map[string]func(*task.Spec){
+		"headers":    func(s *task.Spec) { s.Headers = referring },
+		"on_success": func(s *task.Spec) { s.OnSuccess = &task.Callback{URL: target, Headers: referring} },
+		"on_failure": func(s *task.Spec) { s.OnFailure = &task.Callback{URL: target, Headers: referring} },
+	} {
+		if made, err := in.Task(asked(in, change), task.When{}); made != nil || err != error(task.ShortageDescriptors) {
+			t.Errorf("%s: got %v, %v, want %v", name, made, err, task.ShortageDescriptors)
+		}
+	}
+	before := legal(t, in, task.When{})
+	f.tasks[before.ID] = before
+	reference := "${secret:a}"
+	if _, err := in.Change(t.Context(), before.ID, task.Change{Headers: map[string]*string{"X": &reference}}, nil); err != error(task.ShortageDescriptors) {
+		t.Errorf("a change: got %v, want %v", err, task.ShortageDescriptors)
 	}
 }
 

@@ -151,9 +151,9 @@ func asked(in *Intake, change ...func(*task.Spec)) task.Spec {
 // legal makes a task that breaks no rule.
 func legal(t *testing.T, in *Intake, when task.When, change ...func(*task.Spec)) *task.Task {
 	t.Helper()
-	made, errs := in.Task(asked(in, change...), when)
-	if errs != nil {
-		t.Fatal(errs)
+	made, err := in.Task(asked(in, change...), when)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return made
 }

@@ -14,7 +14,7 @@ const changeTries = 3
 
 // Change changes a pending task, which must obey all rules for new ones then, and returns
 // it as it is stored. allow, unless it is nil, is shown the task as it is, and its error
-// is returned. Other errors are [task.Errors], [task.ErrChanged] where others changed the
+// is returned. Other errors are those of [Intake.Task], [task.ErrChanged] where others changed the
 // task again and again, those of [task.Task.Change], and the store's.
 func (in *Intake) Change(ctx context.Context, id task.ID, change task.Change, allow func(*task.Task) error) (t *task.Task, err error) {
 	for range changeTries {
@@ -46,8 +46,12 @@ func (in *Intake) tryChange(ctx context.Context, id task.ID, change task.Change,
 	if err := in.checkDelay(ctx, changed); err != nil {
 		return nil, err
 	}
-	if errs := in.checkTarget(changed.URL, changed.Headers); errs != nil {
-		return nil, errs // a header may refer to a secret that the target may not have
+	// A header may refer to a secret that the target may not have.
+	switch errs, err := in.checkTarget(changed.URL, changed.Headers); {
+	case err != nil:
+		return nil, err
+	case errs != nil:
+		return nil, errs
 	}
 	return in.o.Store.Change(ctx, changed, change.Content)
 }
