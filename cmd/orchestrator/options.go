@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -62,10 +63,16 @@ func connectionsWithin(limit uint64, wanted, others int) int {
 	return min(fit, wanted)
 }
 
-// deliverOptions returns what the settings say about calls. An error names the setting.
+// deliverOptions returns what the settings say about calls. An error names the setting, or
+// says that the system's certificates cannot be read.
 func deliverOptions(c *config.Config) (deliver.Options, error) {
 	o := deliver.Options{Version: version, Concurrency: c.DispatchConcurrency}
-	var err error
+	// crypto/x509 reads them once, and keeps for good that it could not. At the first https call
+	// the process may have no file descriptor left; now it has.
+	_, err := x509.SystemCertPool()
+	if err != nil {
+		return o, fmt.Errorf("the system's CA certificates cannot be read, without which no https target can be called (SSL_CERT_FILE and SSL_CERT_DIR say where they are): %w", err)
+	}
 	if o.Policy, err = target.NewPolicy(c.TargetAllowHosts, c.TargetAllowNetworks, c.TargetRequireHTTPS); err != nil {
 		return o, fmt.Errorf("TARGET_ALLOW_HOSTS: %w", err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/melodia/orchestrator/internal/dispatch"
 	"github.com/melodia/orchestrator/internal/httpapi"
 	"github.com/melodia/orchestrator/internal/httpserver"
+	"github.com/melodia/orchestrator/internal/intake"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -66,9 +67,8 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	down.push("deliverer", 0, func(context.Context) { deliverer.Close() })
 
 	api := httpapi.New(httpapi.Options{
-		Policy: calls.Policy, Identity: calls.Credentials.Identity, Secrets: calls.Credentials.Secrets,
 		Callers: authenticator, Rate: c.RateLimit, Burst: c.RateBurst, HideDocs: c.Docs == "off", ShowPayloads: c.ShowPayloads == "on",
-		Defaults: c.Defaults(), Lease: c.LeaseDuration, MaxHops: c.MaxHops, NewID: newLocalID, Version: version, ExampleURL: t.exampleURL, Log: log,
+		Defaults: c.Defaults(), Lease: c.LeaseDuration, NewID: newLocalID, Version: version, ExampleURL: t.exampleURL, Log: log,
 	})
 	opening := startOpening(ctx, c, log, api.Starting)
 	down.push("database", 0, opening.close)
@@ -113,7 +113,11 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 		stopDispatching()
 		<-dispatched
 	})
-	api.Ready(store, dispatcher, store.NewID)
+	submissions := intake.New(intake.Options{
+		Store: store, Dispatcher: dispatcher, Policy: calls.Policy, Identity: calls.Credentials.Identity, Secrets: calls.Credentials.Secrets,
+		Defaults: c.Defaults(), MaxHops: c.MaxHops, NewID: store.NewID,
+	})
+	api.Ready(store, dispatcher, submissions, store.NewID)
 	log.Info("serving", "address", listener.Addr().String(), "version", version)
 	if t.ready != nil {
 		t.ready()

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/melodia/orchestrator/internal/target"
@@ -35,6 +36,8 @@ type Secrets struct {
 
 	mu   sync.Mutex
 	read map[string]secretFile // by name
+
+	readFile func(path string) (string, error) // a test puts its own in
 }
 
 // secretFile is what was read at a moment, and the file's attributes just before.
@@ -57,7 +60,7 @@ var (
 // where it has several hosts (see [target.Hosts] for their form). Errors number the
 // entries and do not hold them.
 func NewSecrets(dir string, entries []string) (*Secrets, error) {
-	s := &Secrets{dir: dir, hosts: make(map[string]*target.Hosts), read: make(map[string]secretFile)}
+	s := &Secrets{dir: dir, hosts: make(map[string]*target.Hosts), read: make(map[string]secretFile), readFile: readSecret}
 	for i, entry := range entries {
 		name, host, found := strings.Cut(entry, "=")
 		if !found || !task.IsSecretName(name) {
@@ -74,7 +77,8 @@ func NewSecrets(dir string, entries []string) (*Secrets, error) {
 }
 
 // Check returns an error unless the named secret exists and may be sent to
-// rawURL. The error's text completes "headers.X …" and holds nothing that was sent.
+// rawURL. The error is a [task.Shortage] where the instance lacks what it takes to find
+// out; else its text completes "headers.X …" and holds nothing that was sent.
 func (s *Secrets) Check(name, rawURL string) error {
 	u, err := task.ParseURL(rawURL)
 	if err != nil {
@@ -83,10 +87,17 @@ func (s *Secrets) Check(name, rawURL string) error {
 	if err := s.check(name, u); err != nil {
 		return err
 	}
-	if _, err := s.value(name); err != nil {
+	_, err = s.value(name)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return task.ShortageDescriptors
+	case errors.Is(err, syscall.ENOMEM):
+		return task.ShortageMemory
+	default:
 		return errSecretHost
 	}
-	return nil
 }
 
 // check reads no file. It checks the URL first, which tells nothing about the secret.
@@ -156,7 +167,7 @@ func (s *Secrets) value(name string) (string, error) {
 	if known.is(info) && time.Since(known.at) < rereadAfter {
 		return known.value, nil
 	}
-	value, err := readSecret(path)
+	value, err := s.readFile(path)
 	if err != nil {
 		return "", err
 	}

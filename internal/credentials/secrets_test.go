@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -224,6 +225,26 @@ func TestCheckSecrets(t *testing.T) {
 	} {
 		if got := s.Check(tt.name, tt.url); got != tt.want {
 			t.Errorf("Check(%q, %q) = %v, want %v", tt.name, tt.url, got, tt.want)
+		}
+	}
+}
+
+// What kept a secret from being read says nothing about the secret.
+func TestCheckSecretsInAShortage(t *testing.T) {
+	t.Parallel()
+	s := newSecrets(t, map[string]string{"billing": "b1ll"})
+	for errno, want := range map[syscall.Errno]error{
+		syscall.EMFILE: task.ShortageDescriptors, syscall.ENFILE: task.ShortageDescriptors, syscall.ENOMEM: task.ShortageMemory, syscall.EACCES: errSecretHost,
+	} {
+		s.readFile = func(path string) (string, error) {
+			return "", &Error{text: "cannot be read", cause: &os.PathError{Op: "open", Path: path, Err: errno}}
+		}
+		if err := s.Check("billing", "https://plays.melodia.app/"); err != want { //nolint:errorlint // itself
+			t.Errorf("%v: got %v, want %v", errno, err, want)
+		}
+		// Who may not use it learns nothing of that.
+		if err := s.Check("billing", "https://example.com/"); err != errSecretHost { //nolint:errorlint // itself
+			t.Errorf("%v, for another host: got %v", errno, err)
 		}
 	}
 }

@@ -97,6 +97,22 @@ func TestWaitingMigrations(t *testing.T) {
 	}
 }
 
+// A process that could call no https target does not start: what kept it from reading
+// certificates would have shown at each task instead, and for good.
+func TestCertificatesThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	for command, want := range map[string]string{
+		"serve": "orchestrator: the system's CA certificates cannot be read",
+		"check": "FAIL  settings  the system's CA certificates cannot be read",
+	} {
+		cmd := newCommand(command, "DATABASE_URL=postgres://127.0.0.1:1/x", "SSL_CERT_FILE="+t.TempDir(), "SSL_CERT_DIR="+t.TempDir()+"/none")
+		output, _ := cmd.CombinedOutput() // its end is looked at below
+		if code := cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(string(output), want) {
+			t.Errorf("%s: exit code %d, want 1, and the output %q without %q", command, code, output, want)
+		}
+	}
+}
+
 // Profiles are for whoever is on the machine, on a port of their own.
 func TestProfiles(t *testing.T) {
 	t.Parallel()

@@ -26,6 +26,7 @@ import (
 	"github.com/go-chi/chi/v5/middleware"
 
 	"github.com/melodia/orchestrator/internal/httpserver"
+	"github.com/melodia/orchestrator/internal/intake"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -34,9 +35,6 @@ type store interface {
 	// Get returns a task without its body, as all do but GetWithBody.
 	Get(ctx context.Context, id task.ID) (*task.Task, error)
 	GetWithBody(ctx context.Context, id task.ID) (*task.Task, error)
-	// GetMany returns tasks in the order of their ids, or [task.ErrNotFound] where
-	// one is not there.
-	GetMany(ctx context.Context, ids []task.ID) ([]*task.Task, error)
 	// Find returns up to limit tasks that match a filter, in its order, from
 	// behind a position on.
 	Find(ctx context.Context, f *task.Filter, behind task.Position, limit int) ([]*task.Task, error)
@@ -45,40 +43,21 @@ type store interface {
 	// Explain returns a task and the facts around it, where instances that were
 	// silent for lease do not count.
 	Explain(ctx context.Context, id task.ID, lease time.Duration) (*task.Task, task.Facts, error)
-	// Repeated returns a [*task.RepeatError] where the request of this fingerprint was
-	// stored under an idempotency key, [task.ErrKeyTaken] where another one was, and
-	// nil where none was.
-	Repeated(ctx context.Context, key string, fingerprint []byte) error
 	// What people do to tasks; each returns the task as it is then.
 	Cancel(ctx context.Context, id task.ID) (*task.Task, error)
 	// MakeDue makes a pending task due now.
 	MakeDue(ctx context.Context, id task.ID) (*task.Task, error)
-	// Redrive makes a task pending again, at least hops into its chain.
-	Redrive(ctx context.Context, id task.ID, hops int) (*task.Task, error)
-	// Change writes a task that was changed since it was read, or returns
-	// [task.ErrChanged] where others were faster. A nil content stays as it is.
-	Change(ctx context.Context, t *task.Task, content *task.Content) (*task.Task, error)
 	// Match returns the ids of up to limit tasks that match a filter, the newest first.
 	Match(ctx context.Context, f *task.Filter, limit int) ([]task.ID, error)
 	// CancelMany also returns the running tasks among those that it cancelled, with
 	// the numbers of their claims.
 	CancelMany(ctx context.Context, ids []task.ID) (count int, running map[task.ID]int64, err error)
-	// RedriveMany makes the first task due after wait, each further one apart later.
-	RedriveMany(ctx context.Context, ids []task.ID, wait, apart time.Duration, hops int) (count int, err error)
-	// Now returns the moment by the store's clock.
-	Now(ctx context.Context) (time.Time, error)
 	// Health returns for how long the longest waiting task has been due.
 	Health(ctx context.Context) (overdue time.Duration, err error)
 }
 
 // dispatcher carries out tasks.
 type dispatcher interface {
-	// Submit stores a task, sets its RunAt and CreatedAt, and returns nil after
-	// the commit only. Where its idempotency key is taken, it returns a
-	// [*task.RepeatError] or [task.ErrKeyTaken].
-	Submit(ctx context.Context, t *task.Task) error
-	// SubmitBatch is Submit of tasks that are stored together, or not at all.
-	SubmitBatch(ctx context.Context, b *task.Batch) error
 	Execute(ctx context.Context, id task.ID) (task.Outcome, task.Decision, error)
 	// ExecuteUnstored makes one call for a task that is not stored.
 	ExecuteUnstored(ctx context.Context, t *task.Task) (task.Outcome, error)
@@ -96,33 +75,13 @@ type dispatcher interface {
 	Shortage() task.Shortage
 }
 
-// targetPolicy says which targets may be called. The error's text completes
-// "url …" and does not hold the URL.
-type targetPolicy interface {
-	CheckURL(rawURL string) error
-}
-
-// identityPolicy says to which targets an ID token may be sent. The error's text
-// completes "auth …" and does not hold the URL.
-type identityPolicy interface {
-	CheckURL(rawURL string) error
-}
-
-// secretPolicy says which secrets there are, and to which targets they may be
-// sent. The error's text completes "headers.X …" and holds neither name nor URL.
-type secretPolicy interface {
-	Check(name, rawURL string) error
-}
-
 // Options are what the API works with. To write the OpenAPI document alone,
 // Version, Defaults and ExampleURL are enough.
 type Options struct {
-	// Store and Dispatcher may be nil until [API.Ready].
+	// Store, Dispatcher and Intake may be nil until [API.Ready].
 	Store      store
 	Dispatcher dispatcher
-	Policy     targetPolicy
-	Identity   identityPolicy
-	Secrets    secretPolicy
+	Intake     *intake.Intake
 	Callers    callers
 	// Rate is how many requests a second one caller may make; 0: any number.
 	// Burst is how many of them at once.
@@ -132,14 +91,11 @@ type Options struct {
 	HideDocs bool
 	// ShowPayloads lets callers with the scope read see the bodies of calls too.
 	ShowPayloads bool
-	// Defaults are the settings' values for what a request leaves out: Timeout and Retry.
+	// Defaults are what the document says of what a request leaves out: Timeout and Retry.
 	Defaults task.Spec
 	// Lease is how long an instance may be silent before others take its tasks.
 	Lease time.Duration
-	// MaxHops is how many calls may have led to a request that stores, redrives or
-	// carries out tasks; 0: any number.
-	MaxHops int
-	// NewID makes the ids of tasks and problems.
+	// NewID makes the ids of problems.
 	NewID func() task.ID
 	// Version is shown in /health and in the OpenAPI document.
 	Version string

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"slices"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-json-experiment/json"
@@ -90,27 +89,16 @@ func (a *API) batchOperation() huma.Operation {
 
 func (a *API) submitBatch(ctx context.Context, in *onceInput) (*batchOutput, error) {
 	out := &batchOutput{Status: http.StatusAccepted}
-	key, fingerprint := in.name(ctx, "/tasks/batch")
 	tasks, err := a.readBatch(in.body())
-	if err == nil {
-		err = a.checkDelays(ctx, tasks)
+	if err != nil && !isRefusal(err) {
+		return nil, a.fail(ctx, err)
 	}
-	if err == nil {
-		for _, t := range tasks {
-			t.CreatedBy = caller(ctx)
-			t.Hops, t.ParentID = linkOf(ctx).hops, linkOf(ctx).parent
-		}
-		err = a.Dispatcher.SubmitBatch(ctx, &task.Batch{Tasks: tasks, IdempotencyKey: key, Fingerprint: fingerprint})
-	} else {
-		err = a.orRepeated(ctx, err, key, fingerprint)
-	}
-	if repeat, ok := errors.AsType[*task.RepeatError](err); ok {
-		out.Status, out.Replayed = http.StatusOK, "true"
-		tasks, err = a.Store.GetMany(ctx, repeat.Tasks)
-		err = ofRepeat(err)
-	}
+	tasks, repeated, err := a.Intake.SubmitBatch(ctx, in.request(ctx, "/tasks/batch"), tasks, err)
 	if err != nil {
 		return nil, a.fail(ctx, err)
+	}
+	if repeated {
+		out.Status, out.Replayed = http.StatusOK, "true"
 	}
 	out.Body.Tasks = make([]*Task, len(tasks))
 	for i, t := range tasks {
@@ -137,7 +125,9 @@ func (a *API) readBatch(in *submitInput) ([]*task.Task, error) {
 	var found []FieldProblem
 	for i, item := range items {
 		var problems []FieldProblem
-		tasks[i], problems = a.readItem(i, item)
+		if tasks[i], problems, err = a.readItem(i, item); err != nil {
+			return nil, err
+		}
 		if found = append(found, problems...); len(found) > maxFieldProblems {
 			break
 		}
@@ -157,27 +147,6 @@ func (a *API) newTasks(requests []BatchTask) ([]*task.Task, error) {
 		}
 	}
 	return tasks, nil
-}
-
-// checkDelays is checkDelay of the tasks of a batch.
-func (a *API) checkDelays(ctx context.Context, tasks []*task.Task) error {
-	if !slices.ContainsFunc(tasks, mayExpireInDelay) {
-		return nil
-	}
-	now, err := a.Store.Now(ctx)
-	if err != nil {
-		return err
-	}
-	var found []FieldProblem
-	for i, t := range tasks {
-		if errs, ok := errors.AsType[task.Errors](t.CheckDelay(now)); ok {
-			found = append(found, fieldProblems(errs, Loc{"body", "tasks", i})...)
-		}
-	}
-	if found != nil {
-		return invalid(found)
-	}
-	return nil
 }
 
 // splitBatch returns the tasks of a body as they were sent, or what is wrong
@@ -235,11 +204,12 @@ func splitList(list jsontext.Value) (items []jsontext.Value) {
 	return items
 }
 
-// readItem makes a task out of item i of a batch, or says what is wrong with it.
-func (a *API) readItem(i int, item jsontext.Value) (*task.Task, []FieldProblem) {
+// readItem makes a task out of item i of a batch, or says what is wrong with it. The
+// error is not about the item.
+func (a *API) readItem(i int, item jsontext.Value) (*task.Task, []FieldProblem, error) {
 	at := Loc{"body", "tasks", i}
-	unreadable := func(err error) (*task.Task, []FieldProblem) {
-		return nil, []FieldProblem{{Loc: at, Msg: err.Error(), Type: "invalid"}}
+	unreadable := func(err error) (*task.Task, []FieldProblem, error) {
+		return nil, []FieldProblem{{Loc: at, Msg: err.Error(), Type: "invalid"}}, nil
 	}
 	var tree any
 	if err := decode(item, &tree); err != nil {
@@ -249,7 +219,7 @@ func (a *API) readItem(i int, item jsontext.Value) (*task.Task, []FieldProblem) 
 	path.Push("tasks")
 	path.PushIndex(i)
 	if found := a.mistakes(path, a.schemaOf(BatchTask{}), tree); found != nil {
-		return nil, found
+		return nil, found, nil
 	}
 	request := new(BatchTask)
 	if err := decode(item, request); err != nil {
@@ -257,7 +227,7 @@ func (a *API) readItem(i int, item jsontext.Value) (*task.Task, []FieldProblem) 
 	}
 	t, err := a.newTask(request)
 	if errs, ok := errors.AsType[task.Errors](err); ok {
-		return nil, fieldProblems(errs, at)
+		return nil, fieldProblems(errs, at), nil
 	}
-	return t, nil
+	return t, nil, err
 }

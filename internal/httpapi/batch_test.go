@@ -84,7 +84,7 @@ func TestBatch(t *testing.T) {
 // same words, with its number. Nothing is stored then.
 func TestBatchNamesEveryBadTask(t *testing.T) {
 	t.Parallel()
-	s := newService(t, func(o *Options) {
+	s := newService(t, func(o *settings) {
 		o.Policy = fakePolicy(func(url string) error {
 			if strings.Contains(url, "forbidden") {
 				return errors.New("names a host that the target policy does not admit")

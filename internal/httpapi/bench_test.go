@@ -46,11 +46,13 @@ type body struct{ strings.Reader }
 func (*body) Close() error { return nil }
 
 func newQuickAPI(by callers) *API {
-	return New(Options{
-		Store: &fakeStore{}, Dispatcher: &quickDispatcher{}, Policy: fakePolicy(nil), Identity: fakePolicy(nil), Secrets: fakeSecrets(nil), Callers: by,
+	o := settings{Options: Options{
+		Store: &fakeStore{}, Dispatcher: &quickDispatcher{}, Callers: by,
 		Defaults: task.Spec{Timeout: 30 * time.Second, Retry: task.DefaultRetryPolicy()},
 		NewID:    countingIDs(), Version: "1", ExampleURL: target, Log: slog.New(slog.DiscardHandler),
-	})
+	}}
+	o.Intake = o.newIntake(&fakeStore{}, &quickDispatcher{})
+	return New(o.Options)
 }
 
 // benchmarkPost is the way of one request through the whole router, with a store

@@ -32,23 +32,6 @@ type Ended struct {
 	FinishedAt          Timestamp         `json:"finished_at" example:"2026-12-25T00:00:01.000000Z" doc:"When it ended."`
 }
 
-// fieldCallback is a callback and the field that asks for it.
-type fieldCallback struct {
-	field string
-	*task.Callback
-}
-
-// callbacks returns those that a task has.
-func callbacks(s *task.Spec) (all []fieldCallback) {
-	if s.OnSuccess != nil {
-		all = append(all, fieldCallback{"on_success", s.OnSuccess})
-	}
-	if s.OnFailure != nil {
-		all = append(all, fieldCallback{"on_failure", s.OnFailure})
-	}
-	return all
-}
-
 func callbackView(c *task.Callback) *Callback {
 	if c == nil {
 		return nil

@@ -89,7 +89,7 @@ func TestCallbacksInTasks(t *testing.T) {
 // A callback goes nowhere that a task may not go.
 func TestCallbacksAreHeldToTheSettings(t *testing.T) {
 	t.Parallel()
-	s := newService(t, func(o *Options) {
+	s := newService(t, func(o *settings) {
 		o.Policy = fakePolicy(func(url string) error {
 			if url == target || url == target+"/ended" {
 				return nil

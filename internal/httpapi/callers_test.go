@@ -71,7 +71,7 @@ func TestEveryRouteNeedsItsScope(t *testing.T) {
 	t.Parallel()
 	var scopes []string
 	var unknown error
-	s := newService(t, func(o *Options) {
+	s := newService(t, func(o *settings) {
 		o.Callers = fakeCallers(func(http.Header) (string, []string, error) { return "plays", scopes, unknown })
 	})
 	// Complete enough for whatever is there.
@@ -115,7 +115,7 @@ func TestEveryRouteNeedsItsScope(t *testing.T) {
 // Nobody needs credentials for what is open, and nobody is asked there.
 func TestOpenRoutesAskNobody(t *testing.T) {
 	t.Parallel()
-	s := newService(t, func(o *Options) {
+	s := newService(t, func(o *settings) {
 		o.Callers = fakeCallers(func(http.Header) (string, []string, error) { panic("asked for credentials") })
 		o.Rate, o.Burst = 0.001, 1
 	})
@@ -142,7 +142,7 @@ func TestOperationWithoutScopeIsShut(t *testing.T) {
 // so, and not let in.
 func TestIssuerAway(t *testing.T) {
 	t.Parallel()
-	s := newService(t, func(o *Options) {
+	s := newService(t, func(o *settings) {
 		o.Callers = fakeCallers(func(http.Header) (string, []string, error) {
 			return "", nil, fmt.Errorf("%w: it answered 500", task.ErrUnavailable)
 		})
@@ -182,7 +182,7 @@ func TestTasksRecordTheirCreator(t *testing.T) {
 // A stranger's body is not even read, let alone kept.
 func TestStrangersBodiesAreNotRead(t *testing.T) {
 	t.Parallel()
-	s := newService(t, func(o *Options) {
+	s := newService(t, func(o *settings) {
 		o.Callers = fakeCallers(func(http.Header) (string, []string, error) { return "", nil, errors.New("no") })
 	})
 	body := &neverRead{t: t}
@@ -204,7 +204,7 @@ func (b *neverRead) Read([]byte) (int, error) {
 // One caller's flood costs nobody else anything.
 func TestRatePerCaller(t *testing.T) {
 	t.Parallel()
-	s := newService(t, func(o *Options) { o.Rate, o.Burst = 0.25, 2 })
+	s := newService(t, func(o *settings) { o.Rate, o.Burst = 0.25, 2 })
 	// A batch is one request, as large as it may be.
 	if a := s.post("/tasks/batch", batchOf(with("payload", "1"), with("payload", "2"), with("payload", "3")), "X-Test-Caller", "batches"); a.status != http.StatusAccepted {
 		t.Errorf("a batch: got %d, want 202", a.status)

@@ -3,11 +3,11 @@ package httpapi
 import (
 	"context"
 	"net/http"
-	"strconv"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 
+	"github.com/melodia/orchestrator/internal/intake"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -19,46 +19,35 @@ const (
 	attemptHeader = "Orchestrator-Attempt"
 )
 
-// link is a request's place in a chain of tasks that call this service.
-type link struct {
-	// hops is how many calls led to the request.
-	hops int
-	// parent is the task that the request comes from; zero: none.
-	parent task.ID
-	// isCall: the request is a call of parent itself.
-	isCall bool
-}
+type originKey struct{}
 
-type linkKey struct{}
-
-// linkOf returns what chained found out about the request; zero where it comes
-// from no task.
-func linkOf(ctx context.Context) link {
-	l, _ := ctx.Value(linkKey{}).(link)
-	return l
+// originOf returns who makes the request, and what chained found out about what led to it.
+func originOf(ctx context.Context) intake.Origin {
+	o, _ := ctx.Value(originKey{}).(intake.Origin)
+	o.Principal = caller(ctx)
+	return o
 }
 
 // chained is before operations that store, redrive or carry out tasks. It lets a
 // request pass to which not too many calls have led.
 func (a *API) chained(ctx huma.Context, next func(huma.Context)) {
 	r, w := humachi.Unwrap(ctx)
-	l, err := readLink(r.Header)
-	if err == nil && a.MaxHops > 0 && l.hops > a.MaxHops {
-		err = newProblem(http.StatusLoopDetected, "More calls of tasks led to this request than MAX_HOPS allows, which is "+strconv.Itoa(a.MaxHops)+
-			". Nothing was stored or carried out. Look for tasks that call this service again and again; if the chain has an end, raise MAX_HOPS.").neverAgain()
+	origin, err := readOrigin(r.Header)
+	if err == nil {
+		err = a.Intake.CheckHops(origin.Hops)
 	}
 	if err != nil {
 		a.write(w, r, err)
 		return
 	}
-	if l != (link{}) {
-		ctx = huma.WithValue(ctx, linkKey{}, l)
+	if origin != (intake.Origin{}) {
+		ctx = huma.WithValue(ctx, originKey{}, origin)
 	}
 	next(ctx)
 }
 
-// readLink reads where a request comes from, or says what is wrong with that.
-func readLink(h http.Header) (l link, err error) {
+// readOrigin reads what led to a request, or says what is wrong with that.
+func readOrigin(h http.Header) (o intake.Origin, err error) {
 	var found []FieldProblem
 	mistake := func(name, kind, message string) {
 		found = append(found, FieldProblem{Loc: Loc{"header", name}, Msg: message, Type: kind})
@@ -72,19 +61,19 @@ func readLink(h http.Header) (l link, err error) {
 		}
 	}
 	read(hopsHeader, "a whole number of digits alone, as the call had it", func(s string) (ok bool) {
-		l.hops, ok = task.ParseHops(s)
+		o.Hops, ok = task.ParseHops(s)
 		return ok
 	})
 	read(parentHeader, "a UUID, as the call had it", func(s string) bool {
 		id, err := task.ParseID(s)
-		l.parent = id
+		o.Parent = id
 		return err == nil
 	})
 	if found != nil {
-		return link{}, invalid(found)
+		return intake.Origin{}, invalid(found)
 	}
-	l.isCall = l.parent != task.ID{} && h[attemptHeader] != nil
-	return l, nil
+	o.IsCall = o.Parent != task.ID{} && h[attemptHeader] != nil
+	return o, nil
 }
 
 // linkParameters document the headers that chained reads, Orchestrator-Hops first.

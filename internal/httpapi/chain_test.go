@@ -17,7 +17,7 @@ func handIns() map[string]string {
 	}
 }
 
-func mostHops(n int) func(*Options) { return func(o *Options) { o.MaxHops = n } }
+func mostHops(n int) func(*settings) { return func(o *settings) { o.MaxHops = n } }
 
 func TestHops(t *testing.T) {
 	t.Parallel()

@@ -265,7 +265,7 @@ func TestWhoMaySeePayloads(t *testing.T) {
 	t.Parallel()
 	for _, show := range []bool{false, true} {
 		var scopes []string
-		s := newService(t, func(o *Options) {
+		s := newService(t, func(o *settings) {
 			o.ShowPayloads = show
 			o.Callers = fakeCallers(func(http.Header) (string, []string, error) { return "plays", scopes, nil })
 		})
@@ -402,7 +402,7 @@ func TestWorkPushedByPubSub(t *testing.T) {
 // What is wrong with the request is told by its place in the message.
 func TestWorkRefusesWhatPubSubPushes(t *testing.T) {
 	t.Parallel()
-	s := newService(t, func(o *Options) {
+	s := newService(t, func(o *settings) {
 		o.Policy = fakePolicy(func(url string) error {
 			if strings.Contains(url, "forbidden") {
 				return errors.New("names a host that the target policy does not admit")

@@ -112,7 +112,7 @@ func TestDocsPolicy(t *testing.T) {
 // DOCS=off leaves nothing of it.
 func TestDocsCanBeHidden(t *testing.T) {
 	t.Parallel()
-	s := newService(t, func(o *Options) { o.HideDocs = true })
+	s := newService(t, func(o *settings) { o.HideDocs = true })
 	for _, path := range []string{"/docs", "/docs/", "/docs/index.html", "/docs/swagger-ui.css", "/openapi.json", "/openapi.yaml"} {
 		if a := s.get(path); a.status != http.StatusNotFound || strings.Contains(a.text, "/docs") {
 			t.Errorf("GET %s: got %d %s, want 404 without a word of /docs", path, a.status, a.text)

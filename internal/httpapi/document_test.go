@@ -395,7 +395,7 @@ func TestFirstExampleIsTheSimplest(t *testing.T) {
 // The target of the examples is the one that was asked for.
 func TestExampleURL(t *testing.T) {
 	t.Parallel()
-	s := newService(t, func(o *Options) { o.ExampleURL = "http://127.0.0.1:9/echo" })
+	s := newService(t, func(o *settings) { o.ExampleURL = "http://127.0.0.1:9/echo" })
 	everything(s.schema.root["paths"], "#/paths", func(way string, object map[string]any) {
 		if url, ok := object["url"].(string); ok && regexp.MustCompile(`/examples/\w+/value$`).MatchString(way) && url != "http://127.0.0.1:9/echo" {
 			t.Errorf("%s calls %s", way, url)

@@ -19,6 +19,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/melodia/orchestrator/internal/intake"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -375,27 +376,50 @@ type service struct {
 	server func() *httptest.Server
 }
 
+// settings are what a service is made of, besides its store and dispatcher.
+type settings struct {
+	Options
+	Policy, Identity fakePolicy
+	Secrets          fakeSecrets
+	MaxHops          int
+}
+
+// submitter is what the intake needs of a dispatcher.
+type submitter interface {
+	Submit(ctx context.Context, t *task.Task) error
+	SubmitBatch(ctx context.Context, b *task.Batch) error
+	Wake()
+}
+
+// newIntake is the real one, on fakes.
+func (s *settings) newIntake(store *fakeStore, by submitter) *intake.Intake {
+	return intake.New(intake.Options{
+		Store: store, Dispatcher: by,
+		Policy: s.Policy, Identity: s.Identity, Secrets: s.Secrets, Defaults: s.Defaults, MaxHops: s.MaxHops, NewID: s.NewID,
+	})
+}
+
 // newService returns a service after change, if any, has set its fakes' functions.
-func newService(t testing.TB, change ...func(*Options)) *service {
+func newService(t testing.TB, change ...func(*settings)) *service {
 	t.Helper()
 	s := &service{
 		t: t, store: &fakeStore{}, log: &logBuffer{},
 	}
 	s.dispatcher = &fakeDispatcher{store: s.store}
-	o := Options{
-		Store: s.store, Dispatcher: s.dispatcher, Policy: fakePolicy(nil), Callers: fakeCallers(nil),
-		Lease:    15 * time.Second,
-		Identity: fakePolicy(nil), Secrets: fakeSecrets(nil),
+	o := &settings{Options: Options{
+		Store: s.store, Dispatcher: s.dispatcher, Callers: fakeCallers(nil),
+		Lease:      15 * time.Second,
 		Defaults:   task.Spec{Timeout: 30 * time.Second, Retry: task.DefaultRetryPolicy()},
 		NewID:      countingIDs(),
 		Version:    "1.2.3",
 		ExampleURL: target,
 		Log:        slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	}
+	}}
 	for _, f := range change {
-		f(&o)
+		f(o)
 	}
-	s.API = New(o)
+	o.Intake = o.newIntake(s.store, s.dispatcher)
+	s.API = New(o.Options)
 	s.schema = parseDocument(t, s.API)
 	s.server = sync.OnceValue(func() *httptest.Server {
 		server := httptest.NewServer(s.API)

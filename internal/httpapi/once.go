@@ -3,7 +3,6 @@ package httpapi
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"net/http"
 	"slices"
@@ -11,7 +10,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 
-	"github.com/melodia/orchestrator/internal/task"
+	"github.com/melodia/orchestrator/internal/intake"
 )
 
 // onceInput is a body that asks for something to be stored, and the name by
@@ -44,60 +43,30 @@ func (*onceInput) Resolve(ctx huma.Context) []error {
 	return []error{&huma.ErrorDetail{Location: "header." + keyHeader, Message: message}}
 }
 
-// name returns the key under which the request is stored, and what tells a
-// repeat of it from another request to path; nothing where the caller gave it
-// no name. A key that was sent holds no space, so callers cannot have the same, and
-// none has one that ends in a space.
+// request is what the body's tasks are submitted as.
 //
-// A task's own call is repeated where its answer was lost or came too late, and a
-// target tells a repeat by Orchestrator-Task-Id: so does this one. The bytes are
-// part of that name, since a proxy may make more of one call.
-func (in *onceInput) name(ctx context.Context, path string) (key string, fingerprint []byte) {
-	l := linkOf(ctx)
-	if in.IdempotencyKey == "" && !l.isCall {
-		return "", nil
+// The same request means the same bytes to the same path: the fingerprint is of these.
+func (in *onceInput) request(ctx context.Context, path string) intake.Request {
+	r := intake.Request{Origin: originOf(ctx), IdempotencyKey: in.IdempotencyKey}
+	if r.IdempotencyKey != "" || r.IsCall {
+		h := sha256.New()
+		h.Write([]byte(path + "\n"))
+		h.Write(in.RawBody)
+		r.Fingerprint = h.Sum(nil)
 	}
-	h := sha256.New()
-	h.Write([]byte(path + "\n"))
-	h.Write(in.RawBody)
-	fingerprint = h.Sum(nil)
-	if in.IdempotencyKey == "" {
-		return caller(ctx) + " call of " + l.parent.String() + " " + hex.EncodeToString(fingerprint) + " ", fingerprint
-	}
-	return caller(ctx) + " " + in.IdempotencyKey, fingerprint
+	return r
 }
 
-// orRepeated returns what a submission that was refused with err is answered: the
-// outcome of the same request where that was stored under the key before. Rules
-// depend on the time and on settings, and what was answered 202 must not be
-// answered 422 when a caller sends it again.
-func (a *API) orRepeated(ctx context.Context, err error, key string, fingerprint []byte) error {
-	if key == "" {
-		return err
-	}
-	if p, ok := errors.AsType[*Problem](err); ok && p.Status != http.StatusUnprocessableEntity {
-		return err
-	}
-	if found := a.Store.Repeated(ctx, key, fingerprint); found != nil && !errors.Is(found, task.ErrKeyTaken) {
-		return found
-	}
-	return err
+// isRefusal reports whether err says that a body breaks rules, which depend on the time
+// and on settings: what was answered 202 must not be answered 422 when it is sent again.
+func isRefusal(err error) bool {
+	p, ok := errors.AsType[*Problem](err)
+	return !ok || p.Status == http.StatusUnprocessableEntity
 }
 
 // onceErrors are the statuses that a submission can be answered with, besides 422 and 500.
 // Huma appends to them, which must not be in room that all operations share.
 var onceErrors = slices.Clip(append([]int{http.StatusConflict, http.StatusLoopDetected}, submitErrors...))
-
-// ofRepeat is for an error of reading what the first request under a key stored.
-func ofRepeat(err error) error {
-	switch {
-	case errors.Is(err, task.ErrNotFound):
-		return newProblem(http.StatusConflict, goneDetail)
-	case errors.Is(err, task.ErrOverloaded), errors.Is(err, task.ErrTooBroad): // whose own words are that nothing is stored
-		return newProblem(http.StatusServiceUnavailable, storedDetail).retryLater()
-	}
-	return err
-}
 
 const storedDetail = "This was handed in before and is stored. What became of it cannot be read at the moment: send the same again after Retry-After."
 

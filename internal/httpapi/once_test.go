@@ -96,8 +96,7 @@ func TestIdempotencyKey(t *testing.T) {
 func TestFingerprintHasThePath(t *testing.T) {
 	t.Parallel()
 	in := &onceInput{IdempotencyKey: "k", RawBody: []byte("{}")}
-	_, one := in.name(t.Context(), "/enqueue")
-	_, two := in.name(t.Context(), "/schedule")
+	one, two := in.request(t.Context(), "/enqueue").Fingerprint, in.request(t.Context(), "/schedule").Fingerprint
 	if len(one) != 32 || cmp.Equal(one, two) {
 		t.Errorf("got the fingerprints %x and %x, want two different ones of 32 bytes", one, two)
 	}
@@ -254,7 +253,7 @@ func TestRepeatThatBreaksRules(t *testing.T) {
 	} {
 		t.Run(path, func(t *testing.T) {
 			t.Parallel()
-			s := newService(t, func(o *Options) {
+			s := newService(t, func(o *settings) {
 				o.Policy = fakePolicy(func(rawURL string) error {
 					if strings.Contains(rawURL, "refused") {
 						return errors.New("must be allowed")

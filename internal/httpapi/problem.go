@@ -15,6 +15,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/melodia/orchestrator/internal/intake"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -107,10 +108,22 @@ const (
 func (a *API) fail(ctx context.Context, err error) *Problem {
 	var p *Problem
 	var fields task.Errors
+	var batch intake.BatchError
+	var hops *intake.HopsError
+	var shortage task.Shortage
 	switch {
 	case errors.As(err, &p):
 	case errors.As(err, &fields):
 		p = invalid(fieldProblems(fields, Loc{"body"}))
+	case errors.As(err, &batch):
+		p = batchProblem(batch)
+	case errors.As(err, &hops):
+		p = newProblem(http.StatusLoopDetected, "More calls of tasks led to this request than MAX_HOPS allows, which is "+strconv.Itoa(hops.Max)+
+			". Nothing was stored or carried out. Look for tasks that call this service again and again; if the chain has an end, raise MAX_HOPS.").neverAgain()
+	case errors.Is(err, intake.ErrRepeatGone):
+		p = newProblem(http.StatusConflict, goneDetail)
+	case errors.Is(err, intake.ErrRepeatUnread):
+		p = newProblem(http.StatusServiceUnavailable, storedDetail).retryLater()
 	case errors.Is(err, task.ErrNotFound):
 		p = newProblem(http.StatusNotFound, "There is no task with this id, or its retention is over.")
 	case errors.Is(err, task.ErrNotPending):
@@ -129,6 +142,8 @@ func (a *API) fail(ctx context.Context, err error) *Problem {
 		p = newProblem(http.StatusServiceUnavailable, "The search took longer than it may. Ask for less: add a range of time, like created_after.").retryLater()
 	case errors.Is(err, task.ErrOverloaded):
 		p = newProblem(http.StatusTooManyRequests, overloadedDetail).retryLater()
+	case errors.As(err, &shortage):
+		p = newProblem(http.StatusServiceUnavailable, "The request cannot be checked at the moment: "+string(shortage)+". Nothing was stored or carried out; try again after the time in Retry-After.").retryLater()
 	case errors.Is(err, task.ErrUnavailable), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		p = newProblem(http.StatusServiceUnavailable, unavailableDetail).retryLater()
 	default:
@@ -221,6 +236,15 @@ func fieldProblems(fields task.Errors, at Loc) []FieldProblem {
 		problems[i] = FieldProblem{Loc: loc, Msg: f.Message, Type: f.Kind}
 	}
 	return problems
+}
+
+// batchProblem says what is wrong with tasks of a batch.
+func batchProblem(wrong intake.BatchError) *Problem {
+	var found []FieldProblem
+	for _, item := range wrong {
+		found = append(found, fieldProblems(item.Errors, Loc{"body", "tasks", item.Index})...)
+	}
+	return invalid(found)
 }
 
 // useProblems makes huma answer with a Problem. Huma keeps this, and whether

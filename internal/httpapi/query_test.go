@@ -46,7 +46,7 @@ func TestQueriesAreChecked(t *testing.T) {
 		}
 	}
 	// Who has no credentials is told that, and nothing of parameters.
-	strangers := newService(t, func(o *Options) {
+	strangers := newService(t, func(o *settings) {
 		o.Callers = fakeCallers(func(http.Header) (string, []string, error) { return "", nil, nil })
 	})
 	if a := strangers.get("/tasks?x=1"); a.status != http.StatusForbidden {

@@ -6,6 +6,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 
+	"github.com/melodia/orchestrator/internal/intake"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -20,8 +21,8 @@ func (a *API) Starting(reason string) { a.notReady.Store(&reason) }
 
 // Ready gives an API that was made without a store what it works with. It is called
 // once.
-func (a *API) Ready(store store, dispatcher dispatcher, newID func() task.ID) {
-	a.Store, a.Dispatcher = store, dispatcher
+func (a *API) Ready(store store, dispatcher dispatcher, intake *intake.Intake, newID func() task.ID) {
+	a.Store, a.Dispatcher, a.Intake = store, dispatcher, intake
 	a.newID.Store(&newID)
 	a.notReady.Store(nil) // after the fields: requests look at it before they use them
 }

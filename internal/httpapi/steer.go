@@ -83,12 +83,11 @@ func (a *API) redriveOperation() huma.Operation {
 
 func (a *API) redrive(ctx context.Context, in *TaskPath) (*taskOutput, error) {
 	t, err := a.act(ctx, in, "task redriven", func(ctx context.Context, id task.ID) (*task.Task, error) {
-		return a.Store.Redrive(ctx, id, linkOf(ctx).hops)
+		return a.Intake.Redrive(ctx, originOf(ctx), id)
 	})
 	if err != nil {
 		return nil, err
 	}
-	a.Dispatcher.Wake()
 	return newTaskOutput(t), nil
 }
 
@@ -184,49 +183,23 @@ func (a *API) changeOperation() huma.Operation {
 	}
 }
 
-// changeTries is how often a change is made to what was read anew, where others
-// change the same task.
-const changeTries = 3
-
 func (a *API) change(ctx context.Context, in *changeInput) (*taskOutput, error) {
 	change, err := a.readChange(&submitInput{in.ContentType, in.RawBody})
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
-	t, err := a.act(ctx, &in.TaskPath, "task changed", func(ctx context.Context, id task.ID) (t *task.Task, err error) {
-		for range changeTries {
-			if t, err = a.tryChange(ctx, id, in.IfMatch, change); !errors.Is(err, task.ErrChanged) {
-				break
+	t, err := a.act(ctx, &in.TaskPath, "task changed", func(ctx context.Context, id task.ID) (*task.Task, error) {
+		return a.Intake.Change(ctx, id, change, func(t *task.Task) error {
+			if !ifMatch(in.IfMatch, etag(t)) {
+				return newProblem(http.StatusPreconditionFailed, "The task is not in a version that If-Match names. Read it again, with its ETag, and decide anew.")
 			}
-		}
-		return t, err
+			return nil
+		})
 	})
 	if err != nil {
 		return nil, err
 	}
-	a.Dispatcher.Wake()
 	return newTaskOutput(t), nil
-}
-
-func (a *API) tryChange(ctx context.Context, id task.ID, match string, change task.Change) (*task.Task, error) {
-	t, err := a.Store.Get(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	if !ifMatch(match, etag(t)) {
-		return nil, newProblem(http.StatusPreconditionFailed, "The task is not in a version that If-Match names. Read it again, with its ETag, and decide anew.")
-	}
-	changed, err := t.Change(change, time.Now())
-	if err != nil {
-		return nil, err
-	}
-	if err := a.checkDelay(ctx, changed); err != nil {
-		return nil, err
-	}
-	if errs := a.checkTarget(changed.URL, changed.Headers); len(errs) > 0 {
-		return nil, errs // a header may refer to a secret that the target may not have
-	}
-	return a.Store.Change(ctx, changed, change.Content)
 }
 
 // readChange makes sense of the body of a change.
@@ -381,9 +354,7 @@ func (a *API) redriveMany(ctx context.Context, in *submitInput) (*bulkOutput, er
 	setDuration(&spread, &request.SpreadSeconds)
 	return a.bulk(ctx, f, &request.BulkRequest, "tasks redriven", func(ids []task.ID, done, all int) (int, error) {
 		apart := spread / time.Duration(all)
-		count, err := a.Store.RedriveMany(ctx, ids, time.Duration(done)*apart, apart, linkOf(ctx).hops)
-		a.Dispatcher.Wake()
-		return count, err
+		return a.Intake.RedriveMany(ctx, originOf(ctx), ids, time.Duration(done)*apart, apart)
 	})
 }
 

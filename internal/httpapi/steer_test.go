@@ -257,7 +257,7 @@ func TestChangeThatBreaksRules(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newService(t, func(o *Options) {
+			s := newService(t, func(o *settings) {
 				o.Secrets = fakeSecrets(func(string, string) error { return errors.New("is not for this target") })
 			})
 			s.store.get = func(context.Context, task.ID) (*task.Task, error) {

@@ -13,6 +13,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 
+	"github.com/melodia/orchestrator/internal/intake"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -191,28 +192,17 @@ func (a *API) schedule(ctx context.Context, in *onceInput) (*acceptedOutput, err
 // submit stores a task that was read from a request to path, unless err says
 // that it could not be.
 func (a *API) submit(ctx context.Context, in *onceInput, path string, t *task.Task, err error) (*acceptedOutput, error) {
-	status, replayed := http.StatusAccepted, ""
-	key, fingerprint := in.name(ctx, path)
-	if err == nil {
-		err = a.checkDelay(ctx, t)
+	if err != nil && !isRefusal(err) {
+		return nil, a.fail(ctx, err)
 	}
-	if err == nil {
-		t.CreatedBy, t.IdempotencyKey, t.Fingerprint = caller(ctx), key, fingerprint
-		t.Hops, t.ParentID = linkOf(ctx).hops, linkOf(ctx).parent
-		err = a.Dispatcher.Submit(ctx, t)
-	} else {
-		err = a.orRepeated(ctx, err, key, fingerprint)
-	}
-	if repeat, ok := errors.AsType[*task.RepeatError](err); ok {
-		status, replayed = http.StatusOK, "true"
-		t, err = a.Store.Get(ctx, repeat.Tasks[0])
-		err = ofRepeat(err)
-	}
+	t, repeated, err := a.Intake.Submit(ctx, in.request(ctx, path), t, err)
 	if err != nil {
 		return nil, a.fail(ctx, err)
 	}
 	out := newAccepted(t)
-	out.Status, out.Replayed = status, replayed
+	if repeated {
+		out.Status, out.Replayed = http.StatusOK, "true"
+	}
 	return out, nil
 }
 
@@ -233,11 +223,7 @@ func directly[R any, P interface {
 		}
 		t, err := read[R, P](a, &submitInput{ContentType: r.Header.Get("Content-Type"), RawBody: body.rest})
 		if err == nil {
-			err = a.checkDelay(ctx.Context(), t)
-		}
-		if err == nil {
-			t.CreatedBy = caller(ctx.Context())
-			err = a.Dispatcher.Submit(ctx.Context(), t)
+			t, _, err = a.Intake.Submit(ctx.Context(), intake.Request{Origin: originOf(ctx.Context())}, t, nil)
 		}
 		if err != nil {
 			a.write(w, r, err)
@@ -253,83 +239,23 @@ func directly[R any, P interface {
 	}
 }
 
-// newTask checks a request by the domain's rules and the target policy.
+// newTask makes a task of a request, or returns all that is wrong with it.
 func (a *API) newTask(r request) (*task.Task, error) {
-	spec, errs := r.spec(a.Defaults)
+	spec, errs := r.spec(a.Intake.Defaults())
 	when, more := r.when()
-	errs = append(errs, more...)
-	t, err := task.New(a.NewID(), spec, when, time.Now())
-	if found, ok := err.(task.Errors); ok { //nolint:errorlint // New wraps nothing
-		errs = append(errs, found...)
-	} else {
-		errs = append(errs, a.checkTarget(spec.URL, spec.Headers)...)
-		for _, c := range callbacks(&spec) {
-			errs = append(errs, a.checkTarget(c.URL, c.Headers, c.field)...)
-		}
-		if spec.OIDCAudience != "" && len(errs) == 0 {
-			if err := a.Identity.CheckURL(spec.URL); err != nil {
-				errs = append(errs, task.FieldError{Path: []string{"auth"}, Message: err.Error(), Kind: "target_refused"})
-			}
-		}
-	}
-	if len(errs) > 0 {
+	t, err := a.Intake.Task(spec, when)
+	found, _ := errors.AsType[task.Errors](err)
+	if errs = slices.Concat(errs, more, found); len(errs) > 0 {
 		return nil, errs
 	}
-	return t, nil
-}
-
-// checkDelay returns an error where t, which is about to be stored, would expire
-// before its first attempt because of its delay. Only the store's clock can say
-// so; it is asked for those tasks alone that have both.
-func (a *API) checkDelay(ctx context.Context, t *task.Task) error {
-	if !mayExpireInDelay(t) {
-		return nil
-	}
-	now, err := a.Store.Now(ctx)
-	if err != nil {
-		return err
-	}
-	return t.CheckDelay(now)
-}
-
-func mayExpireInDelay(t *task.Task) bool { return t.Delay > 0 && !t.ExpiresAt.IsZero() }
-
-// checkTarget reports what the settings do not admit about a call: its target,
-// and the secrets that would be sent there. path leads to the object that holds
-// url and headers, which the domain has found legal.
-func (a *API) checkTarget(url string, headers map[string]string, path ...string) (errs task.Errors) {
-	add := func(err error, kind string, rest ...string) {
-		errs = append(errs, task.FieldError{Path: slices.Concat(path, rest), Message: err.Error(), Kind: kind})
-	}
-	if err := a.Policy.CheckURL(url); err != nil {
-		add(err, "target_refused", "url")
-		return errs
-	}
-	for header, value := range headers {
-		for _, name, rest, found := task.CutSecret(value); found; _, name, rest, found = task.CutSecret(rest) {
-			if err := a.Secrets.Check(name, url); err != nil {
-				add(err, "secret_refused", "headers", header)
-				break // one word per header
-			}
-		}
-	}
-	slices.SortFunc(errs, func(a, b task.FieldError) int { return slices.Compare(a.Path, b.Path) })
-	return errs
+	return t, err
 }
 
 // spec returns the request in the domain's terms, with defaults for what it leaves out.
 func (r *TaskRequest) spec(defaults task.Spec) (s task.Spec, errs task.Errors) {
-	s = task.Spec{
-		URL:     r.URL,
-		Method:  "POST",
-		Headers: r.Headers,
-		Timeout: defaults.Timeout,
-		Retry:   defaults.Retry,
-		Labels:  r.Labels,
-		// CallbackRequest is a Callback with words for callers.
-		OnSuccess: (*task.Callback)(r.OnSuccess),
-		OnFailure: (*task.Callback)(r.OnFailure),
-	}
+	s = defaults
+	s.URL, s.Headers, s.Labels = r.URL, r.Headers, r.Labels
+	s.OnSuccess, s.OnFailure = (*task.Callback)(r.OnSuccess), (*task.Callback)(r.OnFailure) // CallbackRequest is a Callback with words for callers
 	set(&s.Method, r.Method)
 	set(&s.Queue, r.Queue)
 	set(&s.FlowKey, r.FlowKey)

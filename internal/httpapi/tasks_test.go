@@ -83,7 +83,7 @@ func TestEnqueueDefaultsOfSettings(t *testing.T) {
 		MaxAttempts: 3, MaxRetryDuration: 90 * time.Second, MinBackoff: 20 * time.Millisecond,
 		MaxBackoff: time.Minute, MaxDoublings: 2, RetryClientErrors: true,
 	}}
-	s := newService(t, func(o *Options) { o.Defaults = defaults })
+	s := newService(t, func(o *settings) { o.Defaults = defaults })
 	for _, path := range []string{"/enqueue", "/schedule"} {
 		got := s.only(s.post(path, strings.Replace(with("delay_seconds", "0"), `,"delay_seconds":0`, map[string]string{"/schedule": `,"delay_seconds":0`}[path], 1)))
 		if got.Timeout != defaults.Timeout || got.Retry != defaults.Retry {
@@ -503,7 +503,7 @@ func TestManyMistakes(t *testing.T) {
 func TestPolicyRefuses(t *testing.T) {
 	t.Parallel()
 	var asked string
-	s := newService(t, func(o *Options) {
+	s := newService(t, func(o *settings) {
 		o.Policy = fakePolicy(func(url string) error {
 			asked = url
 			return errors.New("names a host that the target policy does not admit")
@@ -527,7 +527,7 @@ func TestPolicyRefuses(t *testing.T) {
 // What the settings do not admit, although the domain does.
 func TestCredentialsAreRefused(t *testing.T) {
 	t.Parallel()
-	s := newService(t, func(o *Options) {
+	s := newService(t, func(o *settings) {
 		o.Identity = fakePolicy(func(string) error { return errors.New("must not be there") })
 		o.Secrets = fakeSecrets(func(name, url string) error {
 			if name == "known" && url == target {
@@ -555,6 +555,25 @@ func TestCredentialsAreRefused(t *testing.T) {
 		}
 		s.store.taken()
 		s.dispatcher.taken()
+	}
+}
+
+// Where the instance cannot look a secret up, nothing is wrong with the request.
+func TestSecretsInAShortage(t *testing.T) {
+	t.Parallel()
+	s := newService(t, func(o *settings) {
+		o.Secrets = fakeSecrets(func(string, string) error { return task.ShortageDescriptors })
+	})
+	body := `{"url":"` + target + `","headers":{"X-A":"${secret:a}"}}`
+	for path, body := range map[string]string{
+		"/enqueue": body, "/schedule": with("delay_seconds", `1,"headers":{"X-A":"${secret:a}"}`), "/worker-endpoint": body,
+		"/tasks/batch": batchOf(with("payload", "1"), body), "/tasks/batch?": batchOf(with("payload", "null"), body),
+	} {
+		a := s.post(path, body)
+		s.refused(a, http.StatusServiceUnavailable)
+		if want := "The request cannot be checked at the moment: the service has no file descriptors"; !strings.HasPrefix(a.detail(), want) || a.header.Get("Retry-After") == "" {
+			t.Errorf("%s: got %q with Retry-After %q", path, a.detail(), a.header.Get("Retry-After"))
+		}
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -162,23 +161,19 @@ func (a *API) callOnce(ctx context.Context, r *TaskRequest) (task.Outcome, error
 		return task.Outcome{}, err
 	}
 	var errs task.Errors
-	for _, c := range callbacks(&t.Spec) {
-		errs = append(errs, task.FieldError{Path: []string{c.field}, Kind: "conflict",
-			Message: "must not be there, since nothing is stored here: the answer has the result, and /enqueue has callbacks"})
+	refuse := func(field string, c *task.Callback) {
+		if c != nil {
+			errs = append(errs, task.FieldError{Path: []string{field}, Kind: "conflict",
+				Message: "must not be there, since nothing is stored here: the answer has the result, and /enqueue has callbacks"})
+		}
 	}
+	refuse("on_success", t.OnSuccess)
+	refuse("on_failure", t.OnFailure)
 	if errs != nil {
 		return task.Outcome{}, errs
 	}
-	t.Retry.MaxAttempts = 1
-	t.Hops = linkOf(ctx).hops
-	t.RunAt = time.Now() // for the target's information; what has expired is the store's to say
-	if !t.ExpiresAt.IsZero() {
-		if t.RunAt, err = a.Store.Now(ctx); err != nil {
-			return task.Outcome{}, err
-		}
-		if t.ExpiresAt.Before(t.RunAt) {
-			return task.Outcome{}, task.Errors{{Path: []string{"expires_at"}, Message: "has passed", Kind: "expired"}}
-		}
+	if err := a.Intake.Unstored(ctx, originOf(ctx), t); err != nil {
+		return task.Outcome{}, err
 	}
 	if err := a.holdForCall(ctx); err != nil {
 		return task.Outcome{}, err

@@ -3,8 +3,12 @@ package task
 import "time"
 
 // Shortage is what an instance lacks to make a call, as a sentence for people that says what to
-// do. It is empty where the instance lacks nothing.
+// do. It is empty where the instance lacks nothing. Otherwise it may be the error of what the
+// instance could not do for that reason.
 type Shortage string
+
+// Error returns the sentence.
+func (s Shortage) Error() string { return string(s) }
 
 // The shortages. The first two concern all new connections of an instance; the
 // others concern some targets only.
