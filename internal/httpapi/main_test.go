@@ -125,6 +125,11 @@ func (s *fakeStore) Repeated(_ context.Context, key string, fingerprint []byte) 
 	return s.repeated(key, fingerprint)
 }
 
+func (s *fakeStore) QueueDefaults(context.Context, string) (task.QueueDefaults, error) {
+	s.called()
+	return task.QueueDefaults{}, nil
+}
+
 func (s *fakeStore) Find(_ context.Context, f *task.Filter, behind task.Position, limit int) ([]*task.Task, error) {
 	s.called()
 	if s.find == nil {

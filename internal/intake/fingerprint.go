@@ -38,6 +38,12 @@ func fingerprintOf(tasks []*task.Task) []byte {
 		w.text(t.OIDCAudience)
 		w.moment(t.RunAt)
 		w.numbers(int64(t.Delay))
+		if t.Queue != "" || t.FlowKey != "" || t.Priority != "" {
+			w.text("flow")
+			w.text(t.Queue)
+			w.text(t.FlowKey)
+			w.text(string(t.Priority))
+		}
 	}
 	return w.Sum(nil)
 }

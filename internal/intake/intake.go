@@ -34,6 +34,8 @@ type store interface {
 	Redrive(ctx context.Context, id task.ID, hops int) (*task.Task, error)
 	// RedriveMany makes the first task due after wait, each further one apart later.
 	RedriveMany(ctx context.Context, ids []task.ID, wait, apart time.Duration, hops int) (count int, err error)
+	// QueueDefaults returns what tasks of a queue have that do not say.
+	QueueDefaults(ctx context.Context, queue string) (task.QueueDefaults, error)
 	// Now returns the moment by the store's clock.
 	Now(ctx context.Context) (time.Time, error)
 }
@@ -97,6 +99,22 @@ func New(o Options) *Intake {
 // Defaults returns the values of what a request leaves out: Method, Timeout and Retry.
 // All else is zero.
 func (in *Intake) Defaults() task.Spec { return in.o.Defaults }
+
+// DefaultsOf is [Intake.Defaults] for a task of a queue and flow key, which may be empty:
+// those of the queue come first. The error is the store's.
+func (in *Intake) DefaultsOf(ctx context.Context, queue, flowKey string) (task.Spec, error) {
+	if queue == "" && flowKey != "" {
+		queue = task.DefaultQueue
+	}
+	if !task.IsQueueName(queue) { // none, or one that Task refuses
+		return in.o.Defaults, nil
+	}
+	d, err := in.o.Store.QueueDefaults(ctx, queue)
+	if err != nil {
+		return task.Spec{}, err
+	}
+	return d.In(in.o.Defaults), nil
+}
 
 // Task makes a task of what a request asks for, by the domain's rules and the settings'
 // rules about targets, ID tokens and secrets. The error is [task.Errors] with every rule

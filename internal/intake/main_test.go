@@ -41,7 +41,9 @@ type fakes struct {
 	// change answers for Change.
 	change  func(*task.Task) (*task.Task, error)
 	redrive func(hops int) error
-	woken   int
+	// queues are the defaults of queues.
+	queues map[string]task.QueueDefaults
+	woken  int
 }
 
 func (f *fakes) Submit(_ context.Context, t *task.Task) error {
@@ -99,6 +101,10 @@ func (f *fakes) Redrive(_ context.Context, id task.ID, hops int) (*task.Task, er
 
 func (f *fakes) RedriveMany(_ context.Context, ids []task.ID, _, _ time.Duration, hops int) (int, error) {
 	return len(ids), f.redrive(hops)
+}
+
+func (f *fakes) QueueDefaults(_ context.Context, queue string) (task.QueueDefaults, error) {
+	return f.queues[queue], f.unread
 }
 
 func (f *fakes) Now(context.Context) (time.Time, error) {

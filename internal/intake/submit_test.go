@@ -172,6 +172,8 @@ func TestFingerprintHasEveryField(t *testing.T) {
 			v.Set(reflect.ValueOf(map[string]string{"a": "b"}))
 		case *task.Callback:
 			v.Set(reflect.ValueOf(&task.Callback{}))
+		case task.Priority:
+			v.SetString(string(task.High))
 		case task.RetryPolicy:
 			for i := range v.NumField() {
 				walk(t, made, v.Field(i), path+"."+v.Type().Field(i).Name)

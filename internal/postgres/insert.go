@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -83,12 +84,23 @@ func (s *Store) insertOne(ctx context.Context, t newTask) (inserted, error) {
 // partitions of the history, for which others need not wait.
 type insertion struct{ plain, queued, children statement }
 
-// newInsertion makes one of what stands before and behind INSERT … SELECT.
-func newInsertion(l columns, before func(*parameters) string, after string) insertion {
+// newInsertion makes one of its name, of a WITH query that comes before INSERT … SELECT,
+// "" for none, and of what stands behind that.
+func newInsertion(l columns, name string, with func(*parameters) string, after string) insertion {
 	form := func(sent use, computed map[string]string, returned string) statement {
 		var p parameters
 		into := slices.DeleteFunc(l.of(live), func(c column) bool { return c.use&sent == 0 && computed[c.name] == "" })
-		return p.statement(before(&p) + `INSERT INTO tasks (` + into.names() + `)
+		before := "-- name: " + name + "\n"
+		queries := []string{with(&p)}
+		if sent&useQueued != 0 {
+			queries = append(queries, `named AS (
+    `+nameQueues(`unnest(`+p.of("queue")+`::text[]) n (name)`)+`
+)`)
+		}
+		if queries = slices.DeleteFunc(queries, func(q string) bool { return q == "" }); len(queries) > 0 {
+			before += "WITH " + strings.Join(queries, ", ") + "\n"
+		}
+		return p.statement(before + `INSERT INTO tasks (` + into.names() + `)
 SELECT ` + into.exprs(func(c column) string { return cmp.Or(computed[c.name], c.stored("t."+c.name)) }) + `
 FROM (SELECT *, CASE WHEN claimed THEN (SELECT id FROM workers WHERE id = ` + p.of("worker") + `) END AS worker_id FROM (
     SELECT ` + l.with(sent).exprs(func(c column) string { return "unnest(" + p.of(c.name) + "::" + c.sentType() + "[])" }) + `,
@@ -108,7 +120,7 @@ RETURNING ` + returned)
 // The arrays are taken apart in the select list, side by side. In FROM each would
 // be written to a store of its own first: for 30 tasks that takes 125 µs, this 28.
 func insertSQL(l columns) insertion {
-	return newInsertion(l, func(*parameters) string { return "-- name: insert tasks\n" }, "")
+	return newInsertion(l, "insert tasks", func(*parameters) string { return "" }, "")
 }
 
 // insertedAs is what a submission does not send as it is stored. A task that has a

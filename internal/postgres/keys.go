@@ -19,9 +19,8 @@ const insertTries = 3
 // in one statement the first counts. A key that has expired is taken over. The
 // row of one that has not is locked and stays as it is.
 func insertOnceSQL(l columns) insertion {
-	return newInsertion(l, func(p *parameters) string {
-		return `-- name: insert tasks once
-WITH taken AS (
+	return newInsertion(l, "insert tasks once", func(p *parameters) string {
+		return `taken AS (
     INSERT INTO idempotency_keys (key, fingerprint, task_ids, expires_at)
     SELECT DISTINCT ON (key) key, fingerprint, ARRAY[id], now() + make_interval(secs => ` + p.of("key_seconds") + `)
     FROM unnest(` + p.of("id") + `::uuid[], ` + p.of("idempotency_key") + `::text[], ` + p.of("fingerprints") + `::bytea[])
@@ -30,23 +29,20 @@ WITH taken AS (
     ORDER BY key, place
     ` + takeExpired + `
     RETURNING task_ids[1] AS id
-)
-`
+)`
 	}, `
 WHERE t.idempotency_key IS NULL OR t.id IN (SELECT id FROM taken)`)
 }
 
 // As insertOnceSQL, with one key for all tasks.
 func insertBatchOnceSQL(l columns) insertion {
-	return newInsertion(l, func(p *parameters) string {
-		return `-- name: insert batch once
-WITH taken AS (
+	return newInsertion(l, "insert batch once", func(p *parameters) string {
+		return `taken AS (
     INSERT INTO idempotency_keys (key, fingerprint, task_ids, expires_at)
     VALUES (` + p.of("key") + `, ` + p.of("key_fingerprint") + `, ` + p.of("id") + `::uuid[], now() + make_interval(secs => ` + p.of("key_seconds") + `))
     ` + takeExpired + `
     RETURNING key
-)
-`
+)`
 	}, `
 WHERE EXISTS (SELECT FROM taken)`)
 }

@@ -125,6 +125,8 @@ func redriveSQL(l columns) (one, many string) {
     INSERT INTO tasks (` + l.with(useRedrive).names() + `)
     SELECT ` + l.with(useRedrive).names() + ` FROM gone
     RETURNING ` + l.shownOf(live) + `
+), named AS (
+    ` + nameQueues(`(SELECT queue AS name FROM gone) n`) + `
 )`
 	return `-- name: redrive task
 ` + redrive + `
@@ -178,9 +180,14 @@ func changeSQL(l columns) statement {
     ` + c.name + ` = ` + value
 	}
 	return p.statement(`-- name: change task
-` + set + `
-WHERE id = ` + p.of("id") + ` AND claim = ` + p.of("claim") + ` AND state = 'pending' AND cancel_requested_at IS NULL
-RETURNING ` + l.shownOf(live))
+WITH changed AS (
+    ` + set + `
+    WHERE id = ` + p.of("id") + ` AND claim = ` + p.of("claim") + ` AND state = 'pending' AND cancel_requested_at IS NULL
+    RETURNING ` + l.shownOf(live) + `
+), named AS (
+    ` + nameQueues(`(SELECT queue AS name FROM changed) n`) + `
+)
+SELECT * FROM changed`)
 }
 
 // Change writes a pending task that was changed since it was read, and returns

@@ -125,19 +125,21 @@ func managed[T any](ctx context.Context, s *Store, sql string, scan pgx.RowToFun
 	return v, classify(err)
 }
 
-// Names of queues whose row is missing are put in first, so that a queue exists from the
-// first task that names it. Where all are there nothing is written.
+// nameQueues makes rows for queues that have none: a queue exists from the first task that
+// names it. Where all have one nothing is written. named is a list FROM that has their
+// names, or NULL, as n.name.
+func nameQueues(named string) string {
+	return `INSERT INTO queues (name)
+    SELECT DISTINCT n.name FROM ` + named + ` WHERE n.name IS NOT NULL AND NOT EXISTS (SELECT FROM queues q WHERE q.name = n.name)
+    ORDER BY n.name
+    ON CONFLICT DO NOTHING`
+}
+
 const queueDefaultsSQL = `-- name: defaults of queues
-WITH missing AS (
-    INSERT INTO queues (name)
-    SELECT DISTINCT name FROM unnest($1::text[]) AS wanted (name) WHERE NOT EXISTS (SELECT FROM queues q WHERE q.name = wanted.name)
-    ORDER BY name
-    ON CONFLICT DO NOTHING
-)
 SELECT name, defaults FROM queues WHERE name = ANY ($1) AND defaults IS NOT NULL`
 
-// QueueDefaults returns the defaults of a queue, for a task that names it. A queue that
-// does not exist does from then on.
+// QueueDefaults returns the defaults of a queue, for a task that names it: none where the
+// queue does not exist.
 func (s *Store) QueueDefaults(ctx context.Context, name string) (task.QueueDefaults, error) {
 	d, err := s.queueDefaults.Do(ctx, name)
 	if err != nil {

@@ -129,33 +129,79 @@ func TestPauseQueue(t *testing.T) {
 	}
 }
 
-// A queue exists from the first task that names it on. Its defaults reach those that name
-// it from then on.
 func TestQueueDefaults(t *testing.T) {
 	t.Parallel()
-	s, pool := newStore(t)
+	s, _ := newStore(t)
+	want := full("mail")
+	putQueue(t, s, want)
+	putQueue(t, s, task.Queue{Name: "none"})
 	var wg sync.WaitGroup
-	for i := range 40 { // in few statements, some of which want the same rows
+	for i := range 40 { // in few statements
 		wg.Go(func() {
-			if d, err := s.QueueDefaults(t.Context(), fmt.Sprint("queue", i%3)); err != nil || !d.IsZero() {
-				t.Errorf("QueueDefaults = %+v, %v; want none", d, err)
+			name := []string{"mail", "none", "unknown"}[i%3]
+			got, err := s.QueueDefaults(t.Context(), name)
+			if want := map[string]task.QueueDefaults{"mail": want.Defaults}[name]; err != nil || cmp.Diff(want, got) != "" {
+				t.Errorf("%s: %v; (-want +got):\n%s", name, err, cmp.Diff(want, got))
 			}
 		})
 	}
 	wg.Wait()
-	if n := query[int](t, pool, "SELECT count(*) FROM queues WHERE name IN ('queue0', 'queue1', 'queue2')"); n != 3 {
-		t.Errorf("%d queues exist, want 3", n)
+}
+
+// A queue exists from the first task that names it on, in whichever way.
+func TestQueuesAreThereByUse(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	exists := func(names ...string) {
+		t.Helper()
+		for _, name := range names {
+			q, err := s.Queue(t.Context(), name)
+			if diff := cmp.Diff(task.Queue{Name: name}, q); err != nil || diff != "" {
+				t.Errorf("%s: %v; (-want +got):\n%s", name, err, diff)
+			}
+		}
 	}
-	q, err := s.Queue(t.Context(), "queue0")
-	if diff := cmp.Diff(task.Queue{Name: "queue0"}, q); err != nil || diff != "" {
-		t.Errorf("%v; (-want +got):\n%s", err, diff)
+	var wg sync.WaitGroup
+	for i := range 40 { // in few statements, some of which want the same rows
+		wg.Go(func() { insert(t, s, newTask(inQueue(fmt.Sprint("queue", i%3), "", task.Normal))) })
 	}
-	want := full("queue0")
-	putQueue(t, s, want)
-	got, err := s.QueueDefaults(t.Context(), "queue0")
-	if diff := cmp.Diff(want.Defaults, got); err != nil || diff != "" {
-		t.Errorf("%v; (-want +got):\n%s", err, diff)
+	wg.Wait()
+	exists("queue0", "queue1", "queue2")
+	insert(t, s, newTask(inQueue("once", "", task.Normal), func(tk *task.Task) { tk.IdempotencyKey, tk.Fingerprint = "k", []byte{} }))
+	exists("once")
+	batch := &task.Batch{IdempotencyKey: "b", Fingerprint: []byte{}}
+	for i := range 3 {
+		batch.Tasks = append(batch.Tasks, newTask(inQueue(fmt.Sprint("batch", i), "", task.Normal)))
 	}
+	if err := s.InsertBatch(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	exists("batch0", "batch1", "batch2")
+
+	tk := newTask()
+	insert(t, s, tk)
+	tk = get(t, s, tk.ID)
+	tk.Queue, tk.Priority = "changed", task.Normal
+	stale := *tk
+	if _, err := s.Change(t.Context(), tk, nil); err != nil {
+		t.Fatal(err)
+	}
+	exists("changed")
+	stale.Queue = "stale"
+	if _, err := s.Change(t.Context(), &stale, nil); !errors.Is(err, task.ErrChanged) {
+		t.Fatalf("Change = %v, want ErrChanged", err)
+	}
+	if _, err := s.Queue(t.Context(), "stale"); !errors.Is(err, task.ErrQueueNotFound) {
+		t.Errorf("a change that was not made has made its queue: %v", err)
+	}
+	if _, err := s.Cancel(t.Context(), tk.ID); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, pool, "DELETE FROM queues WHERE name = 'changed'")
+	if _, err := s.Redrive(t.Context(), tk.ID, 0); err != nil {
+		t.Fatal(err)
+	}
+	exists("changed")
 }
 
 func TestQueueKeys(t *testing.T) {
