@@ -27,6 +27,7 @@ import (
 
 	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/intake"
+	"github.com/melodia/orchestrator/internal/logging"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -116,13 +117,13 @@ type API struct {
 	newID    atomic.Pointer[func() task.ID]
 
 	rates      *rates
-	bodies     atomic.Int64 // bytes of request bodies in memory
-	callBodies atomic.Int64 // of those whose calls are under way
-	answers    atomic.Int64 // bytes of answers that are being made of bodies of calls, or written
-	bulkActs   atomic.Bool  // whether an act on many tasks is under way
-	refusals   turnedAway
-	strangers  turnedAway // answers of 401 and 403
-	unhealthy  turnedAway // answers of /health
+	bodies     atomic.Int64    // bytes of request bodies in memory
+	callBodies atomic.Int64    // of those whose calls are under way
+	answers    atomic.Int64    // bytes of answers that are being made of bodies of calls, or written
+	bulkActs   atomic.Bool     // whether an act on many tasks is under way
+	refusals   logging.Limiter // answers of 429 and 503
+	strangers  logging.Limiter // answers of 401 and 403
+	unhealthy  logging.Limiter // answers of /health
 }
 
 // New returns the API with all its routes.

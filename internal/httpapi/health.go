@@ -81,7 +81,7 @@ func (a *API) health(ctx context.Context, _ *struct{}) (*healthOutput, error) {
 		checks.Dispatcher.OldestDueSeconds = &seconds
 	} else {
 		checks.Database.Status = "unavailable"
-		if count := a.unhealthy.count(time.Now()); count > 0 {
+		if count := a.unhealthy.Count(); count > 0 {
 			a.Log.WarnContext(ctx, "health check failed", "count", count, "error", err)
 		}
 	}

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -154,36 +153,15 @@ func (a *API) fail(ctx context.Context, err error) *Problem {
 	case p.Status == http.StatusInternalServerError:
 		a.Log.ErrorContext(ctx, "request failed", "request_id", p.Instance, "error", err)
 	case (p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable) && ctx.Err() == nil:
-		if count := a.refusals.count(time.Now()); count > 0 {
+		if count := a.refusals.Count(); count > 0 {
 			a.Log.WarnContext(ctx, "requests turned away", "count", count, "status", p.Status, "request_id", p.Instance, "error", err)
 		}
 	case p.Status == http.StatusUnauthorized || p.Status == http.StatusForbidden:
-		if count := a.strangers.count(time.Now()); count > 0 {
+		if count := a.strangers.Count(); count > 0 {
 			a.Log.WarnContext(ctx, "callers refused", "count", count, "status", p.Status, "request_id", p.Instance, "error", err)
 		}
 	}
 	return p
-}
-
-// turnedAway counts requests, so that an outage does not fill the log.
-type turnedAway struct {
-	mu     sync.Mutex
-	logged time.Time
-	since  int // how many since then
-}
-
-// count counts in a request. Once a second at most it returns how many there
-// were since it did so last, this one included; otherwise 0.
-func (t *turnedAway) count(now time.Time) int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.since++
-	if now.Sub(t.logged) < time.Second {
-		return 0
-	}
-	count := t.since
-	t.logged, t.since = now, 0
-	return count
 }
 
 // write answers outside of huma's operations.
