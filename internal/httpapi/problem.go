@@ -173,7 +173,7 @@ func (a *API) write(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	w.Header().Set("Content-Type", p.ContentType(""))
 	w.WriteHeader(p.Status)
-	_ = encode(w, p) // the caller is gone
+	_ = encodeTo(w, p) // the caller is gone
 }
 
 // addInstance completes problems that huma made.
@@ -280,7 +280,7 @@ func humaFields(errs []error) []FieldProblem {
 		for _, m := range humaMessages {
 			if rest, ok := strings.CutPrefix(detail.Message, m.prefix); ok {
 				f.Type = m.kind
-				f.Msg = strings.ReplaceAll(m.text, "%", plain(rest))
+				f.Msg = strings.ReplaceAll(m.text, "%", plainText(rest))
 				break
 			}
 		}
@@ -294,8 +294,8 @@ func humaFields(errs []error) []FieldProblem {
 	return fields
 }
 
-// plain is a limit or a list of values as people write it.
-func plain(s string) string {
+// plainText is a limit or a list of values as people write it.
+func plainText(s string) string {
 	if f, err := strconv.ParseFloat(s, 64); err == nil { // 3.1536e+07
 		return strconv.FormatFloat(f, 'f', -1, 64)
 	}
@@ -303,8 +303,6 @@ func plain(s string) string {
 }
 
 const requiredPrefix = "expected required property "
-
-const wantTime = "must be a time like 2026-12-24T21:00:00Z (RFC 3339 with an offset)"
 
 // humaMessages gives huma's texts the words that Pydantic uses, and a sentence
 // that completes the field's name. % is the rest of huma's text: a limit or
