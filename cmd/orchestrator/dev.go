@@ -97,7 +97,7 @@ func devCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 
 // devLog returns dev's log. Without LOG_FORMAT it has short lines on a terminal, and
 // text elsewhere.
-func devLog(c *config.Config, stdout io.Writer) (*slog.Logger, *logging.Lines) {
+func devLog(c *config.Config, stdout io.Writer) (*slog.Logger, *logging.DroppingWriter) {
 	if os.Getenv("LOG_FORMAT") == "" {
 		c.LogFormat = "text"
 	}

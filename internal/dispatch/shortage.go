@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/melodia/orchestrator/internal/logging"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -23,11 +24,11 @@ const (
 
 // shortages is what the instance lacks.
 type shortages struct {
-	mu     sync.Mutex
-	kind   task.Shortage // met last
-	met    time.Time     // when
-	logged time.Time
-	count  int // met and not logged
+	mu   sync.Mutex
+	kind task.Shortage // met last
+	met  time.Time     // when
+
+	lines logging.Limiter
 }
 
 // ceiling bounds the calls under way of an instance that can open no more connections. Below
@@ -57,18 +58,12 @@ func (c *ceiling) at(now time.Time, slots int) int {
 	return min(c.calls+int(int64(slots)*int64(rising)/int64(ceilingRise)), slots)
 }
 
-// note notes that a shortage was met. It returns how many are to be logged now: those since
-// the last line, once a second; otherwise 0.
+// note notes that a shortage was met. It returns how many are to be logged now.
 func (s *shortages) note(kind task.Shortage) (count int) {
-	now := time.Now()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.kind, s.met = kind, now
-	s.count++
-	if now.Sub(s.logged) >= time.Second {
-		count, s.count, s.logged = s.count, 0, now
-	}
-	return count
+	s.kind, s.met = kind, time.Now()
+	s.mu.Unlock()
+	return s.lines.Count()
 }
 
 // current returns the kind that was met last, for shortageShown.

@@ -4,9 +4,11 @@ package e2e
 
 import (
 	"bytes"
+	"io"
 	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -20,6 +22,7 @@ type proxy struct {
 	url      string // of the database, through the proxy
 	listener net.Listener
 	running  sync.WaitGroup
+	begun    atomic.Int64 // connections that clients began to use
 
 	mu       sync.Mutex
 	network  string
@@ -36,7 +39,7 @@ const (
 	modePass  proxyMode = iota
 	modeHang            // what is sent is held back, and goes on in another mode
 	modeDrop            // what is sent is lost: connections of that time are never of use again, nor are they closed
-	modeReset           // connections are reset, new ones too
+	modeReset           // connections are reset, new ones when they are used
 	modeGone            // the test is over
 )
 
@@ -59,6 +62,10 @@ type cut struct {
 // (https://www.postgresql.org/docs/current/protocol-message-formats.html):
 // outside of a transaction, so that it is committed.
 var readyForQuery = []byte{'Z', 0, 0, 0, 5, 'I'}
+
+// cancelRequest is how a client's first message goes on after its length where it has
+// a statement of another connection cancelled (80877102; source as above).
+var cancelRequest = []byte{0x04, 0xd2, 0x16, 0x2e}
 
 func newProxy(t *testing.T, databaseURL string) *proxy {
 	t.Helper()
@@ -128,10 +135,9 @@ func (p *proxy) accept() {
 		}
 		l := &link{client: client.(*net.TCPConn)}
 		p.mu.Lock()
-		switch p.mode {
-		case modeReset, modeGone:
+		if p.mode == modeGone {
 			l.reset()
-		default:
+		} else {
 			l.dead = p.mode == modeDrop
 			p.links[l] = struct{}{}
 			p.running.Go(func() { p.carry(l) })
@@ -140,18 +146,30 @@ func (p *proxy) accept() {
 	}
 }
 
-// carry serves one connection until both sides have ended.
+// carry serves one connection until both sides have ended. It begins when the client
+// has sent something: where a connection is reset before, net.Dial may take it for one
+// to itself and dial again, up to two times (selfConnect in net/tcpsock_posix.go).
 func (p *proxy) carry(l *link) {
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		l.reset()
+		delete(p.links, l)
+	}()
+	first := make([]byte, 64<<10)
+	n, err := l.client.Read(first)
+	if err != nil {
+		return
+	}
+	if !bytes.HasPrefix(first[min(n, 4):n], cancelRequest) {
+		p.begun.Add(1)
+	}
 	var answering sync.WaitGroup
 	if p.connect(l) {
 		answering.Go(func() { p.forward(l, l.server, l.client, p.answered) })
 	}
-	p.forward(l, l.client, l.server, p.asked)
+	p.forward(l, io.MultiReader(bytes.NewReader(first[:n]), l.client), l.server, p.asked)
 	answering.Wait()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	l.reset()
-	delete(p.links, l)
 }
 
 // connect reports whether l leads to the server. One that does not is dead or reset.
@@ -160,19 +178,20 @@ func (p *proxy) connect(l *link) bool {
 		return false
 	}
 	p.mu.Lock()
-	network, upstream := p.network, p.upstream
-	p.mu.Unlock()
-	server, err := net.Dial(network, upstream)
-	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err != nil || p.mode == modeReset || p.mode == modeGone {
-		if server != nil {
-			_ = server.Close()
+	if p.mode != modeReset && p.mode != modeGone {
+		network, upstream := p.network, p.upstream
+		p.mu.Unlock()
+		server, err := net.Dial(network, upstream)
+		p.mu.Lock()
+		if err == nil {
+			l.server = server.(*net.TCPConn)
 		}
+	}
+	if l.server == nil || p.mode == modeReset || p.mode == modeGone {
 		l.reset()
 		return false
 	}
-	l.server = server.(*net.TCPConn)
 	return true
 }
 
@@ -191,7 +210,7 @@ func (p *proxy) open(l *link) bool {
 
 // forward carries what from sends, as inspect allows, until that ends. Then
 // the other side ends too, unless the link is dead.
-func (p *proxy) forward(l *link, from, to *net.TCPConn, inspect func(*link, []byte) bool) {
+func (p *proxy) forward(l *link, from io.Reader, to *net.TCPConn, inspect func(*link, []byte) bool) {
 	buffer := make([]byte, 64<<10)
 	var recent []byte // markers may come in two pieces
 	for {
@@ -199,7 +218,7 @@ func (p *proxy) forward(l *link, from, to *net.TCPConn, inspect func(*link, []by
 		live := p.open(l)
 		if live && n > 0 {
 			recent = append(recent[max(0, len(recent)-64):], buffer[:n]...)
-			if inspect(l, recent) {
+			if to != nil && inspect(l, recent) {
 				_, _ = to.Write(buffer[:n]) // when that side has ended, so does this one
 			}
 		}

@@ -66,10 +66,31 @@ func (a *API) holdAnswer(ctx huma.Context, next func(huma.Context)) {
 	}
 }
 
+// awaitAnswers refuses what would change something while answers take too much,
+// before it does; one who changed something is answered in any case.
+func (a *API) awaitAnswers(operation *huma.Operation, next http.Handler) http.Handler {
+	if smallAnswers[operation.Path] {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !onlyReads(r) && a.answers.Load() > maxAnswers {
+			a.write(w, r, tooManyAnswers())
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func onlyReads(r *http.Request) bool {
+	return r.Method == http.MethodGet || r.Method == http.MethodHead
+}
+
 // smallAnswers are operations whose answers do not grow with what is stored.
 var smallAnswers = map[string]bool{"/enqueue": true, "/schedule": true, "/worker-endpoint": true}
 
 var heldAnswers = sync.Pool{New: func() any { return new(heldAnswer) }}
+
+type humaContext = huma.Context // its name as a field would hide its method Context
 
 // heldAnswer is the context of an operation whose answer is held.
 type heldAnswer struct {

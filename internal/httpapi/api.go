@@ -27,6 +27,7 @@ import (
 
 	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/intake"
+	"github.com/melodia/orchestrator/internal/logging"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -109,6 +110,8 @@ type API struct {
 	Options
 	router   *chi.Mux
 	registry huma.Registry
+	shapes   map[reflect.Type]*shape   // of what requests send
+	params   map[reflect.Type][]*param // of structs that take parameters
 	document *huma.OpenAPI
 
 	// notReady says why there is no store yet; nil when there is one.
@@ -116,19 +119,19 @@ type API struct {
 	newID    atomic.Pointer[func() task.ID]
 
 	rates      *rates
-	bodies     atomic.Int64 // bytes of request bodies in memory
-	callBodies atomic.Int64 // of those whose calls are under way
-	answers    atomic.Int64 // bytes of answers that are being made of bodies of calls, or written
-	bulkActs   atomic.Bool  // whether an act on many tasks is under way
-	refusals   turnedAway
-	strangers  turnedAway // answers of 401 and 403
-	unhealthy  turnedAway // answers of /health
+	bodies     atomic.Int64    // bytes of request bodies in memory
+	callBodies atomic.Int64    // of those whose calls are under way
+	answers    atomic.Int64    // bytes of answers that are being made of bodies of calls, or written
+	bulkActs   atomic.Bool     // whether an act on many tasks is under way
+	refusals   logging.Limiter // answers of 429 and 503
+	strangers  logging.Limiter // answers of 401 and 403
+	unhealthy  logging.Limiter // answers of /health
 }
 
 // New returns the API with all its routes.
 func New(o Options) *API {
 	useProblems()
-	a := &API{Options: o, router: chi.NewMux(), rates: newRates(o.Rate, o.Burst)}
+	a := &API{Options: o, router: chi.NewMux(), rates: newRates(o.Rate, o.Burst), shapes: make(map[reflect.Type]*shape), params: make(map[reflect.Type][]*param)}
 	a.newID.Store(&o.NewID)
 	a.NewID = a.makeID
 	if o.Store == nil {
@@ -145,7 +148,7 @@ func New(o Options) *API {
 	api := jsonAPI{humachi.New(a.router, config)}
 	// In this order: what strangers send is not kept, and a query is refused when its
 	// request has arrived, so that a client that is still sending reads why.
-	api.UseMiddleware(a.admit, a.waitUntilReady, a.readBody, a.checkQuery, a.holdAnswer)
+	api.UseMiddleware(a.admit, a.waitUntilReady, a.readHumaBody, a.checkQuery, a.holdAnswer)
 	a.document = api.OpenAPI()
 	a.routes(api)
 	a.documentDefaults()
@@ -190,27 +193,27 @@ func (a *API) routes(api huma.API) {
 	huma.Register(api, a.scheduleOperation(), a.schedule)
 	huma.Register(api, a.batchOperation(), a.submitBatch)
 	// Whoever submitted a task: what became of it (Location of the first two).
-	huma.Register(api, a.getTaskOperation(), a.getTask)
+	a.handle(a.getTaskOperation(), a.getTask)
 	// People, and services that look after their own: which tasks are there, how
 	// many, and why has one not run?
-	huma.Register(api, findOperation(), a.find)
-	huma.Register(api, countsOperation(), a.counts)
-	huma.Register(api, explainOperation(), a.explain)
+	a.handle(a.findOperation(), a.find)
+	a.handle(a.countsOperation(), a.counts)
+	a.handle(a.explainOperation(), a.explain)
 	// People, at night: call a task off, make it due, change it, give it another
 	// chance; one, or all that match.
-	huma.Register(api, cancelOperation(), a.cancel)
-	huma.Register(api, runOperation(), a.run)
-	huma.Register(api, a.changeOperation(), a.change)
-	huma.Register(api, a.redriveOperation(), a.redrive)
-	huma.Register(api, a.cancelManyOperation(), a.cancelMany)
-	huma.Register(api, a.redriveManyOperation(), a.redriveMany)
+	a.handle(a.cancelOperation(), a.cancel)
+	a.handle(a.runOperation(), a.run)
+	a.handle(a.changeOperation(), a.change)
+	a.handle(a.redriveOperation(), a.redrive)
+	a.handle(a.cancelManyOperation(), a.cancelMany)
+	a.handle(a.redriveManyOperation(), a.redriveMany)
 	// An external engine (Cloud Tasks, Cloud Scheduler, Pub/Sub push) or an
 	// operator: carry out one task in this request.
-	huma.Register(api, a.workerOperation(), a.work)
+	a.handle(a.workerOperation(), a.work)
 	// Cloud Run's startup probe, and monitoring: is it ready?
-	huma.Register(api, healthOperation(), a.health)
+	a.handle(a.healthOperation(), a.health)
 	// Cloud Run's liveness probe: is the process there?
-	huma.Register(api, liveOperation(), a.live)
+	a.handle(a.liveOperation(), a.live)
 
 	if a.HideDocs {
 		return
@@ -330,11 +333,6 @@ func (a *API) completeDocument() {
 	} {
 		p.Enum = append(p.Enum, nil) // null must be in an enum, whatever the type admits
 	}
-	// A running task is answered with another status; all else is the same.
-	cancel := a.document.Paths["/tasks/{id}/cancel"].Post.Responses
-	accepted := *cancel["200"]
-	cancel["200"].Description, accepted.Description = "The task is cancelled.", "The task is running: its call is being cut off."
-	cancel["202"] = &accepted
 	a.documentRepeats()
 	a.completeSchemas()
 	// Swagger UI sends each parameter's example as its value. A filter's would find

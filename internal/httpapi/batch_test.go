@@ -62,7 +62,7 @@ func TestBatch(t *testing.T) {
 					t.Fatal(err)
 				}
 				var alone strings.Builder
-				if err := encode(&alone, taskView(stored)); err != nil {
+				if err := encodeTo(&alone, taskView(stored)); err != nil {
 					t.Fatal(err)
 				}
 				var v any

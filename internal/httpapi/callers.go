@@ -49,7 +49,7 @@ func needs(scope string) []map[string][]string {
 var openToAll = []map[string][]string{}
 
 // scopeOf returns the scope that an operation needs, empty where it is open to
-// all. It panics where the operation says neither: such a one stays shut.
+// all. It panics where the operation says neither.
 func scopeOf(operation *huma.Operation) string {
 	if operation.Security == nil {
 		panic("operation " + operation.OperationID + " names no scope and is not openToAll")
@@ -101,6 +101,41 @@ func (a *API) admit(ctx huma.Context, next func(huma.Context)) {
 		ctx = huma.WithValue(ctx, callerKey{}, name)
 	}
 	next(ctx)
+}
+
+// authorize lets a request pass whose caller has one of the scopes that it needs, and
+// has not sent too many of late.
+func (a *API) authorize(needed func(*http.Request) need, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name, err := a.identify(r, needed(r))
+		if err != nil {
+			a.write(w, r, err)
+			return
+		}
+		if name != "" {
+			r = r.WithContext(context.WithValue(r.Context(), callerKey{}, name))
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// needed returns what a request of an operation needs that has the given scope: to
+// see the body of a call more than to see the task.
+func (a *API) needed(operation *huma.Operation, scope string) func(*http.Request) need {
+	always := need{[]string{scope}, "this operation needs"}
+	if operation.OperationID != getTaskID {
+		return func(*http.Request) need { return always }
+	}
+	payload := need{[]string{scopeManage}, "include=payload needs unless SHOW_PAYLOADS is on"}
+	if a.ShowPayloads {
+		payload = need{[]string{scopeRead, scopeManage}, "include=payload needs"}
+	}
+	return func(r *http.Request) need {
+		if r.URL.RawQuery != "" && r.URL.Query().Get("include") == includePayload {
+			return payload
+		}
+		return always
+	}
 }
 
 // need is which scopes let a request pass, each of them alone, and what for.

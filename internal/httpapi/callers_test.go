@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-chi/chi/v5"
 
 	"github.com/melodia/orchestrator/internal/task"
@@ -128,14 +129,19 @@ func TestOpenRoutesAskNobody(t *testing.T) {
 	}
 }
 
-// An operation that forgot its scope is shut.
-func TestOperationWithoutScopeIsShut(t *testing.T) {
+// An operation that forgot its scope cannot be registered.
+func TestOperationWithoutScopeIsRefused(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
-	s.document.Paths["/tasks/{id}"].Get.Security = nil
-	if a := s.get("/tasks/01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b"); a.status != http.StatusInternalServerError || s.store.callCount() > 0 {
-		t.Errorf("got %d, want 500 without a look at the store", a.status)
-	}
+	defer func() {
+		if p, _ := recover().(string); !strings.Contains(p, "names no scope") {
+			t.Errorf("got panic %q, want one that asks for the scope", p)
+		}
+		if a := s.get("/forgotten"); a.status != http.StatusNotFound {
+			t.Errorf("got %d, want 404", a.status)
+		}
+	}()
+	s.handle(huma.Operation{OperationID: "forgotten", Method: http.MethodGet, Path: "/forgotten"}, func(http.ResponseWriter, *http.Request) error { return nil })
 }
 
 // Whoever cannot be told from a stranger because the issuer is away is told

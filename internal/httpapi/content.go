@@ -1,14 +1,14 @@
 package httpapi
 
 import (
-	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"net/http"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
-	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/melodia/orchestrator/internal/task"
@@ -95,32 +95,36 @@ func contentType(t *task.Task) string {
 	return t.ContentType
 }
 
-// shownKey leads to what is reserved for a body of a call, among the values of the
-// context of the request that is answered with it.
-type shownKey struct{}
-
-// countShown is for an operation that may show the body of a call. What is made of
-// that counts among the answers until it is one.
-func (a *API) countShown(ctx huma.Context, next func(huma.Context)) {
-	reserved := new(int)
-	defer func() { a.release(*reserved) }()
-	next(huma.WithValue(ctx, shownKey{}, reserved))
+// answerWithBody answers with a task and the body of its call. What is made of that
+// counts among the answers until it is one.
+func (a *API) answerWithBody(w http.ResponseWriter, r *http.Request, id task.ID) error {
+	answer, err := a.encodeWithBody(r, w.Header(), id)
+	if err != nil {
+		return err
+	}
+	return a.send(w, r, http.StatusOK, answer)
 }
 
-// getTaskWithBody is what getTask answers with include=payload.
-func (a *API) getTaskWithBody(ctx context.Context, id task.ID) (*taskOutput, error) {
-	t, err := a.Store.GetWithBody(ctx, id)
+func (a *API) encodeWithBody(r *http.Request, h http.Header, id task.ID) ([]byte, error) {
+	t, err := a.Store.GetWithBody(r.Context(), id)
 	if err != nil {
-		return nil, a.fail(ctx, err)
+		return nil, err
 	}
-	reserved := ctx.Value(shownKey{}).(*int)
-	*reserved = shownGrowth * len(t.Body)
-	if !a.reserve(*reserved) {
-		return nil, a.fail(ctx, tooManyAnswers())
+	reserved := shownGrowth * len(t.Body)
+	defer a.release(reserved)
+	if !a.reserve(reserved) {
+		return nil, tooManyAnswers()
 	}
-	out := newTaskOutput(t)
-	out.Body.show(t)
-	return out, nil
+	v := taskView(t)
+	v.show(t)
+	payload := v.Payload
+	v.Payload = nil
+	b, err := encode(v)
+	if payload != nil { // byte for byte: the encoder would drop its white space
+		b = slices.Concat(b[:len(b)-1], []byte(`,"payload":`), payload, []byte("}"))
+	}
+	h["Etag"] = []string{etag(t)}
+	return b, err
 }
 
 // show puts the body of t where it came from. Whatever else is stored is shown as

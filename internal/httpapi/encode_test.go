@@ -21,11 +21,11 @@ func TestTaskIsWrittenWhole(t *testing.T) {
 		var written, reflected bytes.Buffer
 		one := new(Task)
 		fill(random, reflect.ValueOf(one).Elem())
-		if err := encode(&written, one); err != nil {
+		if err := encodeTo(&written, one); err != nil {
 			t.Fatal(err)
 		}
 		type task Task // which encode does not know
-		if err := encode(&reflected, (*task)(one)); err != nil {
+		if err := encodeTo(&reflected, (*task)(one)); err != nil {
 			t.Fatal(err)
 		}
 		got, want := jsontext.Value(written.Bytes()), jsontext.Value(reflected.Bytes())

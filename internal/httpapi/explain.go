@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"context"
 	"net/http"
 	"time"
 
@@ -45,29 +44,27 @@ type Facts struct {
 	FinishedAt            Timestamp    `json:"finished_at" nullable:"true" example:"2026-11-24T12:00:01.000000Z" doc:"When it ended. Null until then."`
 }
 
-type explainOutput struct {
-	Body Explanation
-}
-
-func explainOperation() huma.Operation {
+func (a *API) explainOperation() huma.Operation {
 	return huma.Operation{
 		OperationID: "explain-task", Method: http.MethodGet, Path: "/tasks/{id}/explain", Tags: []string{"tasks"}, Security: needs(scopeRead),
 		Summary:     "Why has it not run, or what happened?",
 		Description: "Says in one sentence why a task has not run, or what became of it, and gives the facts.",
+		Parameters:  a.parameters(TaskPath{}),
+		Responses:   a.responses(http.StatusOK, Explanation{}),
 		Errors:      append([]int{http.StatusNotFound}, readErrors...),
 	}
 }
 
-func (a *API) explain(ctx context.Context, in *TaskPath) (*explainOutput, error) {
-	id, err := task.ParseID(in.ID)
+func (a *API) explain(w http.ResponseWriter, r *http.Request) error {
+	id, err := a.taskID(r)
 	if err != nil {
-		return nil, a.fail(ctx, task.ErrNotFound) // the pattern lets no such id through
+		return err
 	}
-	t, facts, err := a.Store.Explain(ctx, id, a.Lease)
+	t, facts, err := a.Store.Explain(r.Context(), id, a.Lease)
 	if err != nil {
-		return nil, a.fail(ctx, err)
+		return err
 	}
-	return &explainOutput{Body: Explanation{Summary: task.Explain(t, facts), Facts: factsView(t, facts)}}, nil
+	return a.answer(w, r, http.StatusOK, Explanation{Summary: task.Explain(t, facts), Facts: factsView(t, facts)})
 }
 
 // factsView is the facts as callers see them.

@@ -1,11 +1,11 @@
 package httpapi
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"net/http"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -77,15 +77,6 @@ type findInput struct {
 	Filter
 	Limit  int    `query:"limit" minimum:"1" maximum:"200" default:"50" example:"50" doc:"How many tasks to answer with at most."`
 	Cursor string `query:"cursor" example:"AQAAAAAAAAAAAZOeDFwefMGxpp2KTWwaK0xlA5M" doc:"The next_cursor of the answer before, with the same filters: goes on behind it."`
-
-	rawQuery string
-}
-
-// Resolve is huma.Resolver: it keeps what the declared parameters do not hold.
-func (in *findInput) Resolve(ctx huma.Context) []error {
-	u := ctx.URL()
-	in.rawQuery = u.RawQuery
-	return nil
 }
 
 // TaskList is a page of tasks.
@@ -94,63 +85,66 @@ type TaskList struct {
 	NextCursor *string `json:"next_cursor" example:"AQAAAAAAAAAAAZOeDFwefMGxpp2KTWwaK0xlA5M" doc:"Send it as cursor, with the same filters, for the tasks behind these. Null when there are none."`
 }
 
-type findOutput struct {
-	Body TaskList
-}
-
 // readErrors are the statuses that a look at tasks can be answered with, besides 422 and 500.
 var readErrors = []int{http.StatusTooManyRequests, http.StatusServiceUnavailable}
 
-func findOperation() huma.Operation {
+func (a *API) findOperation() huma.Operation {
 	explode := true
+	// An object in this style is a parameter for each of its members.
+	labels := &huma.Param{
+		Name: "labels", In: "query", Style: "form", Explode: &explode,
+		Description: "With all of these labels, each as a parameter label.<name>: label.kind=play.",
+		Schema: &huma.Schema{
+			Type: huma.TypeObject, AdditionalProperties: &huma.Schema{Type: huma.TypeString},
+			Examples: []any{map[string]any{"label.kind": "play"}},
+		},
+	}
 	return huma.Operation{
 		OperationID: "find-tasks", Method: http.MethodGet, Path: "/tasks", Tags: []string{"tasks"}, Security: needs(scopeRead),
 		Summary: "Find tasks",
 		Description: "Lists the tasks that match all that is given, the newest first. " +
 			"state and reason may be given several times, or several values joined by commas; the others once. " +
 			"A cursor stays right while tasks end meanwhile. A search that takes longer than 3 seconds is given up with 503: ask for less, by a range of time.",
-		Errors: readErrors, SkipValidateParams: true, // the domain does, in words that fit a query
-		// An object in this style is a parameter for each of its members.
-		Parameters: []*huma.Param{{
-			Name: "labels", In: "query", Style: "form", Explode: &explode,
-			Description: "With all of these labels, each as a parameter label.<name>: label.kind=play.",
-			Schema: &huma.Schema{
-				Type: huma.TypeObject, AdditionalProperties: &huma.Schema{Type: huma.TypeString},
-				Examples: []any{map[string]any{"label.kind": "play"}},
-			},
-		}},
+		Parameters: append([]*huma.Param{labels}, a.parameters(findInput{})...),
+		Responses:  a.responses(http.StatusOK, TaskList{}),
+		Errors:     readErrors,
 	}
 }
 
-func (a *API) find(ctx context.Context, in *findInput) (*findOutput, error) {
-	f, behind, err := in.read()
+func (a *API) find(w http.ResponseWriter, r *http.Request) error {
+	in := new(findInput)
+	f, behind, err := a.readFind(r, in)
 	if err != nil {
-		return nil, a.fail(ctx, err)
+		return err
 	}
-	tasks, err := a.Store.Find(ctx, &f, behind, in.Limit+1)
+	tasks, err := a.Store.Find(r.Context(), &f, behind, in.Limit+1)
 	if err != nil {
-		return nil, a.fail(ctx, err)
+		return err
 	}
-	out := &findOutput{}
+	var found TaskList
 	if len(tasks) > in.Limit {
 		tasks = tasks[:in.Limit]
 		cursor := f.Cursor(f.PositionOf(tasks[len(tasks)-1]))
-		out.Body.NextCursor = &cursor
+		found.NextCursor = &cursor
 	}
-	out.Body.Tasks = make([]*Task, len(tasks))
+	found.Tasks = make([]*Task, len(tasks))
 	for i, t := range tasks {
-		out.Body.Tasks[i] = taskView(t)
+		found.Tasks[i] = taskView(t)
 	}
-	return out, nil
+	return a.answer(w, r, http.StatusOK, found)
 }
 
-// read returns what is searched for, from where on, or a problem with the query.
-func (in *findInput) read() (f task.Filter, behind task.Position, err error) {
+// readFind reads a search: what is searched for, and from where on. The domain says
+// what is wrong with it, in words that fit a query.
+func (a *API) readFind(r *http.Request, in *findInput) (f task.Filter, behind task.Position, err error) {
+	if found := a.parseParams(r, reflect.ValueOf(in).Elem()); found != nil {
+		return f, behind, invalid(found)
+	}
 	var errs task.Errors
 	add := func(name, message, kind string) {
 		errs = append(errs, task.FieldError{Path: []string{name}, Message: message, Kind: kind})
 	}
-	query, _ := url.ParseQuery(in.rawQuery) // checkQuery has read it too
+	query, _ := url.ParseQuery(r.URL.RawQuery) // checkParameters has read it too
 	for _, name := range slices.Sorted(maps.Keys(query)) {
 		values := query[name]
 		switch label, isLabel := strings.CutPrefix(name, labelPrefix); {
@@ -224,30 +218,27 @@ type Count struct {
 	Exact bool  `json:"exact" example:"true" doc:"Whether they were counted. More than 10,000 are estimated from the database's statistics."`
 }
 
-type countsOutput struct {
-	Body Counts
-}
-
-func countsOperation() huma.Operation {
+func (a *API) countsOperation() huma.Operation {
 	return huma.Operation{
 		OperationID: "count-tasks", Method: http.MethodGet, Path: "/tasks/counts", Tags: []string{"tasks"}, Security: needs(scopeRead),
 		Summary:     "Count tasks",
 		Description: "How many tasks there are in each state, and for how long the longest waiting one has been due. It stays cheap however many there are. It takes no parameters: all tasks are counted.",
-		Errors:      append([]int{http.StatusUnprocessableEntity}, readErrors...),
+		Responses:   a.responses(http.StatusOK, Counts{}),
+		Errors:      readErrors,
 	}
 }
 
-func (a *API) counts(ctx context.Context, _ *struct{}) (*countsOutput, error) {
-	counts, overdue, err := a.Store.Counts(ctx)
+func (a *API) counts(w http.ResponseWriter, r *http.Request) error {
+	counts, overdue, err := a.Store.Counts(r.Context())
 	if err != nil {
-		return nil, a.fail(ctx, err)
+		return err
 	}
 	view := func(s task.State) Count { return Count{Count: counts[s].Tasks, Exact: counts[s].Exact} }
-	return &countsOutput{Body: Counts{
+	return a.answer(w, r, http.StatusOK, Counts{
 		States: StateCounts{
 			Pending: view(task.Pending), Running: view(task.Running),
 			Succeeded: view(task.Succeeded), Failed: view(task.Failed), Cancelled: view(task.Cancelled),
 		},
 		OldestDueSeconds: overdue.Seconds(),
-	}}, nil
+	})
 }

@@ -39,35 +39,26 @@ type DispatcherCheck struct {
 	OldestDueSeconds *float64 `json:"oldest_due_seconds" example:"0" doc:"For how long the longest waiting task has been due, over all instances. Null when the database did not answer."`
 }
 
-type healthOutput struct {
-	Status int
-	Body   Health
-}
-
-func healthOperation() huma.Operation {
+func (a *API) healthOperation() huma.Operation {
+	responses := a.responses(http.StatusOK, Health{})
+	responses["503"] = &huma.Response{Description: "It cannot, the checks say why. The same shape.", Content: responses["200"].Content}
 	return huma.Operation{
 		OperationID: "get-health", Method: http.MethodGet, Path: "/health", Tags: []string{"health"}, Security: openToAll,
 		Summary: "Can it do its work?",
 		Description: "Readiness, for startup probes and monitoring: 200, or 503 when the database cannot be reached within 1 s or takes no tasks, while migrations are being applied or wait, while shutting down, or when the dispatcher has stopped. " +
 			"An instance that lacks file descriptors, memory, local ports or name servers stays at 200, with checks.dispatcher.status short: it still takes tasks, which others may carry out, and a restart would help no target.",
-		Errors: []int{http.StatusUnprocessableEntity, http.StatusInternalServerError},
-		Responses: map[string]*huma.Response{
-			"503": {
-				Description: "It cannot, the checks say why. The same shape.",
-				Content:     map[string]*huma.MediaType{"application/json": {Schema: &huma.Schema{Ref: "#/components/schemas/Health"}}},
-			},
-		},
+		Responses: responses,
 	}
 }
 
-func (a *API) health(ctx context.Context, _ *struct{}) (*healthOutput, error) {
-	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+func (a *API) health(w http.ResponseWriter, r *http.Request) error {
+	ctx, cancel := context.WithTimeout(r.Context(), healthTimeout)
 	defer cancel()
 	if reason := a.notReady.Load(); reason != nil {
-		return a.starting(*reason), nil
+		return a.answer(w, r, http.StatusServiceUnavailable, a.starting(*reason))
 	}
-	out := &healthOutput{Status: http.StatusOK, Body: Health{Status: "ok", Version: a.Version}}
-	checks := &out.Body.Checks
+	status, health := http.StatusOK, Health{Status: "ok", Version: a.Version}
+	checks := &health.Checks
 	checks.Dispatcher.Status, checks.Dispatcher.Running = a.Dispatcher.Health()
 	if s := a.Dispatcher.Shortage(); s != "" && checks.Dispatcher.Status == "ok" {
 		checks.Dispatcher.Status, checks.Dispatcher.Reason = "short", string(s)
@@ -81,33 +72,30 @@ func (a *API) health(ctx context.Context, _ *struct{}) (*healthOutput, error) {
 		checks.Dispatcher.OldestDueSeconds = &seconds
 	} else {
 		checks.Database.Status = "unavailable"
-		if count := a.unhealthy.count(time.Now()); count > 0 {
+		if count := a.unhealthy.Count(); count > 0 {
 			a.Log.WarnContext(ctx, "health check failed", "count", count, "error", err)
 		}
 	}
 	if err != nil || checks.Dispatcher.Status == "starting" || checks.Dispatcher.Status == "stopped" {
-		out.Status, out.Body.Status = http.StatusServiceUnavailable, "unavailable"
+		status, health.Status = http.StatusServiceUnavailable, "unavailable"
 	}
-	return out, nil
+	return a.answer(w, r, status, health)
 }
 
-type liveOutput struct {
-	Body struct {
-		Status string `json:"status" enum:"ok" example:"ok" doc:"The process answers."`
-	}
+// LiveOutputBody is what GET /health/live answers.
+type LiveOutputBody struct {
+	Status string `json:"status" enum:"ok" example:"ok" doc:"The process answers."`
 }
 
-func liveOperation() huma.Operation {
+func (a *API) liveOperation() huma.Operation {
 	return huma.Operation{
 		OperationID: "get-liveness", Method: http.MethodGet, Path: "/health/live", Tags: []string{"health"}, Security: openToAll,
 		Summary:     "Is the process there?",
 		Description: "Liveness, for probes that restart the instance. Never touches the database: a restart would not mend that.",
-		Errors:      []int{http.StatusUnprocessableEntity, http.StatusInternalServerError},
+		Responses:   a.responses(http.StatusOK, LiveOutputBody{}),
 	}
 }
 
-func (a *API) live(context.Context, *struct{}) (*liveOutput, error) {
-	out := &liveOutput{}
-	out.Body.Status = "ok"
-	return out, nil
+func (a *API) live(w http.ResponseWriter, r *http.Request) error {
+	return a.answer(w, r, http.StatusOK, LiveOutputBody{Status: "ok"})
 }

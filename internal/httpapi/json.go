@@ -27,7 +27,7 @@ type jsonAPI struct{ huma.API }
 func (jsonAPI) Negotiate(string) (string, error) { return "application/json", nil }
 
 // Marshal is part of huma.API.
-func (jsonAPI) Marshal(w io.Writer, _ string, v any) error { return encode(w, v) }
+func (jsonAPI) Marshal(w io.Writer, _ string, v any) error { return encodeTo(w, v) }
 
 // Unmarshal is part of huma.API.
 func (jsonAPI) Unmarshal(contentType string, data []byte, v any) error {
@@ -45,9 +45,9 @@ func isJSON(contentType string) bool {
 	return mediaType == "application/json" || strings.HasSuffix(mediaType, "+json")
 }
 
-// encode writes text that is not UTF-8 with U+FFFD in it: an answer that breaks
+// encodeTo writes text that is not UTF-8 with U+FFFD in it: an answer that breaks
 // off in its middle would be worse.
-func encode(w io.Writer, v any) error {
+func encodeTo(w io.Writer, v any) error {
 	if t, ok := v.(*Task); ok {
 		return writeTask(w, t)
 	}
@@ -111,12 +111,6 @@ func decode(data []byte, v any) error {
 // one but the payload is longer; what is wrong with such a member is found when
 // it is decoded into its own type, and by the domain's rules.
 const maxTree = 64 << 10
-
-// maxMembers is far more than any request has. To name every wrong one of tens
-// of thousands would take seconds.
-const maxMembers = 64
-
-var errTooManyMembers = errors.New("The body has more members than any request has fields.") //nolint:staticcheck // a sentence for the caller
 
 // anyNumbers reads a number into a tree also where it does not fit a float64: as
 // infinity, which no field admits. So it is named like any other that is out of

@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -80,7 +79,7 @@ func (a *API) refuseOtherSites(next http.Handler) http.Handler {
 
 // readBody reads a request's body before its handler runs, within a bound on
 // its size, and on the size of all that are in memory.
-func (a *API) readBody(ctx huma.Context, next func(huma.Context)) {
+func (a *API) readHumaBody(ctx huma.Context, next func(huma.Context)) {
 	r, w := humachi.Unwrap(ctx)
 	if r.Body == nil || r.Body == http.NoBody {
 		next(ctx)
@@ -100,10 +99,41 @@ func (a *API) readBody(ctx huma.Context, next func(huma.Context)) {
 	}
 	b.rest = whole
 	r.Body = b
-	if ctx.Operation().Path == "/worker-endpoint" {
-		ctx = huma.WithValue(ctx, bodyKey{}, b)
-	}
 	next(ctx)
+}
+
+// keepBody reads a request's body before its handler runs, within a bound on its
+// size, and on the size of all that are in memory.
+func (a *API) keepBody(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Body == nil || r.Body == http.NoBody {
+			next.ServeHTTP(w, r)
+			return
+		}
+		// Before the body is read, that is before 100 Continue.
+		if err := checkBody(r); err != nil {
+			a.write(w, r, bodyProblem(err))
+			return
+		}
+		b := &requestBody{arriving: http.MaxBytesReader(w, r.Body, maxBody), all: &a.bodies}
+		defer func() { b.all.Add(-b.arrived) }()
+		whole, err := io.ReadAll((*arrival)(b))
+		if err != nil {
+			a.write(w, r, bodyProblem(err))
+			return
+		}
+		b.rest = whole
+		r.Body = b
+		next.ServeHTTP(w, r)
+	})
+}
+
+// bodyOf returns the body of a request; nil: it has none.
+func bodyOf(r *http.Request) []byte {
+	if b, ok := r.Body.(*requestBody); ok {
+		return b.rest
+	}
+	return nil
 }
 
 // checkBody returns an error where a request's headers tell that its body is not
@@ -130,14 +160,11 @@ type requestBody struct {
 	all      *atomic.Int64 // what arrived of all bodies that it is counted among
 }
 
-// bodyKey leads to a requestBody among the values of its request's context.
-type bodyKey struct{}
-
-// holdForCall counts the body of a request that is about to make a call among
+// keepForCall counts the body of a request that is about to make a call among
 // those of such requests. A call may take half an hour, and keeps no task that
 // is to be stored out for so long.
-func (a *API) holdForCall(ctx context.Context) error {
-	b, ok := ctx.Value(bodyKey{}).(*requestBody)
+func (a *API) keepForCall(r *http.Request) error {
+	b, ok := r.Body.(*requestBody)
 	if !ok {
 		return nil
 	}
@@ -193,27 +220,6 @@ func bodyProblem(err error) error {
 	default:
 		return newProblem(http.StatusBadRequest, "The body did not arrive as its headers announced it.")
 	}
-}
-
-// lateAnswer is for an operation that may take longer than the server's
-// WriteTimeout, which net/http counts from the request on. The bound is for
-// callers that do not read what they are answered.
-func lateAnswer(ctx huma.Context, next func(huma.Context)) {
-	next(answerInTime{ctx})
-}
-
-type answerInTime struct{ humaContext }
-
-type humaContext = huma.Context // its name as a field would hide its method Context
-
-// Unwrap leads to the context of humachi.
-func (c answerInTime) Unwrap() huma.Context { return c.humaContext }
-
-// SetStatus is where the answer begins.
-func (c answerInTime) SetStatus(code int) {
-	r, w := humachi.Unwrap(c.humaContext)
-	renewWriteDeadline(w, r)
-	c.humaContext.SetStatus(code)
 }
 
 // renewWriteDeadline counts the server's WriteTimeout from now on.

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -154,36 +153,15 @@ func (a *API) fail(ctx context.Context, err error) *Problem {
 	case p.Status == http.StatusInternalServerError:
 		a.Log.ErrorContext(ctx, "request failed", "request_id", p.Instance, "error", err)
 	case (p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable) && ctx.Err() == nil:
-		if count := a.refusals.count(time.Now()); count > 0 {
+		if count := a.refusals.Count(); count > 0 {
 			a.Log.WarnContext(ctx, "requests turned away", "count", count, "status", p.Status, "request_id", p.Instance, "error", err)
 		}
 	case p.Status == http.StatusUnauthorized || p.Status == http.StatusForbidden:
-		if count := a.strangers.count(time.Now()); count > 0 {
+		if count := a.strangers.Count(); count > 0 {
 			a.Log.WarnContext(ctx, "callers refused", "count", count, "status", p.Status, "request_id", p.Instance, "error", err)
 		}
 	}
 	return p
-}
-
-// turnedAway counts requests, so that an outage does not fill the log.
-type turnedAway struct {
-	mu     sync.Mutex
-	logged time.Time
-	since  int // how many since then
-}
-
-// count counts in a request. Once a second at most it returns how many there
-// were since it did so last, this one included; otherwise 0.
-func (t *turnedAway) count(now time.Time) int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.since++
-	if now.Sub(t.logged) < time.Second {
-		return 0
-	}
-	count := t.since
-	t.logged, t.since = now, 0
-	return count
 }
 
 // write answers outside of huma's operations.
@@ -195,7 +173,7 @@ func (a *API) write(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	w.Header().Set("Content-Type", p.ContentType(""))
 	w.WriteHeader(p.Status)
-	_ = encode(w, p) // the caller is gone
+	_ = encodeTo(w, p) // the caller is gone
 }
 
 // addInstance completes problems that huma made.
@@ -302,7 +280,7 @@ func humaFields(errs []error) []FieldProblem {
 		for _, m := range humaMessages {
 			if rest, ok := strings.CutPrefix(detail.Message, m.prefix); ok {
 				f.Type = m.kind
-				f.Msg = strings.ReplaceAll(m.text, "%", plain(rest))
+				f.Msg = strings.ReplaceAll(m.text, "%", plainText(rest))
 				break
 			}
 		}
@@ -316,8 +294,8 @@ func humaFields(errs []error) []FieldProblem {
 	return fields
 }
 
-// plain is a limit or a list of values as people write it.
-func plain(s string) string {
+// plainText is a limit or a list of values as people write it.
+func plainText(s string) string {
 	if f, err := strconv.ParseFloat(s, 64); err == nil { // 3.1536e+07
 		return strconv.FormatFloat(f, 'f', -1, 64)
 	}
@@ -325,8 +303,6 @@ func plain(s string) string {
 }
 
 const requiredPrefix = "expected required property "
-
-const wantTime = "must be a time like 2026-12-24T21:00:00Z (RFC 3339 with an offset)"
 
 // humaMessages gives huma's texts the words that Pydantic uses, and a sentence
 // that completes the field's name. % is the rest of huma's text: a limit or

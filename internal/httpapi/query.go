@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"maps"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -22,6 +23,21 @@ func (a *API) checkQuery(ctx huma.Context, next func(huma.Context)) {
 		}
 	}
 	next(ctx)
+}
+
+// checkParameters refuses a request whose query holds a parameter that its operation
+// does not declare, so that a misspelt one is not silently ignored (a dry_run in
+// the query of a cancel), or holds one twice that the operation reads once.
+func (a *API) checkParameters(operation *huma.Operation, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.RawQuery != "" {
+			if found := queryMistakes(operation, r.URL.RawQuery); found != nil {
+				a.write(w, r, invalid(found))
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // queryMistakes returns what is wrong with the names in a query; nil is nothing.

@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
-	jsonv2 "github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -21,53 +19,51 @@ var steerErrors = []int{
 	http.StatusForbidden, http.StatusNotFound, http.StatusConflict, http.StatusTooManyRequests, http.StatusServiceUnavailable,
 }
 
-type cancelOutput struct {
-	Status int
-	ETag   string `header:"ETag" doc:"The version of the task, for If-Match." example:"\"1-running-0-cancelling\""`
-	Body   *Task
-}
-
-func cancelOperation() huma.Operation {
+func (a *API) cancelOperation() huma.Operation {
+	responses := a.responses(http.StatusOK, Task{}, etagHeader(`"1-running-0-cancelling"`))
+	accepted := *responses["200"] // all is the same but the status
+	responses["200"].Description, accepted.Description = "The task is cancelled.", "The task is running: its call is being cut off."
+	responses["202"] = &accepted
 	return huma.Operation{
 		OperationID: "cancel-task", Method: http.MethodPost, Path: "/tasks/{id}/cancel", Tags: []string{"steering"}, Security: needs(scopeManage),
 		Summary: "Cancel a task",
 		Description: "A pending task is cancelled at once: 200. Of a running one the call is to be cut off (202): at once where this instance makes it, " +
 			"otherwise with the next heartbeat of the one that does. The target may have done the work all the same: a task that succeeds or fails meanwhile stays so, " +
 			"but it is never retried. A cancelled task calls nobody back, and its idempotency key is free again; that of a batch is not. 409: it has ended, or is being cancelled already.",
-		Errors: steerErrors,
+		Parameters: a.parameters(TaskPath{}), Responses: responses, Errors: steerErrors,
 	}
 }
 
-func (a *API) cancel(ctx context.Context, in *TaskPath) (*cancelOutput, error) {
-	t, err := a.act(ctx, in, "task cancelled", a.Store.Cancel)
+func (a *API) cancel(w http.ResponseWriter, r *http.Request) error {
+	t, err := a.act(r, "task cancelled", a.Store.Cancel)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	out := &cancelOutput{Status: http.StatusOK, ETag: etag(t), Body: taskView(t)}
+	status := http.StatusOK
 	if t.State == task.Running {
 		a.Dispatcher.CutOff(map[task.ID]int64{t.ID: t.LastClaim})
-		out.Status = http.StatusAccepted
+		status = http.StatusAccepted
 	}
-	return out, nil
+	return a.answerTask(w, r, status, t)
 }
 
-func runOperation() huma.Operation {
+func (a *API) runOperation() huma.Operation {
 	return huma.Operation{
 		OperationID: "run-task", Method: http.MethodPost, Path: "/tasks/{id}/run", Tags: []string{"steering"}, Security: needs(scopeManage),
 		Summary: "Run a task now",
 		Description: "Makes a pending task due, whatever it waits for: its run_at, or the time of a retry. One that is due already keeps its place. " +
 			"The call itself is made by whichever instance is free. 409: it is running, has ended, or is being cancelled.",
-		Errors: steerErrors,
+		Parameters: a.parameters(TaskPath{}), Responses: a.oneTask(), Errors: steerErrors,
 	}
 }
 
-func (a *API) run(ctx context.Context, in *TaskPath) (*taskOutput, error) {
-	t, err := a.act(ctx, in, "task made due", a.Store.MakeDue)
+func (a *API) run(w http.ResponseWriter, r *http.Request) error {
+	t, err := a.act(r, "task made due", a.Store.MakeDue)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	a.Dispatcher.Wake()
-	return newTaskOutput(t), nil
+	return a.answerTask(w, r, http.StatusOK, t)
 }
 
 func (a *API) redriveOperation() huma.Operation {
@@ -76,94 +72,65 @@ func (a *API) redriveOperation() huma.Operation {
 		Summary: "Redrive a task",
 		Description: "A failed or cancelled task becomes pending again, due now, with a fresh budget of attempts. Its story stays, and the new attempts are numbered from 1. " +
 			"An expires_at that has passed when it is due is dropped. 409: it has not ended, or it has succeeded.",
-		Middlewares: huma.Middlewares{a.chained}, Parameters: linkParameters()[:1],
+		Parameters: append(linkParameters()[:1], a.parameters(TaskPath{})...), Responses: a.oneTask(),
 		Errors: append([]int{http.StatusLoopDetected}, steerErrors...),
 	}
 }
 
-func (a *API) redrive(ctx context.Context, in *TaskPath) (*taskOutput, error) {
-	t, err := a.act(ctx, in, "task redriven", func(ctx context.Context, id task.ID) (*task.Task, error) {
-		return a.Intake.Redrive(ctx, originOf(ctx), id)
+func (a *API) redrive(w http.ResponseWriter, r *http.Request) error {
+	from, err := a.origin(r)
+	if err != nil {
+		return err
+	}
+	t, err := a.act(r, "task redriven", func(ctx context.Context, id task.ID) (*task.Task, error) {
+		return a.Intake.Redrive(ctx, from, id)
 	})
+	if err != nil {
+		return err
+	}
+	return a.answerTask(w, r, http.StatusOK, t)
+}
+
+// act does something to the task that a request names and logs it.
+func (a *API) act(r *http.Request, done string, do func(context.Context, task.ID) (*task.Task, error)) (*task.Task, error) {
+	id, err := a.taskID(r)
 	if err != nil {
 		return nil, err
 	}
-	return newTaskOutput(t), nil
-}
-
-// act does something to one task by its id and logs it.
-func (a *API) act(ctx context.Context, in *TaskPath, done string, do func(context.Context, task.ID) (*task.Task, error)) (*task.Task, error) {
-	id, err := task.ParseID(in.ID)
-	if err != nil {
-		return nil, a.fail(ctx, task.ErrNotFound) // the pattern lets no such id through
-	}
+	ctx := r.Context()
 	t, err := do(ctx, id)
 	if err != nil {
-		return nil, a.fail(ctx, err)
+		return nil, err
 	}
 	a.Log.InfoContext(ctx, done, "task_id", t.ID.String(), "state", string(t.State), "caller", caller(ctx)) //nolint:sloglint // one of a few constants
 	return t, nil
 }
 
 // ChangeRequest is what is to be different about a pending task; what it leaves
-// out stays.
+// out stays. A pointer to a nil pointer is null, which clears the field.
 type ChangeRequest struct {
 	RunAt          *string            `json:"run_at,omitempty" example:"2030-12-24T21:00:00" doc:"When it is due next, as in /schedule."`
 	TimeZone       *string            `json:"time_zone,omitempty" example:"America/Argentina/Buenos_Aires" doc:"The IANA time zone of a local run_at."`
 	DelaySeconds   *float64           `json:"delay_seconds,omitempty" minimum:"0" maximum:"315360000" example:"60" doc:"When it is due next: this long from now, instead of run_at."`
 	Headers        map[string]*string `json:"headers,omitempty" example:"{\"X-Tenant\":\"melodia\",\"X-Old\":null}" doc:"Headers to set, by name in either case; null takes one away, and the others stay. A value that reads back as [redacted] cannot be sent back: leave it out to keep it."`
 	Payload        json.RawMessage    `json:"payload,omitempty" example:"{\"song_id\":42}" doc:"The body of the call from now on, whole; its members are not merged. null: none."`
-	Body           clearableText      `json:"body,omitempty" nullable:"true" example:"a line of text" doc:"The body of the call from now on as text, instead of payload. null: none."`
-	BodyBase64     clearableText      `json:"body_base64,omitempty" nullable:"true" example:"AAEC/w==" doc:"The body of the call from now on as bytes in base64, as in /enqueue, instead of payload or body. null: none."`
+	Body           **string           `json:"body,omitempty" nullable:"true" example:"a line of text" doc:"The body of the call from now on as text, instead of payload. null: none."`
+	BodyBase64     **string           `json:"body_base64,omitempty" nullable:"true" example:"AAEC/w==" doc:"The body of the call from now on as bytes in base64, as in /enqueue, instead of payload or body. null: none."`
 	TimeoutSeconds *float64           `json:"timeout_seconds,omitempty" minimum:"0.1" maximum:"1800" example:"10" doc:"Bounds a whole attempt."`
 	Retry          *RetryChange       `json:"retry,omitempty" doc:"The retry policy; what it leaves out stays."`
 	Labels         map[string]*string `json:"labels,omitempty" example:"{\"kind\":\"play\",\"old\":null}" doc:"Labels to set, by name; null takes one away, and the others stay."`
-	ExpiresAt      clearable          `json:"expires_at,omitempty" nullable:"true" example:"2030-12-31T23:59:59Z" doc:"No attempt starts after this moment. null: it never expires."`
-	Queue          clearableText      `json:"queue,omitempty" nullable:"true" example:"mail" doc:"The queue that it waits in from now on. The queue's defaults do not reach it any more. null: none, or default while it has a flow_key."`
-	FlowKey        clearableText      `json:"flow_key,omitempty" nullable:"true" example:"tenant-42" doc:"Its flow key from now on. null: none."`
+	ExpiresAt      **string           `json:"expires_at,omitempty" format:"date-time" nullable:"true" example:"2030-12-31T23:59:59Z" doc:"No attempt starts after this moment. null: it never expires."`
+	Queue          **string           `json:"queue,omitempty" pattern:"^[A-Za-z0-9._-]{1,100}$" patternDescription:"1 to 100 letters, digits, dots, hyphens and underscores" nullable:"true" example:"mail" doc:"The queue that it waits in from now on. The queue's defaults do not reach it any more. null: none, or default while it has a flow_key."`
+	FlowKey        **string           `json:"flow_key,omitempty" pattern:"^[!-~]{1,200}$" patternDescription:"1 to 200 visible ASCII characters" nullable:"true" example:"tenant-42" doc:"Its flow key from now on. null: none."`
 	Priority       *task.Priority     `json:"priority,omitempty" enum:"high,normal,low" example:"high" doc:"The order within the queue."`
 }
 
 // RetryChange is what is to be different about a retry policy.
 type RetryChange RetryRequest
 
-// clearable is a moment that null takes away.
-type clearable struct {
-	given bool
-	text  *string
-}
-
-// UnmarshalJSONFrom is json.UnmarshalerFrom.
-func (c *clearable) UnmarshalJSONFrom(d *jsontext.Decoder) error {
-	c.given = true
-	return jsonv2.UnmarshalDecode(d, &c.text)
-}
-
-// Schema is huma.SchemaProvider.
-func (clearable) Schema(huma.Registry) *huma.Schema {
-	return &huma.Schema{Type: huma.TypeString, Format: "date-time"}
-}
-
-// clearableText is any text that null takes away.
-type clearableText struct{ clearable }
-
-// orEmpty is the text, empty where null was given; nil where nothing was.
-func (c *clearableText) orEmpty() *string {
-	if c.given && c.text == nil {
-		return new(string)
-	}
-	return c.text
-}
-
-// Schema is huma.SchemaProvider.
-func (clearableText) Schema(huma.Registry) *huma.Schema { return &huma.Schema{Type: huma.TypeString} }
-
 type changeInput struct {
 	TaskPath
 	IfMatch string `header:"If-Match" example:"\"0-pending-0\"" doc:"Change the task only in a version that has one of these ETags; * stands for any. Without it whatever others changed meanwhile may be overwritten, field by field."`
-	// As in submitInput.
-	ContentType string `header:"Content-Type" hidden:"true"`
-	RawBody     []byte
 }
 
 func (a *API) changeOperation() huma.Operation {
@@ -173,22 +140,30 @@ func (a *API) changeOperation() huma.Operation {
 		Description: "Changes what is given and nothing else (application/json, or application/merge-patch+json by RFC 7396 with a payload that is replaced as a whole). " +
 			"The task must obey all rules for new ones then; its url, method, auth and callbacks stay as they are. In another queue it waits for that one's limits. A task that was changed has another ETag. " +
 			"409: it is running, has ended, or is being cancelled. 412: it is not in a version that If-Match names any more; read it again.",
-		RequestBody: jsonBody(a.schemaOf(ChangeRequest{}), map[string]*huma.Example{
+		RequestBody: jsonBody(a.body(ChangeRequest{}), map[string]*huma.Example{
 			"later":  example("Later", `{"run_at":"2030-12-25T00:00:00Z"}`),
 			"retry":  example("With more patience", `{"timeout_seconds":60,"retry":{"max_attempts":20},"expires_at":null}`),
 			"tenant": example("With another header", `{"headers":{"X-Tenant":"melodia","X-Old":null},"payload":{"song_id":42}}`),
 		}),
-		SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
+		Parameters: a.parameters(changeInput{}), Responses: a.oneTask(),
 		Errors: append([]int{http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed}, submitErrors...),
 	}
 }
 
-func (a *API) change(ctx context.Context, in *changeInput) (*taskOutput, error) {
-	change, err := a.readChange(&submitInput{in.ContentType, in.RawBody})
-	if err != nil {
-		return nil, a.fail(ctx, err)
+func (a *API) change(w http.ResponseWriter, r *http.Request) error {
+	var in changeInput
+	if err := a.readParams(r, &in); err != nil {
+		return err
 	}
-	t, err := a.act(ctx, &in.TaskPath, "task changed", func(ctx context.Context, id task.ID) (*task.Task, error) {
+	request := new(ChangeRequest)
+	if err := a.readBody(r, request); err != nil {
+		return err
+	}
+	change, errs := request.change()
+	if errs != nil {
+		return errs
+	}
+	t, err := a.act(r, "task changed", func(ctx context.Context, id task.ID) (*task.Task, error) {
 		return a.Intake.Change(ctx, id, change, func(t *task.Task) error {
 			if !ifMatch(in.IfMatch, etag(t)) {
 				return newProblem(http.StatusPreconditionFailed, "The task is not in a version that If-Match names. Read it again, with its ETag, and decide anew.")
@@ -197,25 +172,9 @@ func (a *API) change(ctx context.Context, in *changeInput) (*taskOutput, error) 
 		})
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return newTaskOutput(t), nil
-}
-
-// readChange makes sense of the body of a change.
-func (a *API) readChange(in *submitInput) (task.Change, error) {
-	if err := in.check(); err != nil {
-		return task.Change{}, err
-	}
-	request := new(ChangeRequest)
-	if err := a.readThorough(in.RawBody, request); err != nil {
-		return task.Change{}, err
-	}
-	change, errs := request.change()
-	if errs != nil {
-		return task.Change{}, errs
-	}
-	return change, nil
+	return a.answerTask(w, r, http.StatusOK, t)
 }
 
 // change returns the request in the domain's terms.
@@ -227,8 +186,8 @@ func (r *ChangeRequest) change() (c task.Change, errs task.Errors) {
 				Message: "is shown as [redacted] and cannot be sent back like that: leave it out to keep its value"})
 		}
 	}
-	if r.Payload != nil || r.Body.given || r.BodyBase64.given {
-		content, found := readContent(r.Payload, r.Body.text, r.BodyBase64.text)
+	if r.Payload != nil || r.Body != nil || r.BodyBase64 != nil {
+		content, found := readContent(r.Payload, orNull(r.Body), orNull(r.BodyBase64))
 		c.Content, errs = &content, append(errs, found...)
 	}
 	if p := r.Retry; p != nil {
@@ -241,18 +200,36 @@ func (r *ChangeRequest) change() (c task.Change, errs task.Errors) {
 		when, found := (&ScheduleRequest{RunAt: r.RunAt, TimeZone: r.TimeZone, DelaySeconds: r.DelaySeconds}).when()
 		c.When, errs = &when, append(errs, found...)
 	}
-	c.Queue, c.FlowKey, c.Priority = r.Queue.orEmpty(), r.FlowKey.orEmpty(), r.Priority
-	errs = append(errs, emptyFlow(r.Queue.text, r.FlowKey.text, r.Priority)...)
-	if r.ExpiresAt.given {
+	c.Queue, c.FlowKey, c.Priority = orEmpty(r.Queue), orEmpty(r.FlowKey), r.Priority
+	if r.ExpiresAt != nil {
 		c.ExpiresAt = new(time.Time)
 	}
-	if text := r.ExpiresAt.text; text != nil {
+	if text := orNull(r.ExpiresAt); text != nil {
 		var err error
 		if *c.ExpiresAt, err = task.ParseRunAt(*text, nil); err != nil || c.ExpiresAt.IsZero() {
 			errs = append(errs, task.FieldError{Path: []string{"expires_at"}, Message: wantTime, Kind: "datetime_parsing"})
 		}
 	}
 	return c, errs
+}
+
+// orNull is the text of a field that null clears; nil where it is null or left out.
+func orNull(field **string) *string {
+	if field == nil {
+		return nil
+	}
+	return *field
+}
+
+// orEmpty is a text, empty where null was given; nil where nothing was.
+func orEmpty(text **string) *string {
+	if text != nil && *text == nil {
+		return new(string)
+	}
+	if text == nil {
+		return nil
+	}
+	return *text
 }
 
 // duration is seconds in the domain's terms; nil stays nil.
@@ -285,10 +262,6 @@ type BulkResult struct {
 	DryRun  bool     `json:"dry_run" example:"false" doc:"Whether it was only asked which tasks match."`
 }
 
-type bulkOutput struct {
-	Body BulkResult
-}
-
 const (
 	// maxBulk is the most tasks that one call acts on.
 	maxBulk = 10_000
@@ -306,8 +279,7 @@ func (a *API) bulkOperation(id, path, summary, description string, body any, exa
 		Summary: summary,
 		Description: description + " Without \"dry_run\": false nothing is done. One call acts on the 10,000 newest that match at most; call again for the rest, until matched is 0. " +
 			"It is done in steps, which end when the caller hangs up: after an error some may have been done. One such call at a time is carried out by an instance; 429 to others.",
-		RequestBody: jsonBody(a.schemaOf(body), examples), Middlewares: huma.Middlewares{lateAnswer},
-		SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1, Errors: submitErrors,
+		RequestBody: jsonBody(a.body(body), examples), Responses: a.responses(http.StatusOK, BulkResult{}), Errors: submitErrors,
 	}
 }
 
@@ -319,17 +291,24 @@ func (a *API) cancelManyOperation() huma.Operation {
 		})
 }
 
-func (a *API) cancelMany(ctx context.Context, in *submitInput) (*bulkOutput, error) {
+func (a *API) cancelMany(w http.ResponseWriter, r *http.Request) error {
 	request := new(BulkRequest)
-	f, err := a.readBulk(in, request, request, task.Pending, task.Running)
-	if err != nil {
-		return nil, a.fail(ctx, err)
+	if err := a.readBody(r, request); err != nil {
+		return err
 	}
-	return a.bulk(ctx, f, request, "tasks cancelled", func(ids []task.ID, _, _ int) (int, error) {
-		count, running, err := a.Store.CancelMany(ctx, ids)
+	f, err := request.filter(task.Pending, task.Running)
+	if err != nil {
+		return err
+	}
+	result, err := a.bulk(r.Context(), f, request, "tasks cancelled", func(ids []task.ID, _, _ int) (int, error) {
+		count, running, err := a.Store.CancelMany(r.Context(), ids)
 		a.Dispatcher.CutOff(running)
 		return count, err
 	})
+	if err != nil {
+		return err
+	}
+	return a.answer(w, r, http.StatusOK, result)
 }
 
 func (a *API) redriveManyOperation() huma.Operation {
@@ -338,34 +317,38 @@ func (a *API) redriveManyOperation() huma.Operation {
 			"ask": example("Which tasks would be redriven?", `{"filter":{"state":["failed"],"finished_after":"2026-11-24T12:00:00Z"}}`),
 			"do":  example("Redrive them over ten minutes", `{"filter":{"state":["failed"],"reason":["attempts_exhausted"]},"dry_run":false,"spread_seconds":600}`),
 		})
-	operation.Middlewares = slices.Insert(operation.Middlewares, 0, a.chained)
 	operation.Parameters = linkParameters()[:1]
 	operation.Errors = append([]int{http.StatusLoopDetected}, operation.Errors...)
 	return operation
 }
 
-func (a *API) redriveMany(ctx context.Context, in *submitInput) (*bulkOutput, error) {
-	request := new(BulkRedriveRequest)
-	f, err := a.readBulk(in, request, &request.BulkRequest, task.Failed, task.Cancelled)
+func (a *API) redriveMany(w http.ResponseWriter, r *http.Request) error {
+	from, err := a.origin(r)
 	if err != nil {
-		return nil, a.fail(ctx, err)
+		return err
+	}
+	request := new(BulkRedriveRequest)
+	if err := a.readBody(r, request); err != nil {
+		return err
+	}
+	f, err := request.filter(task.Failed, task.Cancelled)
+	if err != nil {
+		return err
 	}
 	var spread time.Duration
 	setDuration(&spread, &request.SpreadSeconds)
-	return a.bulk(ctx, f, &request.BulkRequest, "tasks redriven", func(ids []task.ID, done, all int) (int, error) {
+	result, err := a.bulk(r.Context(), f, &request.BulkRequest, "tasks redriven", func(ids []task.ID, done, all int) (int, error) {
 		apart := spread / time.Duration(all)
-		return a.Intake.RedriveMany(ctx, originOf(ctx), ids, time.Duration(done)*apart, apart)
+		return a.Intake.RedriveMany(r.Context(), from, ids, time.Duration(done)*apart, apart)
 	})
+	if err != nil {
+		return err
+	}
+	return a.answer(w, r, http.StatusOK, result)
 }
 
-// readBulk reads the body of an act on many tasks in one of states.
-func (a *API) readBulk(in *submitInput, into any, r *BulkRequest, states ...task.State) (f task.Filter, err error) {
-	if err := in.check(); err != nil {
-		return f, err
-	}
-	if err := a.readThorough(in.RawBody, into); err != nil {
-		return f, err
-	}
+// filter returns which tasks in one of states are meant, in the domain's terms.
+func (r *BulkRequest) filter(states ...task.State) (f task.Filter, err error) {
 	f, err = r.Filter.filter()
 	errs, _ := err.(task.Errors) //nolint:errorlint // filter wraps nothing
 	for i := range errs {
@@ -387,36 +370,33 @@ func (a *API) readBulk(in *submitInput, into any, r *BulkRequest, states ...task
 
 // bulk acts on the tasks that match f, step by step: act is told the ids, how
 // many came before and how many there are, and returns how many it changed.
-func (a *API) bulk(ctx context.Context, f task.Filter, r *BulkRequest, done string, act func(ids []task.ID, before, all int) (int, error)) (*bulkOutput, error) {
+func (a *API) bulk(ctx context.Context, f task.Filter, r *BulkRequest, done string, act func(ids []task.ID, before, all int) (int, error)) (result BulkResult, err error) {
 	if !a.bulkActs.CompareAndSwap(false, true) {
-		return nil, a.fail(ctx, task.ErrOverloaded)
+		return result, task.ErrOverloaded
 	}
 	defer a.bulkActs.Store(false)
 	ids, err := a.Store.Match(ctx, &f, maxBulk)
 	if err != nil {
-		return nil, a.fail(ctx, err)
+		return result, err
 	}
 	slices.Reverse(ids) // the oldest first
-	out := &bulkOutput{Body: BulkResult{Matched: len(ids), Sample: make([]string, 0, maxSample), DryRun: r.DryRun == nil || *r.DryRun}}
+	result = BulkResult{Matched: len(ids), Sample: make([]string, 0, maxSample), DryRun: r.DryRun == nil || *r.DryRun}
 	for _, id := range ids[:min(len(ids), maxSample)] {
-		out.Body.Sample = append(out.Body.Sample, id.String())
+		result.Sample = append(result.Sample, id.String())
 	}
-	if out.Body.DryRun {
-		return out, nil
+	if result.DryRun {
+		return result, nil
 	}
 	for before := 0; before < len(ids) && err == nil; before += bulkStep {
 		var changed int
 		if err = ctx.Err(); err == nil {
 			changed, err = act(ids[before:min(before+bulkStep, len(ids))], before, len(ids))
 		}
-		out.Body.Changed += changed
+		result.Changed += changed
 	}
-	a.Log.InfoContext(ctx, done, "count", out.Body.Changed, "matched", len(ids), "sample", out.Body.Sample, "caller", caller(ctx)) //nolint:sloglint // one of a few constants
-	if errors.Is(err, task.ErrOverloaded) && out.Body.Changed > 0 {                                                                // whose own words are that nothing was done
+	a.Log.InfoContext(ctx, done, "count", result.Changed, "matched", len(ids), "sample", result.Sample, "caller", caller(ctx)) //nolint:sloglint // one of a few constants
+	if errors.Is(err, task.ErrOverloaded) && result.Changed > 0 {                                                              // whose own words are that nothing was done
 		err = newProblem(http.StatusServiceUnavailable, "Some of the tasks were changed; then the service had too much under way. Call again for the rest.").retryLater()
 	}
-	if err != nil {
-		return nil, a.fail(ctx, err)
-	}
-	return out, nil
+	return result, err
 }

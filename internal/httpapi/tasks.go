@@ -235,7 +235,7 @@ func directly[R any, P interface {
 		h["Location"] = []string{out.Location}
 		h["Etag"] = []string{out.ETag}
 		w.WriteHeader(out.Status)
-		_ = encode(w, out.Body) // the caller is gone
+		_ = encodeTo(w, out.Body) // the caller is gone
 	}
 }
 
@@ -351,11 +351,6 @@ func (r *ScheduleRequest) when() (task.When, task.Errors) {
 	return task.When{At: at}, nil
 }
 
-// TaskPath is the path of an operation on one task.
-type TaskPath struct {
-	ID string `path:"id" pattern:"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$" format:"uuid" patternDescription:"a UUID" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"The task's id."`
-}
-
 const getTaskID = "get-task"
 
 type getTaskInput struct {
@@ -364,12 +359,20 @@ type getTaskInput struct {
 	WaitSeconds float64 `query:"wait_seconds" minimum:"0" maximum:"60" example:"30" doc:"Answer as soon as the task has ended, or after this long with the task as it is then."`
 }
 
-type taskOutput struct {
-	ETag string `header:"ETag" doc:"The version of the task, for If-Match." example:"\"0-pending-0\""`
-	Body *Task
+// answerTask answers with a task and its ETag.
+func (a *API) answerTask(w http.ResponseWriter, r *http.Request, status int, t *task.Task) error {
+	w.Header()["Etag"] = []string{etag(t)}
+	return a.answer(w, r, status, taskView(t))
 }
 
-func newTaskOutput(t *task.Task) *taskOutput { return &taskOutput{ETag: etag(t), Body: taskView(t)} }
+// oneTask documents the answer of answerTask.
+func (a *API) oneTask() map[string]*huma.Response {
+	return a.responses(http.StatusOK, Task{}, etagHeader(`"0-pending-0"`))
+}
+
+func etagHeader(example string) header {
+	return header{"ETag", example, "The version of the task, for If-Match."}
+}
 
 func (a *API) getTaskOperation() huma.Operation {
 	return huma.Operation{
@@ -377,45 +380,54 @@ func (a *API) getTaskOperation() huma.Operation {
 		Summary: "See what became of a task",
 		Description: "Returns the task and every attempt, until its retention ends. With wait_seconds the answer comes when the task has ended. " +
 			"With include=payload it holds the body of the call, as payload, body or body_base64. 403: the caller may not see that.",
-		Middlewares: huma.Middlewares{lateAnswer, a.countShown},
-		Errors:      append([]int{http.StatusNotFound}, readErrors...),
+		Parameters: a.parameters(getTaskInput{}), Responses: a.oneTask(),
+		Errors: append([]int{http.StatusNotFound}, readErrors...),
 	}
 }
 
-func (a *API) getTask(ctx context.Context, in *getTaskInput) (*taskOutput, error) {
+func (a *API) getTask(w http.ResponseWriter, r *http.Request) error {
+	var in getTaskInput
+	if err := a.readParams(r, &in); err != nil {
+		return err
+	}
 	id, err := task.ParseID(in.ID)
 	if err != nil {
-		return nil, a.fail(ctx, task.ErrNotFound) // the pattern lets no such id through
+		return err
 	}
-	var ended <-chan struct{}
 	if in.WaitSeconds > 0 {
-		// Before the first look, so that an end right after it is not missed.
-		over, leave, err := a.Dispatcher.Watch(id)
+		t, err := a.awaitEnd(r.Context(), id, in.WaitSeconds)
 		if err != nil {
-			return nil, a.fail(ctx, err)
+			return err
 		}
-		defer leave()
-		ended = over
-	}
-	if ended != nil {
-		t, err := a.Store.Get(ctx, id) // whoever waits holds no body
-		switch {
-		case err != nil:
-			return nil, a.fail(ctx, err)
-		case !t.State.Terminal():
-			await(ctx, ended, &in.WaitSeconds)
-		case in.Include == "":
-			return newTaskOutput(t), nil
+		if t != nil && in.Include == "" {
+			return a.answerTask(w, r, http.StatusOK, t)
 		}
 	}
 	if in.Include == includePayload {
-		return a.getTaskWithBody(ctx, id)
+		return a.answerWithBody(w, r, id)
 	}
-	t, err := a.Store.Get(ctx, id)
+	t, err := a.Store.Get(r.Context(), id)
 	if err != nil {
-		return nil, a.fail(ctx, err)
+		return err
 	}
-	return newTaskOutput(t), nil
+	return a.answerTask(w, r, http.StatusOK, t)
+}
+
+// awaitEnd returns a task that has ended already. It waits for the end of another
+// one, for so many seconds at most, and returns nil.
+func (a *API) awaitEnd(ctx context.Context, id task.ID, seconds float64) (*task.Task, error) {
+	// Before the first look, so that an end right after it is not missed.
+	ended, leave, err := a.Dispatcher.Watch(id)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	t, err := a.Store.Get(ctx, id) // without its body, which would be held meanwhile
+	if err != nil || t.State.Terminal() {
+		return t, err
+	}
+	await(ctx, ended, &seconds)
+	return nil, nil
 }
 
 // await returns when done is closed, after so many seconds, or when ctx ends.

@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"context"
 	"encoding/base64"
 	"errors"
 	"math"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/melodia/orchestrator/internal/intake"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -43,20 +43,12 @@ type WorkResult struct {
 	SnoozeSeconds   *float64  `json:"snooze_seconds" example:"30" doc:"After how long the target wants the call, where outcome is snoozed. A stored task waits for so long; of a task in the request Retry-After tells the engine. Null otherwise."`
 }
 
-// The content type is not looked at: Cloud Scheduler sends application/octet-stream.
-type workInput struct {
-	// Via marks calls that a request to /worker-endpoint caused. Tasks cannot
-	// set it: Orchestrator-* is reserved.
-	Via     string `header:"Orchestrator-Via" hidden:"true"`
-	RawBody []byte
-}
-
-type workOutput struct {
-	Body WorkResult
-}
+// viaHeader marks calls that a request to /worker-endpoint caused. Tasks cannot set
+// it: Orchestrator-* is reserved.
+const viaHeader = "Orchestrator-Via"
 
 func (a *API) workerOperation() huma.Operation {
-	schema := &huma.Schema{OneOf: []*huma.Schema{a.schemaOf(TaskRequest{}), a.schemaOf(TaskReference{}), a.schemaOf(PubSubPush{})}}
+	schema := &huma.Schema{OneOf: []*huma.Schema{a.body(TaskRequest{}), a.body(TaskReference{}), a.body(PubSubPush{})}}
 	body := jsonBody(schema, map[string]*huma.Example{
 		"request": example("A task in the request: one attempt, nothing is stored", `{"url":"`+a.ExampleURL+`"}`),
 		"stored":  example("A stored task", `{"task_id":"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b"}`),
@@ -70,8 +62,7 @@ func (a *API) workerOperation() huma.Operation {
 			"The body is a task request, which is carried out at once, with one attempt, and not stored; or the id of a stored task, " +
 			"which is carried out now, whatever its run_at; or what Pub/Sub pushes, with a task request in the data of its message. The content type is not looked at. 200 means that the target answered 2xx; every other answer makes an engine try again. " +
 			"503 with Retry-After means that the target was not called, or that the call was cut off: the service is shutting down, or lacks file descriptors, memory, local ports or name servers.",
-		Middlewares: huma.Middlewares{a.chained, lateAnswer}, Parameters: linkParameters()[:1],
-		RequestBody: body, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
+		Parameters: linkParameters()[:1], RequestBody: body, Responses: a.responses(http.StatusOK, WorkResult{}),
 		Errors: []int{
 			http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusRequestTimeout, http.StatusConflict,
 			http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity, http.StatusTooManyRequests, http.StatusBadGateway,
@@ -80,33 +71,46 @@ func (a *API) workerOperation() huma.Operation {
 	}
 }
 
-func (a *API) work(ctx context.Context, in *workInput) (*workOutput, error) {
-	if in.Via != "" {
-		return nil, a.fail(ctx, newProblem(http.StatusLoopDetected, "This call was made by /worker-endpoint itself; carrying it out would never end.").neverAgain())
-	}
-	w, err := a.readWork(in.RawBody)
+func (a *API) work(w http.ResponseWriter, r *http.Request) error {
+	from, err := a.origin(r)
 	if err != nil {
-		return nil, a.fail(ctx, err)
+		return err
 	}
-	if reference := w.reference; reference != nil {
-		if err := a.holdForCall(ctx); err != nil {
-			return nil, a.fail(ctx, err)
-		}
-		id, err := task.ParseID(reference.TaskID)
-		if err != nil {
-			return nil, a.fail(ctx, task.ErrNotFound) // the pattern lets no such id through
-		}
-		outcome, decision, err := a.Dispatcher.Execute(ctx, id)
-		if err == nil {
-			a.Log.InfoContext(ctx, "task carried out at /worker-endpoint", "task_id", id.String(), "outcome", string(outcome.Kind), "caller", caller(ctx))
-		}
-		return a.answerWork(ctx, outcome, decision, err)
+	if r.Header.Get(viaHeader) != "" {
+		return newProblem(http.StatusLoopDetected, "This call was made by /worker-endpoint itself; carrying it out would never end.").neverAgain()
 	}
-	outcome, err := a.callOnce(ctx, w.request)
+	asked, err := a.readWork(bodyOf(r))
+	if err != nil {
+		return err
+	}
+	if asked.reference != nil {
+		return a.workStored(w, r, asked.reference)
+	}
+	outcome, err := a.callOnce(r, from, asked.request)
 	if errs, ok := errors.AsType[task.Errors](err); ok {
-		err = invalid(fieldProblems(errs, w.at))
+		err = invalid(fieldProblems(errs, asked.at))
 	}
-	return a.answerWork(ctx, outcome, task.Decision{}, err)
+	if err != nil {
+		return err
+	}
+	return a.answerWork(w, r, outcome, task.Decision{})
+}
+
+// workStored carries out a stored task.
+func (a *API) workStored(w http.ResponseWriter, r *http.Request, reference *TaskReference) error {
+	if err := a.keepForCall(r); err != nil {
+		return err
+	}
+	id, err := task.ParseID(reference.TaskID)
+	if err != nil {
+		return err // the pattern lets no such id through
+	}
+	outcome, decision, err := a.Dispatcher.Execute(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	a.Log.InfoContext(r.Context(), "task carried out at /worker-endpoint", "task_id", id.String(), "outcome", string(outcome.Kind), "caller", caller(r.Context()))
+	return a.answerWork(w, r, outcome, decision)
 }
 
 // work is what a body asks for: a call, or that of a stored task.
@@ -117,46 +121,38 @@ type work struct {
 }
 
 // readWork reads each form of the body. It is chosen by the presence of task_id or
-// message, so that a mistake in one form is not reported as one in another.
+// message, so that a mistake in one form is not reported as one in another. The
+// content type is not looked at: Cloud Scheduler sends application/octet-stream.
 func (a *API) readWork(body []byte) (w work, err error) {
 	w.at = Loc{"body"}
-	var tree any
-	if err := decode(body, &tree); err != nil {
-		return w, newProblem(http.StatusBadRequest, err.Error())
-	}
-	object, _ := tree.(map[string]any)
-	if _, ok := object["task_id"]; ok {
+	switch names := memberNames(body); {
+	case len(body) == 0:
+		return w, errNoBody()
+	case names["task_id"]:
 		w.reference = new(TaskReference)
-		return w, a.validate(w.at, tree, body, w.reference)
-	}
-	if _, ok := object["message"]; ok {
-		if found := a.mistakes(bodyPath(), a.schemaOf(PubSubPush{}), tree); found != nil {
-			return w, invalid(found)
+		return w, a.readInto(w.reference, body, w.at)
+	case names["message"]:
+		push := new(PubSubPush)
+		if err := a.readInto(push, body, w.at); err != nil {
+			return w, err
 		}
 		w.at = Loc{"body", "message", "data"}
-		data := object["message"].(map[string]any)["data"].(string) // the schema saw to that
-		if body, tree, err = openData(data); err != nil {
+		if body, err = decodeBase64(push.Message.Data); err != nil {
 			return w, invalid([]FieldProblem{{Loc: w.at, Msg: err.Error(), Type: "invalid"}})
 		}
 	}
 	w.request = new(TaskRequest)
-	return w, a.validate(w.at, tree, body, w.request)
-}
-
-// openData returns the JSON that a message's data holds.
-func openData(data string) (body []byte, tree any, err error) {
-	if body, err = decodeBase64(data); err != nil {
-		return nil, nil, err
+	err = a.readInto(w.request, body, w.at)
+	if p, ok := errors.AsType[*Problem](err); ok && p.Status == http.StatusBadRequest && len(w.at) > 1 {
+		message := "must hold a task request in JSON: " + strings.Replace(p.Detail, "The body ", "what it holds ", 1)
+		return w, invalid([]FieldProblem{{Loc: w.at, Msg: message, Type: "invalid"}})
 	}
-	if err := decode(body, &tree); err != nil {
-		return nil, nil, errors.New("must hold a task request in JSON: " + strings.Replace(err.Error(), "The body ", "what it holds ", 1))
-	}
-	return body, tree, nil
+	return w, err
 }
 
 // callOnce carries out a task that is not stored.
-func (a *API) callOnce(ctx context.Context, r *TaskRequest) (task.Outcome, error) {
-	t, err := a.newTask(r)
+func (a *API) callOnce(r *http.Request, from intake.Origin, request *TaskRequest) (task.Outcome, error) {
+	t, err := a.newTask(request)
 	if err != nil {
 		return task.Outcome{}, err
 	}
@@ -172,20 +168,17 @@ func (a *API) callOnce(ctx context.Context, r *TaskRequest) (task.Outcome, error
 	if errs != nil {
 		return task.Outcome{}, errs
 	}
-	if err := a.Intake.Unstored(ctx, originOf(ctx), t); err != nil {
+	if err := a.Intake.Unstored(r.Context(), from, t); err != nil {
 		return task.Outcome{}, err
 	}
-	if err := a.holdForCall(ctx); err != nil {
+	if err := a.keepForCall(r); err != nil {
 		return task.Outcome{}, err
 	}
-	return a.Dispatcher.ExecuteUnstored(ctx, t)
+	return a.Dispatcher.ExecuteUnstored(r.Context(), t)
 }
 
 // answerWork maps an outcome to a status that makes an engine do the right thing.
-func (a *API) answerWork(ctx context.Context, o task.Outcome, decision task.Decision, err error) (*workOutput, error) {
-	if err != nil {
-		return nil, a.fail(ctx, err)
-	}
+func (a *API) answerWork(w http.ResponseWriter, r *http.Request, o task.Outcome, decision task.Decision) error {
 	result := WorkResult{
 		Outcome:         o.Kind,
 		StatusCode:      present(o.StatusCode),
@@ -198,15 +191,15 @@ func (a *API) answerWork(ctx context.Context, o task.Outcome, decision task.Deci
 	var p *Problem
 	switch {
 	case o.Kind == task.OutcomeSucceeded:
-		return &workOutput{Body: result}, nil
+		return a.answer(w, r, http.StatusOK, result)
 	case decision.State == task.Cancelled:
-		return nil, a.fail(ctx, newProblem(http.StatusConflict, "The task was cancelled before its call had ended."))
+		return newProblem(http.StatusConflict, "The task was cancelled before its call had ended.")
 	case o.Shortage != "": // the target was not called, so that trying again repeats nothing
 		p = newProblem(http.StatusServiceUnavailable, "The call was not made: "+o.Error+".").retryLater()
 	case o.Kind == task.OutcomeInterrupted:
-		return nil, a.fail(ctx, task.ErrUnavailable)
+		return task.ErrUnavailable
 	case o.Kind == "": // the task could not start any more
-		return nil, a.fail(ctx, newProblem(http.StatusBadGateway, "The task was not carried out and has failed: "+string(decision.Reason)+"."))
+		return newProblem(http.StatusBadGateway, "The task was not carried out and has failed: "+string(decision.Reason)+".")
 	case o.TimedOut && o.Kind == task.OutcomeRetryable:
 		p = newProblem(http.StatusGatewayTimeout, "The call timed out: "+o.Error+".")
 	default:
@@ -216,5 +209,5 @@ func (a *API) answerWork(ctx context.Context, o task.Outcome, decision task.Deci
 		p.header = http.Header{"Retry-After": {strconv.Itoa(int(math.Ceil(*s)))}}
 	}
 	p.Result = &result
-	return nil, a.fail(ctx, p)
+	return p
 }

@@ -15,6 +15,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/melodia/orchestrator/internal/logging"
 )
 
 const (
@@ -47,8 +49,8 @@ type Listener struct {
 	waiting   queue // no request is being answered
 	answering queue
 	held      int // bytes
-	closed    int // connections that had to go since the last line of the log
-	logged    time.Time
+
+	evictions logging.Limiter
 }
 
 // Bound returns a Listener that has up to most connections of l open.
@@ -199,16 +201,9 @@ func (l *Listener) evict(c *conn) {
 		return
 	}
 	_ = c.Conn.Close()
-	l.mu.Lock()
-	l.closed++
-	count, now := l.closed, time.Now()
-	if now.Sub(l.logged) < time.Second {
-		l.mu.Unlock()
-		return
+	if count := l.evictions.Count(); count > 0 {
+		l.log.Warn("closed connections to make room for others", "count", count, "max_connections", l.max)
 	}
-	l.closed, l.logged = 0, now
-	l.mu.Unlock()
-	l.log.Warn("closed connections to make room for others", "count", count, "max_connections", l.max)
 }
 
 // queue is connections in the order in which they came into it.

@@ -1,5 +1,5 @@
-// Package logging makes a log that nobody waits for: a reader that stalls must not
-// stall the service, nor one that goes away end it.
+// Package logging makes a log that delays no task: a slow log reader does not stall the
+// service, and a log reader that goes away does not end it.
 package logging
 
 import (
@@ -13,16 +13,15 @@ import (
 )
 
 const (
-	// waitingLines is how many lines wait for whoever reads the log. Further ones
-	// are dropped and counted.
-	waitingLines = 1024
-	// flushTime is what the last of them get at the end.
+	// queuedLines is how many lines wait to be written. Further ones are dropped and counted.
+	queuedLines = 1024
+	// flushTime bounds what Flush waits.
 	flushTime = 200 * time.Millisecond
 )
 
-// New returns a log of lines from level on, in the format "text" or else JSON, which
-// goes to w, and what it writes to. From then on SIGPIPE does not end the process.
-func New(w io.Writer, format string, level slog.Level) (*slog.Logger, *Lines) {
+// New returns a log of lines from level on, in the format "text" or else JSON, and the
+// DroppingWriter that takes them to w. From then on SIGPIPE does not end the process.
+func New(w io.Writer, format string, level slog.Level) (*slog.Logger, *DroppingWriter) {
 	to := func(w io.Writer, level slog.Level) *slog.Logger {
 		options := &slog.HandlerOptions{Level: level}
 		if format == "text" {
@@ -31,16 +30,17 @@ func New(w io.Writer, format string, level slog.Level) (*slog.Logger, *Lines) {
 		return slog.New(slog.NewJSONHandler(w, options))
 	}
 	signal.Ignore(syscall.SIGPIPE)
-	l := &Lines{w: w, waiting: make(chan []byte, waitingLines), stop: make(chan struct{}), stopped: make(chan struct{})}
-	l.log = to(&l.about, slog.LevelWarn)
-	go l.pass()
-	return to(l, level), l
+	d := &DroppingWriter{w: w, queue: make(chan []byte, queuedLines), stop: make(chan struct{}), stopped: make(chan struct{})}
+	d.log = to(&d.about, slog.LevelWarn)
+	go d.run()
+	return to(d, level), d
 }
 
-// Lines are on their way to a writer, by a goroutine of their own.
-type Lines struct {
+// DroppingWriter writes lines in a goroutine of its own. Where its queue is full it drops
+// lines, and then writes a line that says how many.
+type DroppingWriter struct {
 	w             io.Writer
-	waiting       chan []byte
+	queue         chan []byte
 	dropped       atomic.Int64
 	stop, stopped chan struct{}
 
@@ -51,60 +51,60 @@ type Lines struct {
 	since time.Time
 }
 
-// Write takes a line, or drops it where too many wait. It never blocks or fails.
-func (l *Lines) Write(line []byte) (int, error) {
+// Write queues a line, or drops it where the queue is full. It never blocks or fails.
+func (d *DroppingWriter) Write(line []byte) (int, error) {
 	select {
-	case l.waiting <- bytes.Clone(line): // its memory serves the next one
+	case d.queue <- bytes.Clone(line): // slog uses its memory for the next one
 	default:
-		l.dropped.Add(1)
+		d.dropped.Add(1)
 	}
 	return len(line), nil
 }
 
-// Flush returns when all that was taken is written, or after 0.2 s. It is called
-// once, at the end: what is taken afterwards may be lost.
-func (l *Lines) Flush() {
-	close(l.stop)
+// Flush returns when all that was queued is written, or after 0.2 s. It is called once,
+// at the end of the process: lines that come later may be lost.
+func (d *DroppingWriter) Flush() {
+	close(d.stop)
 	select {
-	case <-l.stopped:
+	case <-d.stopped:
 	case <-time.After(flushTime):
 	}
 }
 
-// pass writes what waits until it is stopped.
-func (l *Lines) pass() {
-	defer close(l.stopped)
+// run writes what is queued until it is stopped.
+func (d *DroppingWriter) run() {
+	defer close(d.stopped)
 	for {
 		select {
-		case line := <-l.waiting:
-			l.write(line)
-		case <-l.stop:
-			for range len(l.waiting) {
-				l.write(<-l.waiting)
+		case line := <-d.queue:
+			d.write(line)
+		case <-d.stop:
+			for range len(d.queue) {
+				d.write(<-d.queue)
 			}
 			return
 		}
 	}
 }
 
-// write writes a line, and then how many were dropped: after those that waited at
-// the time, and while more come all the time once a second.
-func (l *Lines) write(line []byte) {
-	if _, err := l.w.Write(line); err != nil {
-		l.dropped.Add(1)
+// write writes a line, and then how many were dropped: where the queue is empty, or once a
+// second where it never is.
+func (d *DroppingWriter) write(line []byte) {
+	if _, err := d.w.Write(line); err != nil {
+		d.dropped.Add(1)
 		return
 	}
-	count := l.dropped.Load()
-	if count > 0 && l.since.IsZero() {
-		l.since = time.Now()
+	count := d.dropped.Load()
+	if count > 0 && d.since.IsZero() {
+		d.since = time.Now()
 	}
-	if count == 0 || len(l.waiting) > 0 && time.Since(l.since) < time.Second {
+	if count == 0 || len(d.queue) > 0 && time.Since(d.since) < time.Second {
 		return
 	}
-	l.since = time.Time{}
-	l.about.Reset()
-	l.log.Warn("lines of this log were dropped, they came faster than they could be written", "count", count)
-	if _, err := l.w.Write(l.about.Bytes()); err == nil {
-		l.dropped.Add(-count)
+	d.since = time.Time{}
+	d.about.Reset()
+	d.log.Warn("lines of this log were dropped, they came faster than they could be written", "count", count)
+	if _, err := d.w.Write(d.about.Bytes()); err == nil {
+		d.dropped.Add(-count)
 	}
 }

@@ -43,7 +43,7 @@ func TestLogDropsAndCounts(t *testing.T) {
 		log.Info("first")
 		synctest.Wait() // it is being written
 		const dropped = 77
-		for n := range waitingLines + dropped {
+		for n := range queuedLines + dropped {
 			log.Info("line", "n", n)
 		}
 
@@ -66,7 +66,7 @@ func TestLogDropsAndCounts(t *testing.T) {
 			}
 			got = append(got, entry)
 		}
-		if want := 1 + 1 + waitingLines + 1; len(got) != want {
+		if want := 1 + 1 + queuedLines + 1; len(got) != want {
 			t.Fatalf("got %d lines, want %d", len(got), want)
 		}
 		told, last := got[len(got)-2], got[len(got)-1]
@@ -92,7 +92,7 @@ func TestLogUnderOverload(t *testing.T) {
 			log.Error("line")
 			<-time.After(time.Second / perSecond)
 		}
-		<-time.After(waitingLines * time.Millisecond)
+		<-time.After(queuedLines * time.Millisecond)
 		lines.Flush()
 		written, told, dropped := 0, 0, 0
 		for line := range strings.Lines(w.String()) {

@@ -1,0 +1,137 @@
+package httpapi
+
+import (
+	"net/http"
+	"reflect"
+	"slices"
+	"strconv"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/melodia/orchestrator/internal/intake"
+)
+
+// handler answers a request of an operation. The error that it returns, having
+// answered nothing, is answered as a problem.
+type handler func(http.ResponseWriter, *http.Request) error
+
+// handle registers an operation: what the document says of it, and who answers it.
+// The document's words are what requests are held against: who may make them, and
+// with which parameters; huma has no part in that.
+func (a *API) handle(operation huma.Operation, answer handler) {
+	if operation.Responses == nil {
+		operation.Responses = make(map[string]*huma.Response)
+	}
+	a.documentProblems(&operation, slices.Concat(operation.Errors, []int{http.StatusUnprocessableEntity, http.StatusInternalServerError})...)
+	a.document.AddOperation(&operation)
+
+	last := func(w http.ResponseWriter, r *http.Request) {
+		if err := answer(w, r); err != nil {
+			a.write(w, r, err)
+		}
+	}
+	// In this order: what strangers send is not kept, and a query is refused when its
+	// request has arrived, so that a client that is still sending reads why.
+	chain := a.checkParameters(&operation, a.awaitAnswers(&operation, http.HandlerFunc(last)))
+	chain = a.keepBody(chain)
+	if scope := scopeOf(&operation); scope != "" {
+		chain = a.authorize(a.needed(&operation, scope), a.awaitReady(chain))
+	}
+	a.router.Method(operation.Method, operation.Path, chain)
+}
+
+// body is the schema of what a request sends: a value of v's type, which readBody
+// reads.
+func (a *API) body(v any) *huma.Schema {
+	schema := a.schemaOf(v)
+	a.shapes[reflect.TypeOf(v)] = shapeOf(a.registry, reflect.TypeOf(v), schema)
+	return schema
+}
+
+// responses documents the answer with a value of v's type, and its headers.
+func (a *API) responses(status int, v any, headers ...header) map[string]*huma.Response {
+	response := &huma.Response{
+		Description: http.StatusText(status),
+		Content:     map[string]*huma.MediaType{"application/json": {Schema: a.schemaOf(v)}},
+	}
+	for _, h := range headers {
+		if response.Headers == nil {
+			response.Headers = make(map[string]*huma.Param)
+		}
+		response.Headers[h.name] = &huma.Param{Schema: &huma.Schema{Type: huma.TypeString, Description: h.doc, Examples: []any{h.example}}}
+	}
+	return map[string]*huma.Response{strconv.Itoa(status): response}
+}
+
+// origin returns who makes a request that stores, redrives or carries out tasks, and
+// what led to it, or an error where too many calls have.
+func (a *API) origin(r *http.Request) (intake.Origin, error) {
+	o, err := readOrigin(r.Header)
+	if err != nil {
+		return o, err
+	}
+	o.Principal = caller(r.Context())
+	return o, a.Intake.CheckHops(o.Hops)
+}
+
+// header is one of an answer.
+type header struct{ name, example, doc string }
+
+// readBody reads a request's body, which must be JSON, into a pointer to what
+// [API.body] documented.
+func (a *API) readBody(r *http.Request, into any) error {
+	body := bodyOf(r)
+	switch contentType := r.Header.Get("Content-Type"); {
+	case len(body) == 0:
+		return errNoBody()
+	case contentType != "" && !isJSON(contentType):
+		return newProblem(http.StatusUnsupportedMediaType, "The body must be JSON. Send it with the header Content-Type: application/json.")
+	}
+	return a.readInto(into, body, Loc{"body"})
+}
+
+func errNoBody() error {
+	return newProblem(http.StatusBadRequest, "The request must have a JSON body.")
+}
+
+// readInto is readBody of a text that was sent at a place of its own.
+func (a *API) readInto(into any, text []byte, at Loc) error {
+	found, err := readJSON(text, a.shapes[reflect.TypeOf(into).Elem()], into, at)
+	if err != nil {
+		return newProblem(http.StatusBadRequest, err.Error())
+	}
+	if found != nil {
+		return invalid(found)
+	}
+	return nil
+}
+
+// encode writes text that is not UTF-8 with U+FFFD in it: an answer that breaks off
+// in its middle would be worse.
+func encode(v any) ([]byte, error) { return json.Marshal(v, jsontext.AllowInvalidUTF8(true)) }
+
+// answer writes v as JSON. Where answers take too much, one to a request that only
+// reads is not written but returned as a problem.
+func (a *API) answer(w http.ResponseWriter, r *http.Request, status int, v any) error {
+	b, err := encode(v)
+	if err != nil {
+		return err
+	}
+	return a.send(w, r, status, b)
+}
+
+// send is answer for what is JSON already.
+func (a *API) send(w http.ResponseWriter, r *http.Request, status int, b []byte) error {
+	defer a.release(len(b))
+	if !a.reserve(len(b)) && onlyReads(r) {
+		w.Header().Del("ETag")
+		return tooManyAnswers()
+	}
+	renewWriteDeadline(w, r)
+	w.Header()["Content-Type"] = []string{"application/json"}
+	w.WriteHeader(status)
+	_, _ = w.Write(b) // the caller is gone
+	return nil
+}

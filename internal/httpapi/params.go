@@ -1,0 +1,161 @@
+package httpapi
+
+import (
+	"net/http"
+	"net/url"
+	"reflect"
+	"strconv"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// param is a parameter that an operation declares, and the field that takes it.
+type param struct {
+	in, name  string
+	index     []int
+	otherwise string // what it is where it is left out
+	*shape
+}
+
+// parameters documents the parameters that the fields of a struct take, by their
+// tags: path, query, header, and those that huma knows for schemas. readParams
+// reads them. A list takes a query parameter that may be there several times.
+func (a *API) parameters(of any) (documented []*huma.Param) {
+	t := reflect.TypeOf(of)
+	var all []*param
+	for _, f := range reflect.VisibleFields(t) {
+		for _, in := range []string{"path", "query", "header"} {
+			name, style, _ := strings.Cut(f.Tag.Get(in), ",")
+			if name == "" {
+				continue
+			}
+			schema := huma.SchemaFromField(a.registry, f, "")
+			p := &huma.Param{Name: name, In: in, Description: schema.Description, Required: in == "path", Schema: schema}
+			if in == "query" {
+				explode := style == "explode"
+				p.Explode = &explode
+			}
+			documented = append(documented, p)
+			all = append(all, &param{in: in, name: name, index: f.Index, otherwise: f.Tag.Get("default"), shape: shapeOf(a.registry, f.Type, schema)})
+		}
+	}
+	a.params[t] = all
+	return documented
+}
+
+// readParams reads parameters into a pointer to a struct that [API.parameters]
+// documented, and holds them against its rules.
+func (a *API) readParams(r *http.Request, into any) error {
+	v := reflect.ValueOf(into).Elem()
+	found := a.parseParams(r, v)
+	for _, p := range a.params[v.Type()] {
+		mistake := func(message, kind string) {
+			found = append(found, FieldProblem{Loc: Loc{p.in, p.name}, Msg: message, Type: kind})
+		}
+		switch field := v.FieldByIndex(p.index); {
+		case field.IsZero(): // it is left out, or wrong
+		case p.kind == text:
+			p.checkText(field.String(), mistake)
+		case p.kind == number:
+			p.checkNumber(field.Float(), false, mistake)
+		}
+	}
+	if found != nil {
+		return invalid(found)
+	}
+	return nil
+}
+
+// parseParams reads parameters into a struct, and returns those that do not fit
+// their fields. An empty one is taken for none, but for a header.
+func (a *API) parseParams(r *http.Request, into reflect.Value) (found []FieldProblem) {
+	query, _ := url.ParseQuery(r.URL.RawQuery) // checkQuery has seen to it
+	for _, p := range a.params[into.Type()] {
+		var values []string
+		switch p.in {
+		case "path":
+			values = []string{pathValue(r, p.name)}
+		case "query":
+			values = query[p.name]
+		case "header":
+			values = r.Header[http.CanonicalHeaderKey(p.name)]
+		}
+		message, kind := p.parse(into.FieldByIndex(p.index), values)
+		if message != "" {
+			found = append(found, FieldProblem{Loc: Loc{p.in, p.name}, Msg: message, Type: kind})
+		}
+	}
+	return found
+}
+
+// TaskPath is the path of an operation on one task.
+type TaskPath struct {
+	ID string `path:"id" pattern:"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$" format:"uuid" patternDescription:"a UUID" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"The task's id."`
+}
+
+// taskID reads the path of an operation on one task.
+func (a *API) taskID(r *http.Request) (task.ID, error) {
+	var in TaskPath
+	if err := a.readParams(r, &in); err != nil {
+		return task.ID{}, err
+	}
+	return task.ParseID(in.ID) // which has nothing against what the pattern lets through
+}
+
+// pathValue is a part of the path, as it is without escapes.
+func pathValue(r *http.Request, name string) string {
+	value := r.PathValue(name)
+	if r.URL.RawPath == "" { // there are no escapes that count
+		return value
+	}
+	if plain, err := url.PathUnescape(value); err == nil {
+		return plain
+	}
+	return value
+}
+
+// parse sets v to what was sent, or says why that cannot be.
+func (p *param) parse(v reflect.Value, values []string) (message, kind string) {
+	switch {
+	case p.in == "header" && len(values) > 1:
+		return "must not be there twice", "duplicate"
+	case p.in == "header" && len(values) == 1 && values[0] == "":
+		return "must not be empty", "string_too_short"
+	case p.kind == list && values != nil && values[0] == "":
+		return "", ""
+	case p.kind == list:
+		for _, value := range values {
+			item := reflect.New(v.Type().Elem()).Elem()
+			item.SetString(value)
+			v.Set(reflect.Append(v, item))
+		}
+		return "", ""
+	}
+	value := p.otherwise
+	if len(values) > 0 && values[0] != "" {
+		value = values[0]
+	}
+	if value == "" {
+		return "", ""
+	}
+	switch p.kind {
+	case number:
+		n, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			return "must be a number", "float_type"
+		}
+		v.SetFloat(n)
+	case integer:
+		n, err := strconv.ParseInt(value, 10, 64)
+		if err != nil {
+			return "must be a whole number", "int_type"
+		}
+		v.SetInt(n)
+	default:
+		v.SetString(value)
+	}
+	return "", ""
+}
