@@ -22,6 +22,10 @@ type job struct {
 	// finished is closed when the result of a direct call is written, or never will be.
 	// It is nil where the task has a slot.
 	finished chan struct{}
+	// host is where the task's call goes, once it is counted there.
+	host *host
+	// fromLane: the task was claimed from a lane.
+	fromLane bool
 
 	call   context.Context //nolint:containedctx // ends when the call is to be cut off
 	cutOff context.CancelCauseFunc
@@ -170,6 +174,7 @@ func (d *Dispatcher) deliver(ctx context.Context, call task.Call) (outcome task.
 			outcome = task.Outcome{
 				Kind:     task.OutcomeRetryable,
 				Error:    "the attempt failed inside the orchestrator",
+				Untried:  true,
 				Duration: time.Since(start),
 			}
 		}
