@@ -90,7 +90,7 @@ type host struct {
 	version           int64
 	savedAt           time.Time
 	told              task.HostStatus // in the log
-	succeeded, failed int // since state.Recovery began to hold
+	succeeded, failed int             // since state.Recovery began to hold
 }
 
 func newHosts(slots int, share float64, log *slog.Logger) *hosts {
