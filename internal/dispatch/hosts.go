@@ -180,7 +180,7 @@ func (h *hosts) take(url string, now time.Time) *host {
 	return one
 }
 
-// takeAnyway is take for a task that came from a lane or is carried out by request.
+// takeAnyway is take for a task that came from a lane.
 func (h *hosts) takeAnyway(url string) *host {
 	name := task.HostOf(url)
 	h.mu.Lock()
@@ -207,16 +207,11 @@ const (
 )
 
 // begin decides about the call of a task that has its slot.
-func (h *hosts) begin(one *host, j *job, now time.Time) verdict {
+func (h *hosts) begin(j *job, now time.Time) verdict {
+	one := j.host
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.decide(one, j, now)
-}
-
-// decide is begin. mu is held.
-func (h *hosts) decide(one *host, j *job, now time.Time) verdict {
 	switch {
-	case j.finished != nil: // by request
 	case one.state.Blocked().After(now), one.state.Allowed > 0 && !j.fromLane:
 		return callNever
 	case one.calls >= one.start.Allowed() && one.start.Allowed() < h.slots:
@@ -227,6 +222,18 @@ func (h *hosts) decide(one *host, j *job, now time.Time) verdict {
 	one.calls++
 	one.pace.Begin(now)
 	return callNow
+}
+
+// beginAnyway notes that a call begins which is made by request: it waits for nothing.
+func (h *hosts) beginAnyway(url string) *host {
+	name, now := task.HostOf(url), time.Now()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	one := h.get(name)
+	h.count(one)
+	one.calls++
+	one.pace.Begin(now)
+	return one
 }
 
 // awaken has the slow start of a host with a queue go on after a while. mu is held.
@@ -284,8 +291,12 @@ func (h *hosts) end(one *host, o *task.Outcome, now time.Time) (ready []*job) {
 	h.mu.Lock()
 	before := one.state
 	one.calls--
-	one.pace.End(now, o.Duration)
 	one.used = now
+	if isCall(o) {
+		one.pace.End(now, o.Duration)
+	} else {
+		one.pace.Drop(now)
+	}
 	h.release(one)
 	h.judge(one, o, now)
 	if len(one.queue) > 0 {
@@ -307,8 +318,8 @@ func (h *hosts) end(one *host, o *task.Outcome, now time.Time) (ready []*job) {
 
 // judge notes how a call ended. mu is held.
 func (h *hosts) judge(one *host, o *task.Outcome, now time.Time) {
-	if o.Kind == task.OutcomeInterrupted || o.Refused || o.Untried || o.Cancelled {
-		return // nothing that the host did
+	if !isCall(o) {
+		return
 	}
 	failed := isHostFailure(o)
 	if !failed {
@@ -345,9 +356,14 @@ func (h *hosts) judge(one *host, o *task.Outcome, now time.Time) {
 	h.set(one, before.Broken(now), now)
 }
 
+// isCall reports whether an attempt came to something that says how its host is.
+func isCall(o *task.Outcome) bool {
+	return o.Kind != "" && o.Kind != task.OutcomeInterrupted && !o.Refused && !o.Untried
+}
+
 // isHostFailure reports whether a call ended in a way that counts for its host's breaker.
 func isHostFailure(o *task.Outcome) bool {
-	if o.Kind == task.OutcomeSucceeded {
+	if o.Kind == task.OutcomeSucceeded || o.Snooze > 0 {
 		return false
 	}
 	switch o.StatusCode {
@@ -415,7 +431,10 @@ func (h *hosts) limit(one *host, now time.Time) int {
 	if one.pace.Slow(now) {
 		slow -= one.held
 	}
-	return limit.Share(h.slots+int(h.spare.Load()), h.share, slow)
+	if slow >= h.slots {
+		slow -= int(h.spare.Load())
+	}
+	return limit.Share(h.slots, h.share, slow)
 }
 
 // measure returns how many slots all slow hosts hold, and sets spare. mu is held.

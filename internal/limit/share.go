@@ -65,6 +65,12 @@ func (p *Pace) End(now time.Time, d time.Duration) {
 	}
 }
 
+// Drop notes that a call which began came to an end that says nothing of the host.
+func (p *Pace) Drop(now time.Time) {
+	p.calls--
+	p.since = now
+}
+
 // Slow reports whether the host is slow: its calls took more than SlowAfter in the mean,
 // and not less than half of it since; or none has ended for SlowAfter though some are under
 // way; or none ever did.

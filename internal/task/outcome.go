@@ -48,7 +48,8 @@ type Outcome struct {
 	TimedOut bool
 	// Refused: the settings did not admit the call (Kind is permanent).
 	Refused bool
-	// Untried: the call failed before the target was tried (Kind is retryable).
+	// Untried: the attempt failed before the target was tried, so that it says nothing of
+	// the target.
 	Untried bool
 	// Cancelled: somebody asked meanwhile that the task be cancelled.
 	Cancelled bool
