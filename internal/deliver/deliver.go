@@ -120,7 +120,9 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) t
 		Headers: c.Task.Headers, Audience: c.Task.OIDCAudience, At: c.At, Retry: c.Attempt > 1, Deadline: start.Add(c.Task.Timeout),
 	})
 	if err != nil {
-		return d.notMade(ctx, c, start, err, "no ID token")
+		o := d.notMade(ctx, c, start, err, "no ID token")
+		o.Untried = true
+		return o
 	}
 	o, lost := d.send(ctx, c, u, added, start, false)
 	if lost && idempotent(c.Task.Method) && o.Kind == task.OutcomeRetryable && !o.TimedOut {

@@ -116,7 +116,7 @@ func TestMetadataServerThatFails(t *testing.T) {
 	t.Run("resets", func(t *testing.T) {
 		t.Setenv("GCE_METADATA_HOST", newRawServer(t, func(conn net.Conn, _ int) { conn.(*net.TCPConn).SetLinger(0) }))
 		got := newIdentified(t).Deliver(t.Context(), identified("http://127.0.0.1:1/", "a", 1, 0))
-		if got.Kind != task.OutcomeRetryable || got.Error != "no ID token could be had: the metadata server cannot be reached" {
+		if got.Kind != task.OutcomeRetryable || !got.Untried || got.Error != "no ID token could be had: the metadata server cannot be reached" {
 			t.Errorf("outcome = %+v, want retryable", got)
 		}
 	})
@@ -126,7 +126,7 @@ func TestMetadataServerThatFails(t *testing.T) {
 		c.Task.Timeout = 100 * time.Millisecond
 		got := newIdentified(t).Deliver(t.Context(), c)
 		got.Duration = 0
-		if diff := cmp.Diff(task.Outcome{Kind: task.OutcomeRetryable, TimedOut: true, Error: "no ID token within 0.1 s"}, got); diff != "" {
+		if diff := cmp.Diff(task.Outcome{Kind: task.OutcomeRetryable, TimedOut: true, Untried: true, Error: "no ID token within 0.1 s"}, got); diff != "" {
 			t.Errorf("outcome (-want +got):\n%s", diff)
 		}
 	})

@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/melodia/orchestrator/internal/limit"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -22,6 +23,12 @@ type job struct {
 	// finished is closed when the result of a direct call is written, or never will be.
 	// It is nil where the task has a slot.
 	finished chan struct{}
+	// host is where the task's call goes, once it is counted there.
+	host *host
+	// fromLane: the task was claimed from a lane.
+	fromLane bool
+	// declined: its host may not be called now. The task goes back without an attempt.
+	declined bool
 
 	call   context.Context //nolint:containedctx // ends when the call is to be cut off
 	cutOff context.CancelCauseFunc
@@ -57,7 +64,7 @@ func (d *Dispatcher) claimDue(ctx context.Context) {
 		claims, err := d.store.Claim(s.writes, s.worker, limit)
 		claimed := time.Now()
 		for _, c := range claims {
-			d.start(newJob(s, c, claimed))
+			d.startClaimed(newJob(s, c, claimed))
 		}
 		d.slots.fetched(limit, len(claims))
 		switch {
@@ -80,13 +87,55 @@ func (d *Dispatcher) claimDue(ctx context.Context) {
 	}
 }
 
+// startClaimed is start of a task that came from no lane, unless its host may not have it.
+func (d *Dispatcher) startClaimed(j *job) {
+	if j.host = d.hosts.take(j.claim.Task.URL, j.claimed); j.host != nil {
+		d.start(j)
+		return
+	}
+	d.results.hold(j)
+	d.slots.decline()
+	d.giveBack(j)
+	d.slots.attempts.Done()
+}
+
+// giveBack gives a claimed task back to the store of which no attempt was made.
+func (d *Dispatcher) giveBack(j *job) {
+	j.cutOff(nil)
+	j.decision = d.notNow(j)
+	d.results.write(j, func(j *job, _ bool) { d.finish(j) })
+}
+
+// notNow is the decision on a task whose host may not be called now.
+func (d *Dispatcher) notNow(j *job) task.Decision {
+	return task.Decision{State: task.Pending, Wait: jitter(limit.SlowAfter)}
+}
+
 // start has a claimed task carried out in a slot that was taken for it: at once, or when
 // another call has ended if all slots have calls.
 func (d *Dispatcher) start(j *job) {
 	d.results.hold(j)
 	if d.slots.assign(j) {
+		d.launch(j)
+	}
+}
+
+// launch runs a job that has a slot, now or when its host may have one more call.
+func (d *Dispatcher) launch(j *job) {
+	if d.mayRun(j) {
 		d.toWorker(j)
 	}
+}
+
+// mayRun reports whether a job that has a slot runs now. Otherwise launch is called again.
+func (d *Dispatcher) mayRun(j *job) bool {
+	switch d.hosts.begin(j, time.Now()) {
+	case callLater:
+		return false
+	case callNever:
+		j.declined = true
+	}
+	return true
 }
 
 // toWorker gives a job to an idle goroutine, or to a new one.
@@ -123,9 +172,21 @@ func (d *Dispatcher) work(j *job) {
 // run makes the attempt of a job and has its decision written. It does not wait for the
 // write. It returns the job that waited for the slot, or nil.
 func (d *Dispatcher) run(j *job) (next *job) {
-	d.attempt(j)
+	if j.declined {
+		d.hosts.drop(j.host)
+		j.cutOff(nil)
+		j.decision = d.notNow(j)
+	} else {
+		d.attempt(j)
+		for _, ready := range d.hosts.end(j.host, &j.outcome, time.Now()) {
+			d.launch(ready)
+		}
+	}
 	if j.finished == nil {
 		next = d.slots.release(&j.outcome)
+		if next != nil && !d.mayRun(next) {
+			next = nil
+		}
 	}
 	d.complete(j)
 	return next
@@ -170,6 +231,7 @@ func (d *Dispatcher) deliver(ctx context.Context, call task.Call) (outcome task.
 			outcome = task.Outcome{
 				Kind:     task.OutcomeRetryable,
 				Error:    "the attempt failed inside the orchestrator",
+				Untried:  true,
 				Duration: time.Since(start),
 			}
 		}
@@ -220,6 +282,9 @@ func (d *Dispatcher) finish(j *job) {
 // claim them. No attempt of them was made. They are due at once, behind the tasks that are due already.
 func (d *Dispatcher) releaseWaiting() {
 	waiting := d.slots.takeWaiting()
+	for _, j := range waiting {
+		d.hosts.drop(j.host)
+	}
 	if len(waiting) == 0 {
 		return
 	}
@@ -229,5 +294,13 @@ func (d *Dispatcher) releaseWaiting() {
 		j.decision.State = task.Pending
 		d.results.write(j, func(j *job, _ bool) { d.finish(j) })
 		d.slots.attempts.Done()
+	}
+}
+
+// releaseQueued gives the tasks back that have slots and wait for the slow start of their hosts.
+func (d *Dispatcher) releaseQueued() {
+	for _, j := range d.hosts.takeQueue() {
+		j.declined = true
+		d.toWorker(j)
 	}
 }

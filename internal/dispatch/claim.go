@@ -3,6 +3,8 @@ package dispatch
 import (
 	"context"
 	"time"
+
+	"github.com/melodia/orchestrator/internal/limit"
 )
 
 const (
@@ -14,6 +16,8 @@ const (
 	// prefetchTimeout is about how long a prefetched task waits for its slot when calls
 	// suddenly take longer. Then other instances may claim it.
 	prefetchTimeout = time.Second
+	// slotLook is how often it is looked, while no slot is free, whether slow hosts have them.
+	slotLook = limit.SlowAfter / 2
 )
 
 func longer(pause, limit time.Duration) time.Duration {
@@ -26,9 +30,9 @@ func (d *Dispatcher) waitForSlots(ctx context.Context) bool {
 	minFetch := d.slots.minFetch()
 	wanted := 1 // once some are free, more are gathered
 	var gathered <-chan time.Time
-	stuck := time.NewTicker(prefetchTimeout)
-	defer stuck.Stop()
-	for {
+	look := time.NewTicker(slotLook)
+	defer look.Stop()
+	for looks := 1; ; {
 		free := d.slots.free(wanted)
 		if free >= minFetch {
 			return ctx.Err() == nil
@@ -44,8 +48,15 @@ func (d *Dispatcher) waitForSlots(ctx context.Context) bool {
 			return false
 		case <-gathered:
 			minFetch, wanted = 1, 1
-		case <-stuck.C:
-			d.releaseWaiting()
+		case <-look.C:
+			d.hosts.look()
+			for j := d.slots.startWaiting(); j != nil; j = d.slots.startWaiting() {
+				d.launch(j)
+			}
+			if looks++; looks > int(prefetchTimeout/slotLook) {
+				d.releaseWaiting()
+				looks = 1
+			}
 		case <-d.slots.freed:
 		}
 	}

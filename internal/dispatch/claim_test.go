@@ -81,7 +81,9 @@ func TestClaimsAtOnceWhileThereIsWork(t *testing.T) {
 		for n := range 350 {
 			m.store(n, 0)
 		}
-		r := start(t, o, m, takes(time.Hour, succeeded))
+		r := newRig(t, o, m, takes(time.Hour, succeeded))
+		r.knows()
+		r.run()
 		synctest.Wait() // no time passes
 		if got := len(r.delivered()); got != 350 {
 			t.Errorf("%d calls were made at once, want 350", got)

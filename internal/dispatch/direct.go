@@ -38,6 +38,7 @@ func (d *Dispatcher) Execute(ctx context.Context, id task.ID) (task.Outcome, tas
 	}
 	j := newJob(s, c, time.Now())
 	j.finished = make(chan struct{})
+	j.host = d.hosts.beginAnyway(c.Task.URL)
 	d.results.hold(j)
 	d.run(j)
 	select {
@@ -70,5 +71,10 @@ func (d *Dispatcher) ExecuteUnstored(ctx context.Context, t *task.Task) (task.Ou
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(d.root.calls, cancel)()
-	return d.deliver(ctx, task.Call{Task: t, Attempt: 1, At: t.RunAt, ViaWorkerEndpoint: true}).Heed(0), nil
+	host := d.hosts.beginAnyway(t.URL)
+	o := d.deliver(ctx, task.Call{Task: t, Attempt: 1, At: t.RunAt, ViaWorkerEndpoint: true})
+	for _, ready := range d.hosts.end(host, &o, time.Now()) {
+		d.launch(ready)
+	}
+	return o.Heed(0), nil
 }

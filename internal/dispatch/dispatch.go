@@ -11,6 +11,7 @@
 package dispatch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,8 @@ import (
 
 // store is where tasks are kept. Its errors are logged and survived.
 type store interface {
+	hostStore
+
 	Register(ctx context.Context, worker task.ID, name string, concurrency int) error
 	Heartbeat(ctx context.Context, worker task.ID) (known bool, err error)
 	// Cancelled returns which of the worker's tasks are to be cancelled, with the
@@ -60,6 +63,9 @@ type Options struct {
 	// claims no tasks by itself; Run then only keeps the worker alive for Execute. Execute
 	// and ExecuteUnstored together make at most Concurrency calls more, or 200 where it is zero.
 	Concurrency int
+	// HostShare is the part of the slots that one slow host may hold while tasks of other
+	// hosts are due. With 1, or 0, it may hold all.
+	HostShare float64
 	// PollInterval is the longest time between two looks for due tasks.
 	PollInterval time.Duration
 	// Lease is how long a worker may be silent before others take its tasks.
@@ -99,6 +105,7 @@ type Dispatcher struct {
 
 	due       *alarm // when the next task is due, as far as is known here
 	slots     *slots
+	hosts     *hosts
 	results   *results
 	watches   *watches
 	shortages shortages
@@ -124,6 +131,9 @@ func New(o Options, s store, by deliverer) *Dispatcher {
 		begun:     make(chan struct{}),
 		jobs:      make(chan *job),
 	}
+	d.hosts = newHosts(o.Concurrency, cmp.Or(o.HostShare, 1), o.Log)
+	d.hosts.mayStart, d.hosts.launch = d.Wake, d.launch
+	d.slots.spare = &d.hosts.spare
 	d.results = newResults(s, o.Log, d.notify)
 	return d
 }
@@ -188,11 +198,13 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	<-ctx.Done()
 	d.slots.stop()
 	d.releaseWaiting()
+	d.releaseQueued()
 	d.watches.stop()
 	ended, written := make(chan struct{}), make(chan struct{})
 	go func() {
 		claiming.Wait()
 		d.releaseWaiting() // from the last claim
+		d.releaseQueued()
 		d.slots.attempts.Wait()
 		close(ended)
 		d.results.writing.Wait()

@@ -39,6 +39,8 @@ type tables struct {
 	workers map[task.ID]time.Time // their heartbeats
 	claimed map[*task.Task]int64  // the claim number under which a task was handed out
 	asked   []asked
+
+	hosts hostRows
 }
 
 // around stands between the dispatcher and the store, so that a test can make

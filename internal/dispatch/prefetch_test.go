@@ -230,9 +230,11 @@ func TestCallsThatEndTogetherAreNoThroughput(t *testing.T) {
 		m.breaks(slowClaims(5 * time.Millisecond))
 		o := options()
 		o.Concurrency = 200
-		r := start(t, o, m, func(ctx context.Context, c task.Call) task.Outcome {
+		r := newRig(t, o, m, func(ctx context.Context, c task.Call) task.Outcome {
 			return takes(3*time.Second+rand.N(15*time.Millisecond), succeeded)(ctx, c)
 		})
+		r.knows()
+		r.run()
 		for range 900 {
 			time.Sleep(10 * time.Millisecond)
 			synctest.Wait()

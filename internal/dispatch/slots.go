@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/melodia/orchestrator/internal/task"
@@ -36,15 +37,18 @@ var errBusy = fmt.Errorf("%w: as many calls as may be are under way", task.ErrOv
 // each call that ends starts the one that waited longest.
 //
 // Whenever mu is free:
-//   - at most size tasks have calls, and tasks wait only while exactly size have;
+//   - tasks wait only while size tasks or more have calls;
+//   - at most size + spare tasks got their calls while spare was what it is;
 //   - taken = tasks with calls + tasks that wait + tasks being claimed or submitted +
-//     slots that rest, and is 2 * size at most;
+//     slots that rest, and is 2 * size + spare at most;
 //   - tasks being claimed or submitted + unfinished tasks are maxUnfinished * size at most;
 //   - attempts is above zero while a call is under way, a task waits or one is being submitted;
 //   - once stopping is set, no task can be reserved and attempts does not grow from zero,
 //     except by the last claim, for which the Dispatcher waits first.
 type slots struct {
 	size int
+	// spare is how many calls more there may be: see hosts.
+	spare *atomic.Int32
 	// freed is told when as many slots are free as the claim loop wants. Its buffer is one.
 	freed chan struct{}
 	// attempts are the calls under way, with the writing that follows them, the tasks that
@@ -65,7 +69,9 @@ type slots struct {
 	ceiling    ceiling
 }
 
-func newSlots(size int) *slots { return &slots{size: size, freed: make(chan struct{}, 1)} }
+func newSlots(size int) *slots {
+	return &slots{size: size, spare: new(atomic.Int32), freed: make(chan struct{}, 1)}
+}
 
 // free returns how many tasks may be claimed. freed is told once there are wanted or more.
 func (s *slots) free(wanted int) int {
@@ -153,7 +159,7 @@ func (s *slots) assignReserved(j *job) (start, ok bool) {
 func (s *slots) place(j *job) (start bool) {
 	s.unfinished++
 	s.attempts.Add(1)
-	if s.calls == s.size {
+	if s.calls >= s.limit() {
 		s.waiting = append(s.waiting, j)
 		return false
 	}
@@ -173,14 +179,42 @@ func (s *slots) release(o *task.Outcome) (next *job) {
 		s.resting++
 		time.AfterFunc(jitter(shortageRest), s.endRest)
 	}
-	if len(s.waiting) > 0 {
-		next, s.waiting[0] = s.waiting[0], nil
-		s.waiting = s.waiting[1:]
-	} else {
-		s.calls--
-	}
+	s.calls--
+	next = s.next()
 	s.notify()
 	return next
+}
+
+// next returns the task that waited longest, if it may have its call now. mu is held.
+func (s *slots) next() (next *job) {
+	if len(s.waiting) == 0 || s.calls >= s.limit() {
+		return nil
+	}
+	s.calls++
+	next, s.waiting[0] = s.waiting[0], nil
+	s.waiting = s.waiting[1:]
+	return next
+}
+
+// startWaiting is next of a slot that became free because spare has grown.
+func (s *slots) startWaiting() (next *job) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.next()
+}
+
+// limit is how many calls may be under way.
+func (s *slots) limit() int { return s.size + int(s.spare.Load()) }
+
+// decline notes that a task which was claimed gets no slot. The caller has its result
+// written and then calls attempts.Done.
+func (s *slots) decline() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken--
+	s.unfinished++
+	s.attempts.Add(1)
+	s.notify()
 }
 
 // endRest frees a slot that rested after a shortage.
@@ -277,7 +311,7 @@ func (s *slots) available() int {
 // become free within prefetchTime. During a shortage it is the ceiling and the slots that
 // rest, at most. mu is held.
 func (s *slots) capacity() int {
-	capacity := s.size
+	capacity := s.limit()
 	if s.backlog {
 		capacity += min(s.throughput.within(prefetchTime, s.size), s.size)
 	}

@@ -16,7 +16,7 @@ import (
 // A task that is due at once is stored as claimed when a slot is free and there is no
 // backlog. It starts without a query for due tasks. Its Body is the Dispatcher's from then on.
 func (d *Dispatcher) Submit(ctx context.Context, t *task.Task) error {
-	s := d.reserve(t)
+	s, host := d.reserve(t)
 	if s == nil {
 		if err := d.store.Insert(ctx, t); err != nil {
 			return err
@@ -28,11 +28,13 @@ func (d *Dispatcher) Submit(ctx context.Context, t *task.Task) error {
 	// The end of ctx does not cut it short: the instance must know what it claimed.
 	claim, err := d.store.InsertClaimed(s.writes, s.worker, t)
 	if err != nil || claim == nil {
+		d.hosts.drop(host)
 		d.slots.giveBack()
 		d.notify(0)
 		return err // a task that is stored as claimed all the same is reaped
 	}
 	j := newJob(s, claim, time.Now())
+	j.host = host
 	d.results.hold(j)
 	start, ok := d.slots.assignReserved(j)
 	switch {
@@ -40,9 +42,10 @@ func (d *Dispatcher) Submit(ctx context.Context, t *task.Task) error {
 		j.cutOff(nil)
 		j.decision.State, t.State = task.Pending, task.Pending
 		d.results.write(j, func(*job, bool) {})
+		d.hosts.drop(host)
 		d.slots.giveBack()
 	case start:
-		d.toWorker(j)
+		d.launch(j)
 	}
 	return nil
 }
@@ -58,15 +61,22 @@ func (d *Dispatcher) SubmitBatch(ctx context.Context, b *task.Batch) error {
 	return nil
 }
 
-// reserve takes a slot for a task that can begin at once, and returns the session that
-// it begins in; otherwise nil. After reserve, Run does not end before attempts.Done.
-func (d *Dispatcher) reserve(t *task.Task) *session {
+// reserve takes a slot for a task that can begin at once, also with its host, and returns
+// the session that it begins in; otherwise nil. After reserve, Run does not end before
+// attempts.Done.
+func (d *Dispatcher) reserve(t *task.Task) (*session, *host) {
 	if !t.RunAt.IsZero() || t.Delay > 0 {
-		return nil
+		return nil, nil
 	}
 	s := d.session.Load()
 	if s == nil || !d.slots.reserve() {
-		return nil
+		return nil, nil
 	}
-	return s
+	host := d.hosts.take(t.URL, time.Now())
+	if host == nil {
+		d.slots.giveBack()
+		d.slots.attempts.Done()
+		return nil, nil
+	}
+	return s, host
 }

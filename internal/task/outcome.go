@@ -48,6 +48,9 @@ type Outcome struct {
 	TimedOut bool
 	// Refused: the settings did not admit the call (Kind is permanent).
 	Refused bool
+	// Untried: the attempt failed before the target was tried, so that it says nothing of
+	// the target.
+	Untried bool
 	// Cancelled: somebody asked meanwhile that the task be cancelled.
 	Cancelled bool
 	// Shortage is why no request was sent (Kind is interrupted); mostly empty.

@@ -1,0 +1,147 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// hostColumns are those of a [task.Host], in the order of scanHost.
+const hostColumns = `name, version, since, opened, allowed, doubled, why,
+    COALESCE(EXTRACT(EPOCH FROM congested_until - now()), 0)::float8,
+    COALESCE(EXTRACT(EPOCH FROM held_until - now()), 0)::float8,
+    COALESCE(EXTRACT(EPOCH FROM open_until - now()), 0)::float8`
+
+func scanHost(row pgx.CollectableRow) (h task.Host, err error) {
+	var congested, held, open float64
+	err = row.Scan(&h.Name, &h.Version, &h.Since, &h.Opened, &h.Allowed, &h.Doubled, &h.Why, &congested, &held, &open)
+	h.CongestedFor, h.HeldFor, h.OpenFor = duration(max(congested, 0)), duration(max(held, 0)), duration(max(open, 0))
+	return h, err
+}
+
+// hostOver is a host that is healthy by now, or to which nothing happened for 10 minutes
+// since its calls might start again.
+const hostOver = `(h.allowed = 0 AND COALESCE(GREATEST(h.congested_until, h.held_until, h.open_until), h.changed_at) <= now()
+    OR GREATEST(h.congested_until, h.held_until, h.open_until, h.changed_at) < now() - interval '10 minutes')`
+
+const hostsSQL = `-- name: list unhealthy hosts
+SELECT ` + hostColumns + ` FROM hosts h WHERE NOT ` + hostOver + ` ORDER BY name`
+
+// Hosts returns all hosts that are not healthy, in the order of their names.
+func (s *Store) Hosts(ctx context.Context) ([]task.Host, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	rows, err := s.pool.Query(ctx, hostsSQL)
+	if err != nil {
+		return nil, fmt.Errorf("list unhealthy hosts: %w", classify(err))
+	}
+	hosts, err := pgx.CollectRows(rows, scanHost)
+	if err != nil {
+		return nil, fmt.Errorf("list unhealthy hosts: %w", classify(err))
+	}
+	return hosts, nil
+}
+
+// A moment is written as what is left of it; one that has passed as NULL. Rows of
+// hosts that are over go along.
+const (
+	hostMoments = `CASE WHEN $2::float8 > 0 THEN now() + make_interval(secs => $2) END,
+    CASE WHEN $3::float8 > 0 THEN now() + make_interval(secs => $3) END,
+    CASE WHEN $4::float8 > 0 THEN now() + make_interval(secs => $4) END`
+
+	insertHostSQL = `-- name: note an unhealthy host
+WITH over AS (DELETE FROM hosts h WHERE ` + hostOver + ` AND name <> $1)
+INSERT INTO hosts AS h (name, congested_until, held_until, open_until, opened, allowed, doubled, why)
+VALUES ($1, ` + hostMoments + `, $5, $6, $7, $8)
+ON CONFLICT (name) DO UPDATE SET version = h.version + 1, since = now(), changed_at = now(), congested_until = excluded.congested_until,
+    held_until = excluded.held_until, open_until = excluded.open_until, opened = excluded.opened,
+    allowed = excluded.allowed, doubled = excluded.doubled, why = excluded.why
+WHERE ` + hostOver + `
+RETURNING ` + hostColumns
+
+	updateHostSQL = `-- name: change an unhealthy host
+UPDATE hosts SET version = version + 1, changed_at = now(), (congested_until, held_until, open_until) = ROW (` + hostMoments + `),
+    opened = $5, allowed = $6, doubled = $7, why = $8
+WHERE name = $1 AND version = $9
+RETURNING ` + hostColumns
+
+	deleteHostSQL = `-- name: a host is healthy
+DELETE FROM hosts WHERE name = $1 AND version = $2`
+
+	hostSQL = `-- name: get an unhealthy host
+SELECT ` + hostColumns + ` FROM hosts WHERE name = $1`
+)
+
+// SaveHost stores the state of a host that was changed from the version it names: the row is
+// deleted where the host is healthy. It returns the state as it is stored. saved is false
+// where another instance was first: then nothing was written, and the state is that of the
+// other; a host that is not stored has the Version 0.
+func (s *Store) SaveHost(ctx context.Context, h task.Host) (stored task.Host, saved bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	stored, saved, err = s.saveHost(ctx, h)
+	if err != nil {
+		return task.Host{}, false, fmt.Errorf("save the state of a host: %w", classify(err))
+	}
+	return stored, saved, nil
+}
+
+func (s *Store) saveHost(ctx context.Context, h task.Host) (stored task.Host, saved bool, err error) {
+	values := []any{h.Name, seconds(h.CongestedFor), seconds(h.HeldFor), seconds(h.OpenFor), h.Opened, h.Allowed, h.Doubled, h.Why}
+	status, _ := h.Status()
+	switch {
+	case status == task.HostHealthy:
+		tag, err := s.pool.Exec(ctx, deleteHostSQL, h.Name, h.Version)
+		if err != nil {
+			return task.Host{}, false, err
+		}
+		if h.Version == 0 || tag.RowsAffected() > 0 {
+			return task.Host{Name: h.Name}, true, nil
+		}
+	case h.Version == 0:
+		stored, err = s.oneHost(ctx, insertHostSQL, values...)
+	default:
+		stored, err = s.oneHost(ctx, updateHostSQL, append(values, h.Version)...)
+	}
+	if err == nil && stored.Version > 0 {
+		return stored, true, nil
+	}
+	if err == nil || errors.Is(err, pgx.ErrNoRows) {
+		stored, err = s.oneHost(ctx, hostSQL, h.Name)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return task.Host{Name: h.Name}, false, nil
+		}
+	}
+	return stored, false, err
+}
+
+func (s *Store) oneHost(ctx context.Context, sql string, values ...any) (task.Host, error) {
+	rows, err := s.pool.Query(ctx, sql, values...)
+	if err != nil {
+		return task.Host{}, err
+	}
+	return pgx.CollectExactlyOneRow(rows, scanHost)
+}
+
+const closeHostSQL = `-- name: close a host by hand
+DELETE FROM hosts WHERE name = $1`
+
+// CloseHost makes a host healthy: its breaker is closed, and no Retry-After holds it back
+// any more. Each instance learns of it within its POLL_INTERVAL. It returns
+// [task.ErrNotFound] where the host is healthy.
+func (s *Store) CloseHost(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	tag, err := s.pool.Exec(ctx, closeHostSQL, name)
+	if err != nil {
+		return fmt.Errorf("close a host: %w", classify(err))
+	}
+	if tag.RowsAffected() == 0 {
+		return task.ErrNotFound
+	}
+	return nil
+}
