@@ -16,6 +16,7 @@ import (
 	"maps"
 	"net/http"
 	"reflect"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -55,6 +56,24 @@ type store interface {
 	CancelMany(ctx context.Context, ids []task.ID) (count int, running map[task.ID]int64, err error)
 	// Health returns for how long the longest waiting task has been due.
 	Health(ctx context.Context) (overdue time.Duration, err error)
+
+	// Queue returns a queue, or [task.ErrQueueNotFound], as all do that need one.
+	Queue(ctx context.Context, name string) (task.Queue, error)
+	// Queues returns up to limit queues, in the order of their names, from behind one on.
+	Queues(ctx context.Context, behind string, limit int) ([]task.Queue, error)
+	// QueueLoads returns how much each of some queues has to do, in their order.
+	QueueLoads(ctx context.Context, names []string) ([]task.QueueLoad, error)
+	// PutQueue writes a queue whose settings were read in its version, or returns
+	// [task.ErrQueueChanged], as all do that take a version.
+	PutQueue(ctx context.Context, q task.Queue) (task.Queue, error)
+	PauseQueue(ctx context.Context, name string, paused bool) (task.Queue, error)
+	// DeleteQueue returns [task.ErrQueueInUse] where tasks of it are pending or running.
+	DeleteQueue(ctx context.Context, name string, version int64) error
+	// QueueKey returns a flow key's own limits, or [task.ErrQueueKeyNotFound].
+	QueueKey(ctx context.Context, queue, key string) (task.QueueKey, error)
+	QueueKeys(ctx context.Context, queue, behind string, limit int) ([]task.QueueKey, error)
+	PutQueueKey(ctx context.Context, k task.QueueKey) (task.QueueKey, error)
+	DeleteQueueKey(ctx context.Context, queue, key string, version int64) error
 }
 
 // dispatcher carries out tasks.
@@ -207,6 +226,19 @@ func (a *API) routes(api huma.API) {
 	a.handle(a.redriveOperation(), a.redrive)
 	a.handle(a.cancelManyOperation(), a.cancelMany)
 	a.handle(a.redriveManyOperation(), a.redriveMany)
+	// People: what tasks wait for.
+	a.handle(a.listQueuesOperation(), a.listQueues)
+	a.handle(a.getQueueOperation(), a.getQueue)
+	a.handle(a.putQueueOperation(), a.putQueue)
+	a.handle(a.patchQueueOperation(), a.patchQueue)
+	a.handle(a.deleteQueueOperation(), a.deleteQueue)
+	a.handle(a.pauseQueueOperation(), a.pauseQueue)
+	a.handle(a.resumeQueueOperation(), a.resumeQueue)
+	a.handle(a.purgeQueueOperation(), a.purgeQueue)
+	a.handle(a.listQueueKeysOperation(), a.listQueueKeys)
+	a.handle(a.getQueueKeyOperation(), a.getQueueKey)
+	a.handle(a.putQueueKeyOperation(), a.putQueueKey)
+	a.handle(a.deleteQueueKeyOperation(), a.deleteQueueKey)
 	// An external engine (Cloud Tasks, Cloud Scheduler, Pub/Sub push) or an
 	// operator: carry out one task in this request.
 	a.handle(a.workerOperation(), a.work)
@@ -253,6 +285,7 @@ func describe(version string) *huma.OpenAPI {
 		Tags: []*huma.Tag{
 			{Name: "tasks", Description: "Hand in tasks and see what became of them."},
 			{Name: "steering", Description: "Cancel, run, change and redrive tasks, one by one or many at once."},
+			{Name: "queues", Description: "Limits, order and pauses of the tasks of a queue, and of single flow keys."},
 			{Name: "worker", Description: "Carry out a task in the request itself."},
 			{Name: "health", Description: "For probes and monitoring."},
 		},
@@ -295,10 +328,10 @@ var meanings = map[string]string{
 	"400": "The body is missing, malformed, or not what its headers announce.",
 	"401": "It is not known who calls: no credentials came, or such as are not valid.",
 	"403": "The caller lacks the scope that this operation needs, or the request comes from a web page of another site.",
-	"404": "No task has this id, or its retention is over.",
+	"404": "Nothing has this id or name, or its retention is over.",
 	"408": "The request did not arrive within 20 seconds.",
-	"409": "The task is not in a state for this, or another request was made under the Idempotency-Key; detail says which.",
-	"412": "The task is not in a version that If-Match names.",
+	"409": "The task or queue is not in a state for this, or another request was made under the Idempotency-Key; detail says which.",
+	"412": "The task, or the settings, are not in a version that If-Match names.",
 	"413": "The body is larger than 1 MiB.",
 	"415": "The body is not JSON by its Content-Type, or is compressed by its Content-Encoding.",
 	"422": "The request breaks rules; errors says which.",
@@ -347,10 +380,7 @@ func (a *API) completeDocument() {
 		}
 	}
 	for _, path := range a.document.Paths {
-		for _, operation := range []*huma.Operation{path.Get, path.Post, path.Patch} {
-			if operation == nil {
-				continue
-			}
+		for _, operation := range operationsOf(path) {
 			if operation.RequestBody != nil {
 				delete(operation.RequestBody.Content, "application/octet-stream") // comes with RawBody
 			}
@@ -386,6 +416,10 @@ func (a *API) completeDocument() {
 	}
 }
 
+func operationsOf(path *huma.PathItem) []*huma.Operation {
+	return slices.DeleteFunc([]*huma.Operation{path.Get, path.Put, path.Post, path.Patch, path.Delete}, func(o *huma.Operation) bool { return o == nil })
+}
+
 // completeSchemas puts right what is wrong in any schema: patternDescription is huma's
 // own word, and a document may have words of its own behind x- alone (OpenAPI 3.1 §4.9).
 func (a *API) completeSchemas() {
@@ -401,10 +435,7 @@ func (a *API) completeSchemas() {
 		}
 	}
 	for _, path := range a.document.Paths {
-		for _, operation := range []*huma.Operation{path.Get, path.Post, path.Patch} {
-			if operation == nil {
-				continue
-			}
+		for _, operation := range operationsOf(path) {
 			for _, parameter := range operation.Parameters {
 				complete(parameter.Schema)
 			}

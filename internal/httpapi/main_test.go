@@ -57,6 +57,7 @@ type fakeStore struct {
 	redriveMany func(ids []task.ID, wait, apart time.Duration) (int, error)
 	// redrive is told with how many hops tasks are redriven.
 	redrive func(hops int)
+	fakeQueues
 
 	mu      sync.Mutex
 	tasks   []*task.Task
@@ -123,11 +124,6 @@ func (s *fakeStore) Repeated(_ context.Context, key string, fingerprint []byte) 
 		return nil
 	}
 	return s.repeated(key, fingerprint)
-}
-
-func (s *fakeStore) QueueDefaults(context.Context, string) (task.QueueDefaults, error) {
-	s.called()
-	return task.QueueDefaults{}, nil
 }
 
 func (s *fakeStore) Find(_ context.Context, f *task.Filter, behind task.Position, limit int) ([]*task.Task, error) {

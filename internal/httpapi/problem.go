@@ -135,6 +135,14 @@ func (a *API) fail(ctx context.Context, err error) *Problem {
 		p = newProblem(http.StatusConflict, "The task has neither failed nor been cancelled; only such a task can be redriven.")
 	case errors.Is(err, task.ErrChanged):
 		p = newProblem(http.StatusConflict, "The task was changed by others at the same moment, and nothing was done. Read it again, and decide anew.")
+	case errors.Is(err, task.ErrQueueNotFound):
+		p = newProblem(http.StatusNotFound, "There is no queue of this name: no task has named it, and its settings were not written. PUT /queues/{name} writes them.")
+	case errors.Is(err, task.ErrQueueKeyNotFound):
+		p = newProblem(http.StatusNotFound, "The flow key has no limits of its own: those of per_key of its queue hold for it.")
+	case errors.Is(err, task.ErrQueueInUse):
+		p = newProblem(http.StatusConflict, "Tasks of the queue are pending or running. Cancel those that wait with POST /queues/{name}/purge, wait until the calls under way have ended, and delete it then.")
+	case errors.Is(err, task.ErrQueueChanged):
+		p = newProblem(http.StatusConflict, "The settings were written by others at the same moment, and nothing was done. Read them again, and decide anew.")
 	case errors.Is(err, task.ErrKeyTaken):
 		p = newProblem(http.StatusConflict, "Another request was made under this Idempotency-Key. Nothing was stored; use another key for another request. A repeat must have the same path and, byte for byte, the same body.")
 	case errors.Is(err, task.ErrTooBroad):

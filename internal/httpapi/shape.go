@@ -55,6 +55,7 @@ func shapeOf(registry huma.Registry, t reflect.Type, schema *huma.Schema) *shape
 	s := &shape{nullable: schema.Nullable}
 	for schema.Ref != "" {
 		schema = registry.SchemaFromRef(schema.Ref)
+		s.nullable = s.nullable || schema.Nullable
 	}
 	s.rules = rulesOf(schema)
 	for t.Kind() == reflect.Pointer {

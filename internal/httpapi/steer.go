@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -363,9 +364,17 @@ func (r *BulkRequest) filter(states ...task.State) (f task.Filter, err error) {
 		f.States = states
 	case slices.ContainsFunc(f.States, func(s task.State) bool { return !slices.Contains(states, s) }):
 		return f, task.Errors{{Path: []string{"filter", "state"}, Kind: "conflict",
-			Message: "must name no other states than " + string(states[0]) + " and " + string(states[1]) + ", or be left out"}}
+			Message: "must name no other states than " + joinStates(states) + ", or be left out"}}
 	}
 	return f, nil
+}
+
+func joinStates(states []task.State) string {
+	words := make([]string, len(states))
+	for i, s := range states {
+		words[i] = string(s)
+	}
+	return strings.Join(words, " and ")
 }
 
 // bulk acts on the tasks that match f, step by step: act is told the ids, how

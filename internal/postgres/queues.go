@@ -84,6 +84,81 @@ func (s *Store) Queue(ctx context.Context, name string) (task.Queue, error) {
 	return s.oneQueue(ctx, "get queue "+name, task.ErrQueueNotFound, getQueueSQL, name)
 }
 
+const queuesSQL = `-- name: list queues
+SELECT ` + queueColumns + ` FROM queues WHERE name COLLATE "C" > $1 ORDER BY name COLLATE "C" LIMIT $2`
+
+// Queues returns up to limit queues, in the order of the bytes of their names, from behind
+// a name on.
+func (s *Store) Queues(ctx context.Context, behind string, limit int) ([]task.Queue, error) {
+	var found []task.Queue
+	err := s.search(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, queuesSQL, behind, limit)
+		if err != nil {
+			return err
+		}
+		found, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (task.Queue, error) { return scanQueue(row) })
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list queues: %w", err)
+	}
+	return found, nil
+}
+
+const queueLoadsSQL = `-- name: what queues have to do
+SELECT
+    (SELECT count(*) FROM (SELECT FROM tasks t WHERE t.queue = n.name AND t.state <> 'running' LIMIT $2) c),
+    (SELECT count(*) FROM (SELECT FROM tasks t WHERE t.queue = n.name AND t.state = 'running' LIMIT $2) c),
+    (SELECT count(*) FROM (SELECT DISTINCT t.flow_key FROM tasks t WHERE t.queue = n.name AND t.flow_key IS NOT NULL LIMIT $2) c),
+    COALESCE(extract(epoch FROM now() - (SELECT min(t.run_at) FROM tasks t WHERE t.queue = n.name AND t.state <> 'running' AND t.run_at <= now())), 0)::float8
+FROM unnest($1::text[]) WITH ORDINALITY n (name, place)
+ORDER BY n.place`
+
+// QueueLoads returns how much each of some queues has to do, in their order. It is
+// bounded like Find.
+func (s *Store) QueueLoads(ctx context.Context, names []string) ([]task.QueueLoad, error) {
+	var loads []task.QueueLoad
+	err := s.search(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, queueLoadsSQL, names, task.MaxCounted)
+		if err != nil {
+			return err
+		}
+		loads, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (l task.QueueLoad, err error) {
+			var overdue float64
+			err = row.Scan(&l.Waiting, &l.Running, &l.Keys, &overdue)
+			l.OldestDue = duration(overdue)
+			return l, err
+		})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ask what %d queues have to do: %w", len(names), err)
+	}
+	return loads, nil
+}
+
+const deleteQueueSQL = `-- name: delete a queue
+DELETE FROM queues q WHERE name = $1 AND version = $2 AND NOT EXISTS (SELECT FROM tasks t WHERE t.queue = $1)
+RETURNING ` + queueColumns
+
+// DeleteQueue deletes the settings of a queue and of its flow keys, which were read in a
+// version. It returns [task.ErrQueueInUse] where tasks of it are pending or running,
+// [task.ErrQueueChanged] where it has another version by now, and [task.ErrQueueNotFound].
+// Tasks that are submitted at the same moment may be of a queue that does not exist: there
+// are no limits for them.
+func (s *Store) DeleteQueue(ctx context.Context, name string, version int64) error {
+	_, err := s.oneQueue(ctx, "delete queue "+name, task.ErrQueueInUse, deleteQueueSQL, name, version)
+	if errors.Is(err, task.ErrQueueInUse) {
+		switch q, found := s.Queue(ctx, name); {
+		case found != nil:
+			return found
+		case q.Version != version:
+			return fmt.Errorf("delete queue %s: %w", name, task.ErrQueueChanged)
+		}
+	}
+	return err
+}
+
 const pauseQueueSQL = `-- name: pause or resume a queue
 UPDATE queues SET paused_at = CASE WHEN $2 THEN COALESCE(paused_at, now()) END WHERE name = $1
 RETURNING ` + queueColumns

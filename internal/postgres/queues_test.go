@@ -273,3 +273,82 @@ func TestQueueKeys(t *testing.T) {
 		t.Errorf("DeleteQueueKey = %v, want ErrQueueKeyNotFound", err)
 	}
 }
+
+func TestQueueLoads(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	worker := register(t, s)
+	tasks := []*task.Task{
+		newTask(inQueue("mail", "a", task.Normal)), newTask(inQueue("mail", "b", task.High)), newTask(inQueue("mail", "", task.Normal)),
+		newTask(inQueue("mail", "b", task.Low), func(tk *task.Task) { tk.Delay = time.Hour }), newTask(inQueue("mail.b", "a", task.Normal)), newTask(),
+		newTask(inQueue("later", "", task.Normal), func(tk *task.Task) { tk.Delay = time.Hour }),
+	}
+	for _, tk := range tasks {
+		insert(t, s, tk)
+	}
+	if _, err := s.ClaimOne(t.Context(), worker, tasks[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, pool, "UPDATE tasks SET run_at = now() - interval '1 minute' WHERE id = $1", [16]byte(tasks[1].ID))
+	got, err := s.QueueLoads(t.Context(), []string{"none", "mail", "later", "mail.b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	overdue := cmp.FilterPath(func(p cmp.Path) bool { return p.String() == "OldestDue" }, cmp.Comparer(func(a, b time.Duration) bool { return (a - b).Abs() < 30*time.Second }))
+	want := []task.QueueLoad{{}, {Waiting: 3, Running: 1, Keys: 2, OldestDue: time.Minute}, {Waiting: 1}, {Waiting: 1, Keys: 1}}
+	if diff := cmp.Diff(want, got, overdue); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	queues, err := s.Queues(t.Context(), "", 2)
+	if err != nil || len(queues) != 2 || queues[0].Name != "later" || queues[1].Name != "mail" {
+		t.Fatalf("Queues = %+v, %v", queues, err)
+	}
+	if queues, err = s.Queues(t.Context(), "mail", 2); err != nil || len(queues) != 1 || queues[0].Name != "mail.b" {
+		t.Errorf("Queues behind mail = %+v, %v", queues, err)
+	}
+}
+
+func TestDeleteQueue(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t)
+	if err := s.DeleteQueue(t.Context(), "mail", 0); !errors.Is(err, task.ErrQueueNotFound) {
+		t.Errorf("DeleteQueue = %v, want ErrQueueNotFound", err)
+	}
+	q := putQueue(t, s, full("mail"))
+	if _, err := s.PutQueueKey(t.Context(), task.QueueKey{Queue: "mail", Key: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	tk := newTask(inQueue("mail", "a", task.Normal))
+	insert(t, s, tk)
+	if err := s.DeleteQueue(t.Context(), "mail", q.Version); !errors.Is(err, task.ErrQueueInUse) {
+		t.Errorf("DeleteQueue while a task waits = %v, want ErrQueueInUse", err)
+	}
+	c, err := s.ClaimOne(t.Context(), register(t, s), tk.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DeleteQueue(t.Context(), "mail", q.Version); !errors.Is(err, task.ErrQueueInUse) {
+		t.Errorf("DeleteQueue while a task runs = %v, want ErrQueueInUse", err)
+	}
+	if _, err := s.QueueKey(t.Context(), "mail", "a"); err != nil {
+		t.Errorf("QueueKey = %v after a queue was not deleted", err)
+	}
+	finish(t, s, c, succeeded(c))
+	if err := s.DeleteQueue(t.Context(), "mail", q.Version+1); !errors.Is(err, task.ErrQueueChanged) {
+		t.Errorf("DeleteQueue of another version = %v, want ErrQueueChanged", err)
+	}
+	if err := s.DeleteQueue(t.Context(), "mail", q.Version); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.QueueKey(t.Context(), "mail", "a"); !errors.Is(err, task.ErrQueueKeyNotFound) {
+		t.Errorf("QueueKey = %v, want ErrQueueKeyNotFound", err)
+	}
+	// Who read it before it was deleted does not take what came after it for the same.
+	again := putQueue(t, s, task.Queue{Name: "mail"})
+	if again.Version == q.Version {
+		t.Error("the queue has the version again that it had before it was deleted")
+	}
+	if got := get(t, s, tk.ID); got.Queue != "mail" {
+		t.Errorf("the task that has ended is of queue %q", got.Queue)
+	}
+}
