@@ -334,7 +334,7 @@ func TestWaitsOfOurOwnCalls(t *testing.T) {
 	ended := make(chan struct{})
 	close(ended)
 	s.dispatcher.watch = func(task.ID) (<-chan struct{}, func(), error) { return ended, func() {}, nil }
-	s.store.get = func(_ context.Context, id task.ID) (*task.Task, error) { return &task.Task{ID: id, State: task.Pending}, nil }
+	s.store.get = func(context.Context, task.ID) (*task.Task, error) { return stored(), nil }
 	ours := map[string]string{"Orchestrator-Task-Id": storedID, "Orchestrator-Attempt": "1", "User-Agent": "orchestrator/1.0.0"}
 	for name, test := range map[string]struct {
 		without, query string
