@@ -38,9 +38,11 @@ func newAuthenticator(c *config.Config) (*auth.Authenticator, error) {
 // maxConnections returns how many callers may be connected: MAX_CONNECTIONS, or fewer if
 // the process may not have so many descriptors.
 func maxConnections(c *config.Config, log *slog.Logger) int {
-	// Each call has a connection, and at most one more to look a name up. The last 100
-	// are for the log, the profiles, and what libraries open.
-	others := 2*c.DispatchConcurrency + c.DatabaseMaxConns + 100
+	// Each call has a connection, and at most one more to look a name up; there may be more
+	// calls than slots while slow hosts hold those. The last 100 are for the log, the
+	// profiles, and what libraries open.
+	calls := float64(c.DispatchConcurrency) * (2 - c.HostShare)
+	others := int(2*calls) + c.DatabaseMaxConns + 100
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return c.MaxConnections
@@ -104,7 +106,7 @@ func dispatchOptions(c *config.Config, store *postgres.Store, log *slog.Logger) 
 		Log:          log,
 	}
 	if c.Dispatch {
-		o.Concurrency = c.DispatchConcurrency
+		o.Concurrency, o.HostShare = c.DispatchConcurrency, c.HostShare
 	}
 	return o
 }

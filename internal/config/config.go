@@ -38,6 +38,7 @@ type Config struct {
 
 	Dispatch            bool          `envconfig:"DISPATCH" default:"true"`
 	DispatchConcurrency int           `envconfig:"DISPATCH_CONCURRENCY" default:"200"`
+	HostShare           float64       `envconfig:"HOST_SHARE" default:"0.75"`
 	PollInterval        time.Duration `envconfig:"POLL_INTERVAL" default:"1s"`
 	LeaseDuration       time.Duration `envconfig:"LEASE_DURATION" default:"15s"`
 	ShutdownGrace       time.Duration `envconfig:"SHUTDOWN_GRACE" default:"8s"`
@@ -134,6 +135,7 @@ func (c *Config) check(unread map[string]bool) (errs []error) {
 	within("DOCS", c.Docs == "on" || c.Docs == "off", "on or off")
 	within("SHOW_PAYLOADS", c.ShowPayloads == "on" || c.ShowPayloads == "off", "on or off")
 	within("DISPATCH_CONCURRENCY", c.DispatchConcurrency >= 1 && c.DispatchConcurrency <= 10000, "between 1 and 10000; to carry out none, set DISPATCH=false")
+	within("HOST_SHARE", c.HostShare >= 0.1 && c.HostShare <= 1, "between 0.1 and 1; 1 lets one host have all slots")
 	within("POLL_INTERVAL", c.PollInterval >= 10*time.Millisecond && c.PollInterval <= time.Hour, "between 10ms and 1h")
 	within("LEASE_DURATION", c.LeaseDuration >= time.Second && c.LeaseDuration <= time.Hour, "between 1s and 1h")
 	within("SHUTDOWN_GRACE", c.ShutdownGrace >= 0 && c.ShutdownGrace <= time.Hour, "between 0s and 1h")

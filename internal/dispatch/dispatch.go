@@ -165,6 +165,15 @@ func (d *Dispatcher) notify(wait time.Duration) {
 // blocks.
 func (d *Dispatcher) Wake() { d.notify(0) }
 
+// CameBack says that the call of a task came to this service itself and waits here, perhaps
+// for other tasks: from now on the calls to that host have a share of the slots that is
+// theirs alone, so that they leave slots to the tasks for which they wait. It never blocks.
+func (d *Dispatcher) CameBack(id task.ID) {
+	if j := d.results.of(id); j != nil {
+		d.hosts.isOurs(j.claim.Task.URL)
+	}
+}
+
 // CutOff ends the calls of running tasks that are to be cancelled, as far as
 // they are made here: claims are their numbers by task. It never blocks.
 func (d *Dispatcher) CutOff(claims map[task.ID]int64) { d.results.cancel(claims) }

@@ -82,6 +82,7 @@ type host struct {
 	pace       limit.Pace
 	window     limit.Window
 	used       time.Time // when its last call ended
+	ours       bool      // calls to it come to this service
 	next, prev *host     // in busy
 
 	state             limit.State
@@ -146,6 +147,10 @@ func (h *hosts) permits(name string, free int, othersWait bool) (n, running int,
 	n = free
 	switch {
 	case h.share >= 1:
+	case one.ours:
+		h.congest(one, now)
+		h.measure(now)
+		n = min(n, free-int(h.spare.Load()), h.ownShare()-one.held)
 	case !one.pace.Slow(now):
 		h.relieve(one, now)
 	default:
@@ -172,12 +177,35 @@ func (h *hosts) take(url string, now time.Time) *host {
 	switch {
 	case !one.state.Healthy(now):
 		return nil
-	case one.held > 0 && h.share < 1 && one.pace.Slow(now) && one.held >= h.limit(one, now):
+	case h.share < 1 && one.held > 0 && h.isFull(one, now):
 		h.congest(one, now)
 		return nil
 	}
 	h.count(one)
 	return one
+}
+
+// isFull reports whether a host holds all the slots that it may hold. mu is held.
+func (h *hosts) isFull(one *host, now time.Time) bool {
+	if one.ours {
+		return one.held >= h.ownShare()
+	}
+	return one.pace.Slow(now) && one.held >= h.limit(one, now)
+}
+
+// isOurs notes that calls to the host of a URL come to this service itself. They may wait for
+// other tasks, so they never have slots that others need: only the part that no other slow
+// host may have either.
+func (h *hosts) isOurs(url string) {
+	name := task.HostOf(url)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.get(name).ours = true
+}
+
+// ownShare is how many slots calls to this service itself may hold.
+func (h *hosts) ownShare() int {
+	return max(h.slots-limit.Share(h.slots, h.share, 0), 1)
 }
 
 // takeAnyway is take for a task that came from a lane.
@@ -302,7 +330,7 @@ func (h *hosts) end(one *host, o *task.Outcome, now time.Time) (ready []*job) {
 	if len(one.queue) > 0 {
 		ready = h.dequeue(one, now)
 	}
-	if !one.state.CongestedUntil.IsZero() && !one.pace.Slow(now) {
+	if !one.state.CongestedUntil.IsZero() && !one.ours && !one.pace.Slow(now) {
 		h.relieve(one, now)
 	}
 	if h.spare.Load() > 0 && now.Sub(h.looked) > limit.SlowAfter/4 {
@@ -382,6 +410,9 @@ func (h *hosts) congest(one *host, now time.Time) {
 	next.CongestedUntil = now.Add(congestedFor)
 	if one.why == "" {
 		one.why = "its calls take long, and they hold its share of the slots"
+		if one.ours {
+			one.why = "calls to this service itself hold their share of the slots"
+		}
 	}
 	h.set(one, next, now)
 }
@@ -439,16 +470,21 @@ func (h *hosts) limit(one *host, now time.Time) int {
 
 // measure returns how many slots all slow hosts hold, and sets spare. mu is held.
 func (h *hosts) measure(now time.Time) (slow int) {
+	stuck := false // in calls to this service itself, which wait for others
 	for one, first := h.busy, true; one != nil && (first || one != h.busy); one, first = one.next, false {
 		if one.pace.Slow(now) {
 			slow += one.held
 		}
+		stuck = stuck || one.ours && one.held >= h.slots
 	}
 	h.looked = now
 	share := limit.Share(h.slots, h.share, 0)
 	spare := 0
 	if h.share < 1 {
 		spare = min(max(slow-share, 0), h.slots-share)
+	}
+	if stuck { // where there is one slot, say
+		spare = max(spare, 1)
 	}
 	h.spare.Store(int32(min(spare, math.MaxInt32))) //nolint:gosec // bounded
 	return slow
@@ -479,7 +515,7 @@ func (h *hosts) get(name string) *host {
 func (h *hosts) forget(now time.Time) {
 	for _, idle := range []time.Duration{hostIdle, 0} {
 		for name, one := range h.byName {
-			if _, dirty := h.dirty[one]; one.held == 0 && !dirty && one.state == (limit.State{}) && now.Sub(one.used) >= idle {
+			if _, dirty := h.dirty[one]; one.held == 0 && !dirty && !one.ours && one.state == (limit.State{}) && now.Sub(one.used) >= idle {
 				delete(h.byName, name)
 			}
 		}

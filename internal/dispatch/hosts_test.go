@@ -493,6 +493,35 @@ func TestClosedByHand(t *testing.T) {
 	})
 }
 
+// Calls to this service itself may wait for other tasks: they never have the slots that
+// those need, whether others are due at the moment or not.
+func TestCallsToOurselves(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, newMemory(), 200)
+		c.calls(slowURL, 10, quickly)
+		c.isOurs(slowURL)
+		if got := c.takes(slowURL, 200); got != 50 {
+			t.Errorf("calls to ourselves got %d of 200 slots, want 50", got)
+		}
+		c.wantPermits(slowURL, 150, false, 0, 0, 0)
+		c.drop(c.get(slowHost))
+		c.wantPermits(slowURL, 151, false, 1, 0, 0)
+		if got := c.takes(fastURL, 150); got != 150 {
+			t.Errorf("others got %d slots, want 150", got)
+		}
+
+		// The only slot that there is: the task for which it waits gets one more.
+		c = newCrowd(t, newMemory(), 1)
+		c.isOurs(slowURL)
+		c.takes(slowURL, 1)
+		c.look()
+		if got := c.spare.Load(); got != 1 {
+			t.Errorf("%d more calls may be under way, want 1", got)
+		}
+	})
+}
+
 func TestHostsAreForgotten(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -68,6 +68,18 @@ func (r *results) held() []task.ID {
 	return ids
 }
 
+// of returns a job by its task's id; nil where the instance does not hold that.
+func (r *results) of(id task.ID) *job {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for j := range r.unfinished {
+		if j.claim.Task.ID == id {
+			return j
+		}
+	}
+	return nil
+}
+
 // count returns how many tasks are claimed and not finished.
 func (r *results) count() int {
 	r.mu.Lock()

@@ -87,6 +87,8 @@ type dispatcher interface {
 	// CutOff ends the calls of running tasks that are to be cancelled, as far as
 	// they are made here: claims are their numbers by task.
 	CutOff(claims map[task.ID]int64)
+	// CameBack says that a call of the task came to this service itself and waits here.
+	CameBack(id task.ID)
 	// Wake says that a stored task may be due earlier than before.
 	Wake()
 	// Health returns "starting", "ok", "off" (takes no tasks by itself) or "stopped".

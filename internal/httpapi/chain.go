@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"net/http"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humachi"
@@ -74,6 +75,16 @@ func readOrigin(h http.Header) (o intake.Origin, err error) {
 	}
 	o.IsCall = o.Parent != task.ID{} && h[attemptHeader] != nil
 	return o, nil
+}
+
+// callOf returns the task whose call a request is, as far as its headers tell: a target that
+// passes the task's id on, as it should, does not pass our User-Agent on.
+func callOf(h http.Header) (id task.ID, ok bool) {
+	if h[attemptHeader] == nil || !strings.HasPrefix(h.Get("User-Agent"), "orchestrator/") {
+		return id, false
+	}
+	id, err := task.ParseID(h.Get(parentHeader))
+	return id, err == nil
 }
 
 // linkParameters document the headers that chained reads, Orchestrator-Hops first.

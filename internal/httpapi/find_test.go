@@ -327,6 +327,39 @@ func TestWaitForTheEnd(t *testing.T) {
 	}
 }
 
+// A task's own call that waits here is told to the dispatcher; a request of its target is not.
+func TestWaitsOfOurOwnCalls(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	ended := make(chan struct{})
+	close(ended)
+	s.dispatcher.watch = func(task.ID) (<-chan struct{}, func(), error) { return ended, func() {}, nil }
+	s.store.get = func(context.Context, task.ID) (*task.Task, error) { return stored(), nil }
+	ours := map[string]string{"Orchestrator-Task-Id": storedID, "Orchestrator-Attempt": "1", "User-Agent": "orchestrator/1.0.0"}
+	for name, test := range map[string]struct {
+		without, query string
+		want           int
+	}{
+		"our call":                             {query: "?wait_seconds=1", want: 1},
+		"our call, which waits for nothing":    {want: 0},
+		"a request that passes our headers on": {without: "User-Agent", query: "?wait_seconds=1", want: 0},
+		"a request of a task's target":         {without: "Orchestrator-Attempt", query: "?wait_seconds=1", want: 0},
+		"a request of no task":                 {without: "Orchestrator-Task-Id", query: "?wait_seconds=1", want: 0},
+	} {
+		s.dispatcher.cameBack = nil
+		var headers []string
+		for header, value := range ours {
+			if header != test.without {
+				headers = append(headers, header, value)
+			}
+		}
+		a := s.do(http.MethodGet, "/tasks/"+storedID+test.query, "", headers...)
+		if a.status != http.StatusOK || len(s.dispatcher.cameBack) != test.want {
+			t.Errorf("%s: %d, the dispatcher was told of %v, want %d", name, a.status, s.dispatcher.cameBack, test.want)
+		}
+	}
+}
+
 func TestWaitRefuses(t *testing.T) {
 	t.Parallel()
 	s := newService(t)

@@ -239,6 +239,9 @@ type fakeDispatcher struct {
 	cut  []map[task.ID]int64
 	woke int
 	ran  []task.ID
+	// cameBack are the tasks whose calls waited here.
+	cameBack []task.ID
+
 	once []*task.Task
 }
 
@@ -291,6 +294,12 @@ func (d *fakeDispatcher) CutOff(claims map[task.ID]int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.cut = append(d.cut, claims)
+}
+
+func (d *fakeDispatcher) CameBack(id task.ID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.cameBack = append(d.cameBack, id)
 }
 
 func (d *fakeDispatcher) Wake() {

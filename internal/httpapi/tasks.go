@@ -395,6 +395,9 @@ func (a *API) getTask(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if in.WaitSeconds > 0 {
+		if caller, ok := callOf(r.Header); ok {
+			a.Dispatcher.CameBack(caller)
+		}
 		t, err := a.awaitEnd(r.Context(), id, in.WaitSeconds)
 		if err != nil {
 			return err
