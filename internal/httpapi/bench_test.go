@@ -97,7 +97,7 @@ func BenchmarkEnqueue(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	for name, o := range map[string]auth.Options{"none": {Ways: []string{"none"}}, "api_key": {Ways: []string{"api_key"}, APIKeys: []string{entry}}} {
+	for name, o := range map[string]auth.Options{"none": {Methods: []string{"none"}}, "api_key": {Methods: []string{"api_key"}, APIKeys: []string{entry}}} {
 		b.Run(name, func(b *testing.B) {
 			o.Scopes = Scopes()
 			by, err := auth.New(o)

@@ -31,11 +31,11 @@ func Scopes() []string { return []string{scopeSubmit, scopeRead, scopeManage, sc
 
 // callers says who makes a request.
 type callers interface {
-	// Identify returns the caller's name, empty where callers are not known, and
+	// Authenticate returns the caller's name, empty where callers are not known, and
 	// scopes. An error is [task.ErrUnavailable] where that cannot be told at
 	// the moment; else its text says what is wrong with the credentials, completes
 	// a sentence, and holds nothing that was sent.
-	Identify(ctx context.Context, header http.Header) (name string, scopes []string, err error)
+	Authenticate(ctx context.Context, header http.Header) (name string, scopes []string, err error)
 }
 
 // needs is an operation's Security: what the document says, and what admit
@@ -159,7 +159,7 @@ func (a *API) needOf(ctx huma.Context, scope string) need {
 
 // identify returns who makes a request, and an error unless they may.
 func (a *API) identify(r *http.Request, n need) (name string, err error) {
-	name, scopes, err := a.Callers.Identify(r.Context(), r.Header)
+	name, scopes, err := a.Callers.Authenticate(r.Context(), r.Header)
 	switch {
 	case errors.Is(err, task.ErrUnavailable):
 		p := newProblem(http.StatusServiceUnavailable, "The service cannot reach the issuer of ID tokens at the moment, so that it cannot tell who calls. Nothing was stored or carried out.")

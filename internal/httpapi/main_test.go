@@ -338,7 +338,7 @@ func (f fakeSecrets) Check(name, rawURL string) error {
 // and lets them do everything, where it is nil.
 type fakeCallers func(http.Header) (name string, scopes []string, err error)
 
-func (c fakeCallers) Identify(_ context.Context, header http.Header) (name string, scopes []string, err error) {
+func (c fakeCallers) Authenticate(_ context.Context, header http.Header) (name string, scopes []string, err error) {
 	if c == nil {
 		return header.Get("X-Test-Caller"), Scopes(), nil
 	}
