@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -83,26 +82,6 @@ func caller(ctx context.Context) string {
 	return name
 }
 
-// admit lets a request pass whose caller has the scope of its operation, and
-// has not sent too many of late.
-func (a *API) admit(ctx huma.Context, next func(huma.Context)) {
-	scope := scopeOf(ctx.Operation())
-	if scope == "" {
-		next(ctx)
-		return
-	}
-	r, w := humachi.Unwrap(ctx)
-	name, err := a.identify(r, a.needOf(ctx, scope))
-	if err != nil {
-		a.write(w, r, err)
-		return
-	}
-	if name != "" {
-		ctx = huma.WithValue(ctx, callerKey{}, name)
-	}
-	next(ctx)
-}
-
 // authorize lets a request pass whose caller has one of the scopes that it needs, and
 // has not sent too many of late.
 func (a *API) authorize(needed func(*http.Request) need, next http.Handler) http.Handler {
@@ -142,19 +121,6 @@ func (a *API) needed(operation *huma.Operation, scope string) func(*http.Request
 type need struct {
 	scopes  []string
 	purpose string // completes "the scope X, which …"
-}
-
-// needOf returns what the request of an operation needs that has the given
-// scope: to see the body of a call more than to see the task.
-func (a *API) needOf(ctx huma.Context, scope string) need {
-	if ctx.Operation().OperationID != getTaskID || ctx.Query("include") != includePayload {
-		return need{[]string{scope}, "this operation needs"}
-	}
-	n := need{[]string{scopeManage}, "include=payload needs unless SHOW_PAYLOADS is on"}
-	if a.ShowPayloads {
-		n = need{[]string{scopeRead, scopeManage}, "include=payload needs"}
-	}
-	return n
 }
 
 // identify returns who makes a request, and an error unless they may.

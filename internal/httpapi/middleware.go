@@ -11,8 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/danielgtaylor/huma/v2"
-	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 	"github.com/go-chi/chi/v5"
 
 	"github.com/melodia/orchestrator/internal/httpserver"
@@ -75,31 +73,6 @@ func (a *API) refuseOtherSites(next http.Handler) http.Handler {
 		a.write(w, r, newProblem(http.StatusForbidden, "A web page of another site may not use this service."))
 	}))
 	return protection.Handler(next)
-}
-
-// readBody reads a request's body before its handler runs, within a bound on
-// its size, and on the size of all that are in memory.
-func (a *API) readHumaBody(ctx huma.Context, next func(huma.Context)) {
-	r, w := humachi.Unwrap(ctx)
-	if r.Body == nil || r.Body == http.NoBody {
-		next(ctx)
-		return
-	}
-	// Before the body is read, that is before 100 Continue.
-	if err := checkBody(r); err != nil {
-		a.write(w, r, bodyProblem(err))
-		return
-	}
-	b := &requestBody{arriving: http.MaxBytesReader(w, r.Body, maxBody), all: &a.bodies}
-	defer func() { b.all.Add(-b.arrived) }()
-	whole, err := io.ReadAll((*arrival)(b))
-	if err != nil {
-		a.write(w, r, bodyProblem(err))
-		return
-	}
-	b.rest = whole
-	r.Body = b
-	next(ctx)
 }
 
 // keepBody reads a request's body before its handler runs, within a bound on its

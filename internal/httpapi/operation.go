@@ -9,8 +9,6 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
-
-	"github.com/melodia/orchestrator/internal/intake"
 )
 
 // handler answers a request of an operation. The error that it returns, having
@@ -65,47 +63,42 @@ func (a *API) responses(status int, v any, headers ...header) map[string]*huma.R
 	return map[string]*huma.Response{strconv.Itoa(status): response}
 }
 
-// origin returns who makes a request that stores, redrives or carries out tasks, and
-// what led to it, or an error where too many calls have.
-func (a *API) origin(r *http.Request) (intake.Origin, error) {
-	o, err := readOrigin(r.Header)
-	if err != nil {
-		return o, err
-	}
-	o.Principal = caller(r.Context())
-	return o, a.Intake.CheckHops(o.Hops)
-}
-
 // header is one of an answer.
 type header struct{ name, example, doc string }
 
 // readBody reads a request's body, which must be JSON, into a pointer to what
 // [API.body] documented.
 func (a *API) readBody(r *http.Request, into any) error {
+	found, err := a.parseBody(r, into)
+	if err == nil && found != nil {
+		err = invalid(found)
+	}
+	return err
+}
+
+// parseBody is readBody that returns what is wrong with the fields by itself.
+func (a *API) parseBody(r *http.Request, into any) ([]FieldProblem, error) {
 	body := bodyOf(r)
 	switch contentType := r.Header.Get("Content-Type"); {
 	case len(body) == 0:
-		return errNoBody()
+		return nil, errNoBody()
 	case contentType != "" && !isJSON(contentType):
-		return newProblem(http.StatusUnsupportedMediaType, "The body must be JSON. Send it with the header Content-Type: application/json.")
+		return nil, newProblem(http.StatusUnsupportedMediaType, "The body must be JSON. Send it with the header Content-Type: application/json.")
 	}
-	return a.readInto(into, body, Loc{"body"})
+	return a.parseText(body, into, Loc{"body"})
 }
 
 func errNoBody() error {
 	return newProblem(http.StatusBadRequest, "The request must have a JSON body.")
 }
 
-// readInto is readBody of a text that was sent at a place of its own.
-func (a *API) readInto(into any, text []byte, at Loc) error {
+// parseText is parseBody of a text that was sent at a place of its own.
+func (a *API) parseText(text []byte, into any, at Loc) ([]FieldProblem, error) {
 	found, err := readJSON(text, a.shapes[reflect.TypeOf(into).Elem()], into, at)
 	if err != nil {
-		return newProblem(http.StatusBadRequest, err.Error())
+		return nil, newProblem(http.StatusBadRequest, err.Error())
 	}
-	if found != nil {
-		return invalid(found)
-	}
-	return nil
+	return found, nil
 }
 
 // encode writes text that is not UTF-8 with U+FFFD in it: an answer that breaks off

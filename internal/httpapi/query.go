@@ -8,22 +8,7 @@ import (
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 )
-
-// checkQuery refuses a request whose query holds a parameter that its operation
-// does not declare, so that a misspelt one is not silently ignored (a dry_run in
-// the query of a cancel), or holds one twice that the operation reads once.
-func (a *API) checkQuery(ctx huma.Context, next func(huma.Context)) {
-	r, w := humachi.Unwrap(ctx)
-	if r.URL.RawQuery != "" {
-		if found := queryMistakes(ctx.Operation(), r.URL.RawQuery); found != nil {
-			a.write(w, r, invalid(found))
-			return
-		}
-	}
-	next(ctx)
-}
 
 // checkParameters refuses a request whose query holds a parameter that its operation
 // does not declare, so that a misspelt one is not silently ignored (a dry_run in

@@ -3,9 +3,6 @@ package httpapi
 import (
 	"net/http"
 
-	"github.com/danielgtaylor/huma/v2"
-	"github.com/danielgtaylor/huma/v2/adapters/humachi"
-
 	"github.com/melodia/orchestrator/internal/intake"
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -29,17 +26,6 @@ func (a *API) Ready(store store, dispatcher dispatcher, intake *intake.Intake, n
 
 // makeID makes the id of a problem, also before the store is there.
 func (a *API) makeID() task.ID { return (*a.newID.Load())() }
-
-// waitUntilReady refuses requests that need the store before it is there.
-func (a *API) waitUntilReady(ctx huma.Context, next func(huma.Context)) {
-	reason := a.notReady.Load()
-	if reason == nil || scopeOf(ctx.Operation()) == "" {
-		next(ctx)
-		return
-	}
-	r, w := humachi.Unwrap(ctx)
-	a.write(w, r, newProblem(http.StatusServiceUnavailable, "The service is starting and waits for its database; /health says for what. Nothing was stored or carried out.").retryLater())
-}
 
 // awaitReady refuses requests before the store is there.
 func (a *API) awaitReady(next http.Handler) http.Handler {

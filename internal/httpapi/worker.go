@@ -125,15 +125,22 @@ type work struct {
 // content type is not looked at: Cloud Scheduler sends application/octet-stream.
 func (a *API) readWork(body []byte) (w work, err error) {
 	w.at = Loc{"body"}
+	read := func(text []byte, into any) error {
+		found, err := a.parseText(text, into, w.at)
+		if err == nil && found != nil {
+			err = invalid(found)
+		}
+		return err
+	}
 	switch names := memberNames(body); {
 	case len(body) == 0:
 		return w, errNoBody()
 	case names["task_id"]:
 		w.reference = new(TaskReference)
-		return w, a.readInto(w.reference, body, w.at)
+		return w, read(body, w.reference)
 	case names["message"]:
 		push := new(PubSubPush)
-		if err := a.readInto(push, body, w.at); err != nil {
+		if err := read(body, push); err != nil {
 			return w, err
 		}
 		w.at = Loc{"body", "message", "data"}
@@ -142,10 +149,10 @@ func (a *API) readWork(body []byte) (w work, err error) {
 		}
 	}
 	w.request = new(TaskRequest)
-	err = a.readInto(w.request, body, w.at)
+	err = read(body, w.request)
 	if p, ok := errors.AsType[*Problem](err); ok && p.Status == http.StatusBadRequest && len(w.at) > 1 {
 		message := "must hold a task request in JSON: " + strings.Replace(p.Detail, "The body ", "what it holds ", 1)
-		return w, invalid([]FieldProblem{{Loc: w.at, Msg: message, Type: "invalid"}})
+		err = invalid([]FieldProblem{{Loc: w.at, Msg: message, Type: "invalid"}})
 	}
 	return w, err
 }
