@@ -15,17 +15,6 @@ type BatchRequest struct {
 	Tasks []BatchTask `json:"tasks" minItems:"1" maxItems:"1000" nullable:"false" doc:"The tasks: all of them are stored, or none."`
 }
 
-// BatchTask is a TaskRequest and, perhaps, a moment: run_at or delay_seconds.
-type BatchTask struct{ ScheduleRequest }
-
-// when returns the moment that the request names: at once, where it names none.
-func (r *BatchTask) when() (task.When, task.Errors) {
-	if r.RunAt == nil && r.DelaySeconds == nil && r.TimeZone == nil {
-		return task.When{}, nil
-	}
-	return r.ScheduleRequest.when()
-}
-
 // StoredBatch is the tasks of a batch.
 type StoredBatch struct {
 	Tasks []*Task `json:"tasks" nullable:"false" doc:"The tasks, in the order of the request. In the answer to a repeat each shows the last one of its attempts only."`

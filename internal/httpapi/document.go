@@ -53,28 +53,6 @@ func describe(version string) *huma.OpenAPI {
 	}
 }
 
-// documentDefaults says in words which values the settings give to what a request
-// leaves out. The keyword default would have generated clients send those values,
-// or demand them of their callers (openapi-typescript 7 makes such a member
-// required), although another instance's settings may differ.
-func (a *API) documentDefaults() {
-	set := func(schema, property string, value any) {
-		p := a.registry.Map()[schema].Properties[property]
-		p.Description += fmt.Sprintf(" Default: %v.", value)
-	}
-	for _, schema := range []string{"TaskRequest", "ScheduleRequest", "BatchTask"} {
-		set(schema, "timeout_seconds", a.Defaults.Timeout.Seconds())
-		set(schema, "method", "POST")
-	}
-	retry := retryView(a.Defaults.Retry)
-	set("RetryRequest", "max_attempts", retry.MaxAttempts)
-	set("RetryRequest", "max_retry_duration_seconds", retry.MaxRetryDurationSeconds)
-	set("RetryRequest", "min_backoff_seconds", retry.MinBackoffSeconds)
-	set("RetryRequest", "max_backoff_seconds", retry.MaxBackoffSeconds)
-	set("RetryRequest", "max_doublings", retry.MaxDoublings)
-	set("RetryRequest", "retry_client_errors", retry.RetryClientErrors)
-}
-
 // meanings say what a problem's status means here.
 var meanings = map[string]string{
 	"400": "The body is missing, malformed, or not what its headers announce.",

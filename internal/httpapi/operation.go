@@ -1,10 +1,12 @@
 package httpapi
 
 import (
+	"mime"
 	"net/http"
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-json-experiment/json"
@@ -86,6 +88,14 @@ func (a *API) parseBody(r *http.Request, into any) ([]FieldProblem, error) {
 		return nil, newProblem(http.StatusUnsupportedMediaType, "The body must be JSON. Send it with the header Content-Type: application/json.")
 	}
 	return a.parseText(body, into, Loc{"body"})
+}
+
+func isJSON(contentType string) bool {
+	if contentType == "application/json" { // nearly always
+		return true
+	}
+	mediaType, _, _ := mime.ParseMediaType(contentType)
+	return mediaType == "application/json" || strings.HasSuffix(mediaType, "+json")
 }
 
 func errNoBody() error {

@@ -44,7 +44,7 @@ func readJSON(data []byte, s *shape, v any, from Loc) ([]FieldProblem, error) {
 		what := "is not valid JSON"
 		switch {
 		case errors.Is(err, jsontext.ErrDuplicateName):
-			what = "has a member twice" + at(syntax.JSONPointer)
+			what = "has a member twice" + pointed(syntax.JSONPointer)
 		case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 			what = "ends in the middle of its JSON"
 		case strings.Contains(syntax.Err.Error(), "UTF-8"), strings.Contains(syntax.Err.Error(), "surrogate"):
@@ -355,4 +355,18 @@ func (r *reader) table(v reflect.Value, s *shape) error {
 	}
 	_, err := r.ReadToken()
 	return err
+}
+
+// pointed writes " at /way/to/the/value", cut where a caller made it very long.
+func pointed(p jsontext.Pointer) string {
+	if p == "" {
+		return ""
+	}
+	const most = 100
+	s := strconv.QuoteToASCII(string(p))
+	s = s[1 : len(s)-1]
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	return " at " + s
 }

@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"slices"
@@ -106,25 +105,6 @@ func (a *API) act(r *http.Request, done string, do func(context.Context, task.ID
 	return t, nil
 }
 
-// ChangeRequest is what is to be different about a pending task; what it leaves
-// out stays. A pointer to a nil pointer is null, which clears the field.
-type ChangeRequest struct {
-	RunAt          *string            `json:"run_at,omitempty" example:"2030-12-24T21:00:00" doc:"When it is due next, as in /schedule."`
-	TimeZone       *string            `json:"time_zone,omitempty" example:"America/Argentina/Buenos_Aires" doc:"The IANA time zone of a local run_at."`
-	DelaySeconds   *float64           `json:"delay_seconds,omitempty" minimum:"0" maximum:"315360000" example:"60" doc:"When it is due next: this long from now, instead of run_at."`
-	Headers        map[string]*string `json:"headers,omitempty" example:"{\"X-Tenant\":\"melodia\",\"X-Old\":null}" doc:"Headers to set, by name in either case; null takes one away, and the others stay. A value that reads back as [redacted] cannot be sent back: leave it out to keep it."`
-	Payload        json.RawMessage    `json:"payload,omitempty" example:"{\"song_id\":42}" doc:"The body of the call from now on, whole; its members are not merged. null: none."`
-	Body           **string           `json:"body,omitempty" nullable:"true" example:"a line of text" doc:"The body of the call from now on as text, instead of payload. null: none."`
-	BodyBase64     **string           `json:"body_base64,omitempty" nullable:"true" example:"AAEC/w==" doc:"The body of the call from now on as bytes in base64, as in /enqueue, instead of payload or body. null: none."`
-	TimeoutSeconds *float64           `json:"timeout_seconds,omitempty" minimum:"0.1" maximum:"1800" example:"10" doc:"Bounds a whole attempt."`
-	Retry          *RetryChange       `json:"retry,omitempty" doc:"The retry policy; what it leaves out stays."`
-	Labels         map[string]*string `json:"labels,omitempty" example:"{\"kind\":\"play\",\"old\":null}" doc:"Labels to set, by name; null takes one away, and the others stay."`
-	ExpiresAt      **string           `json:"expires_at,omitempty" format:"date-time" nullable:"true" example:"2030-12-31T23:59:59Z" doc:"No attempt starts after this moment. null: it never expires."`
-}
-
-// RetryChange is what is to be different about a retry policy.
-type RetryChange RetryRequest
-
 type changeInput struct {
 	TaskPath
 	IfMatch string `header:"If-Match" example:"\"0-pending-0\"" doc:"Change the task only in a version that has one of these ETags; * stands for any. Without it whatever others changed meanwhile may be overwritten, field by field."`
@@ -172,59 +152,6 @@ func (a *API) change(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return a.answerTask(w, r, http.StatusOK, t)
-}
-
-// change returns the request in the domain's terms.
-func (r *ChangeRequest) change() (c task.Change, errs task.Errors) {
-	c = task.Change{Headers: r.Headers, Labels: r.Labels, Timeout: duration(r.TimeoutSeconds)}
-	for name, value := range r.Headers {
-		if value != nil && *value == redacted && task.IsSecretHeader(name) {
-			errs = append(errs, task.FieldError{Path: []string{"headers", name}, Kind: "redacted",
-				Message: "is shown as [redacted] and cannot be sent back like that: leave it out to keep its value"})
-		}
-	}
-	if r.Payload != nil || r.Body != nil || r.BodyBase64 != nil {
-		content, found := readContent(r.Payload, orNull(r.Body), orNull(r.BodyBase64))
-		c.Content, errs = &content, append(errs, found...)
-	}
-	if p := r.Retry; p != nil {
-		c.Retry = task.RetryChange{
-			MaxAttempts: p.MaxAttempts, MaxRetryDuration: duration(p.MaxRetryDurationSeconds), MinBackoff: duration(p.MinBackoffSeconds),
-			MaxBackoff: duration(p.MaxBackoffSeconds), MaxDoublings: p.MaxDoublings, RetryClientErrors: p.RetryClientErrors,
-		}
-	}
-	if r.RunAt != nil || r.TimeZone != nil || r.DelaySeconds != nil {
-		when, found := (&ScheduleRequest{RunAt: r.RunAt, TimeZone: r.TimeZone, DelaySeconds: r.DelaySeconds}).when()
-		c.When, errs = &when, append(errs, found...)
-	}
-	if r.ExpiresAt != nil {
-		c.ExpiresAt = new(time.Time)
-	}
-	if text := orNull(r.ExpiresAt); text != nil {
-		var err error
-		if *c.ExpiresAt, err = task.ParseRunAt(*text, nil); err != nil || c.ExpiresAt.IsZero() {
-			errs = append(errs, task.FieldError{Path: []string{"expires_at"}, Message: wantTime, Kind: "datetime_parsing"})
-		}
-	}
-	return c, errs
-}
-
-// orNull is the text of a field that null clears; nil where it is null or left out.
-func orNull(field **string) *string {
-	if field == nil {
-		return nil
-	}
-	return *field
-}
-
-// duration is seconds in the domain's terms; nil stays nil.
-func duration(seconds *float64) *time.Duration {
-	if seconds == nil {
-		return nil
-	}
-	d := new(time.Duration)
-	setDuration(d, seconds)
-	return d
 }
 
 // BulkRequest says which tasks to act on.
