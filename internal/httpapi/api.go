@@ -77,11 +77,8 @@ type Options struct {
 	Store      store
 	Dispatcher dispatcher
 	Intake     *intake.Intake
-	Callers    callers
-	// Rate is how many requests a second one caller may make; 0: any number.
-	// Burst is how many of them at once.
-	Rate  float64
-	Burst int
+	// Guard is what the API shares with other doors.
+	Guard *httpserver.Guard
 	// HideDocs leaves out /docs and the document.
 	HideDocs bool
 	// ShowPayloads lets callers with the scope read see the bodies of calls too.
@@ -90,8 +87,6 @@ type Options struct {
 	Defaults task.Spec
 	// Lease is how long an instance may be silent before others take its tasks.
 	Lease time.Duration
-	// NewID makes the ids of problems.
-	NewID func() task.ID
 	// Version is shown in /health and in the OpenAPI document.
 	Version string
 	// ExampleURL is the target in the examples of the OpenAPI document.
@@ -102,6 +97,7 @@ type Options struct {
 // API serves the service's HTTP endpoints. Make one with [New].
 type API struct {
 	Options
+	door     *httpserver.Door
 	router   *chi.Mux
 	registry huma.Registry
 	shapes   map[reflect.Type]*shape   // of what requests send
@@ -110,23 +106,15 @@ type API struct {
 
 	// notReady says why there is no store yet; nil when there is one.
 	notReady atomic.Pointer[string]
-	newID    atomic.Pointer[func() task.ID]
 
-	rates      *rates
-	bodies     atomic.Int64    // bytes of request bodies in memory
-	callBodies atomic.Int64    // of those whose calls are under way
-	answers    atomic.Int64    // bytes of answers that are being made of bodies of calls, or written
-	bulkActs   atomic.Bool     // whether an act on many tasks is under way
-	refusals   logging.Limiter // answers of 429 and 503
-	strangers  logging.Limiter // answers of 401 and 403
-	unhealthy  logging.Limiter // answers of /health
+	bulkActs  atomic.Bool     // whether an act on many tasks is under way
+	unhealthy logging.Limiter // answers of /health
 }
 
 // New returns the API with all its routes.
 func New(o Options) *API {
-	a := &API{Options: o, router: chi.NewMux(), rates: newRates(o.Rate, o.Burst), shapes: make(map[reflect.Type]*shape), params: make(map[reflect.Type][]*param)}
-	a.newID.Store(&o.NewID)
-	a.NewID = a.makeID
+	a := &API{Options: o, router: chi.NewMux(), shapes: make(map[reflect.Type]*shape), params: make(map[reflect.Type][]*param)}
+	a.door = o.Guard.Door(a.write)
 	if o.Store == nil {
 		a.Starting(startingReason)
 	}
@@ -134,7 +122,7 @@ func New(o Options) *API {
 	a.registry = a.document.Components.Schemas
 	a.router.NotFound(a.notFound)
 	a.router.MethodNotAllowed(a.methodNotAllowed)
-	a.router.Use(a.recoverPanics, setHeaders, a.refuseHeads, a.refuseOtherSites, middleware.GetHead)
+	a.router.Use(a.door.Recover, httpserver.SecurityHeaders, a.door.RefuseHeads, a.door.RefuseOtherSites, middleware.GetHead)
 	a.routes()
 	a.documentDefaults()
 	a.completeDocument()
@@ -143,33 +131,6 @@ func New(o Options) *API {
 
 // ServeHTTP serves every endpoint.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.router.ServeHTTP(w, r) }
-
-const (
-	// headTimeout is how long a caller may take to send a request's head, after the
-	// connection was made or the head's first byte came.
-	headTimeout = 10 * time.Second
-	// requestTimeout is the same for the whole request.
-	requestTimeout = 20 * time.Second
-)
-
-// Server returns a server of a with the bounds that its handlers rely on. It is
-// to serve an [httpserver.Listener].
-func (a *API) Server() *http.Server {
-	return &http.Server{
-		Handler: a,
-		// They hold whether anybody reads the body or net/http passes over it, which
-		// lifts them at the body's end: handlers may work for longer.
-		ReadHeaderTimeout: headTimeout,
-		ReadTimeout:       requestTimeout,
-		// For answers that nobody reads. Where an answer may come late, it is counted
-		// from there on.
-		WriteTimeout: 30 * time.Second,
-		IdleTimeout:  2 * time.Minute,
-		// The server's Listener has a smaller bound, on the number of lines too.
-		MaxHeaderBytes: httpserver.MaxHead,
-		ErrorLog:       slog.NewLogLogger(a.Log.Handler(), slog.LevelDebug),
-	}
-}
 
 // routes is every path of the service, and who calls it.
 func (a *API) routes() {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/melodia/orchestrator/internal/auth"
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -45,13 +46,16 @@ type body struct{ strings.Reader }
 
 func (*body) Close() error { return nil }
 
-func newQuickAPI(by callers) *API {
+func newQuickAPI(by interface {
+	Authenticate(ctx context.Context, header http.Header) (principal string, scopes []string, err error)
+}) *API {
 	o := settings{Options: Options{
-		Store: &fakeStore{}, Dispatcher: &quickDispatcher{}, Callers: by,
+		Store: &fakeStore{}, Dispatcher: &quickDispatcher{},
 		Defaults: task.Spec{Timeout: 30 * time.Second, Retry: task.DefaultRetryPolicy()},
-		NewID:    countingIDs(), Version: "1", ExampleURL: target, Log: slog.New(slog.DiscardHandler),
-	}}
+		Version:  "1", ExampleURL: target, Log: slog.New(slog.DiscardHandler),
+	}, NewID: countingIDs()}
 	o.Intake = o.newIntake(&fakeStore{}, &quickDispatcher{})
+	o.Guard = httpserver.NewGuard(httpserver.Options{Authenticator: by, NewID: o.NewID, Log: o.Log})
 	return New(o.Options)
 }
 
@@ -88,7 +92,7 @@ func BenchmarkBatch(b *testing.B) {
 	for i := range items {
 		items[i] = benchBody
 	}
-	benchmarkPost(b, newQuickAPI(fakeCallers(nil)), "/tasks/batch", "", batchOf(items...))
+	benchmarkPost(b, newQuickAPI(new(fakeCallers)), "/tasks/batch", "", batchOf(items...))
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/task.MaxBatch, "ns/task")
 }
 
@@ -111,7 +115,7 @@ func BenchmarkEnqueue(b *testing.B) {
 
 // BenchmarkRead is how a body becomes a task.
 func BenchmarkRead(b *testing.B) {
-	api := newQuickAPI(fakeCallers(nil))
+	api := newQuickAPI(new(fakeCallers))
 	for name, text := range map[string]string{
 		"small":  `{"url":"https://plays.melodia.example/v1/plays","payload":{"song_id":42}}`,
 		"common": benchBody,

@@ -5,6 +5,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/intake"
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -24,7 +25,7 @@ func (a *API) origin(r *http.Request) (intake.Origin, error) {
 	if err != nil {
 		return o, err
 	}
-	o.Principal = caller(r.Context())
+	o.Principal = httpserver.Principal(r.Context())
 	return o, a.Intake.CheckHops(o.Hops)
 }
 

@@ -9,6 +9,8 @@ import (
 	"strconv"
 
 	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/melodia/orchestrator/internal/httpserver"
 )
 
 // WriteDocument writes the OpenAPI 3.1 document as YAML.
@@ -130,7 +132,7 @@ func (a *API) completeDocument() {
 				if status == "401" {
 					response.Headers = map[string]*huma.Param{"WWW-Authenticate": {
 						Description: "How to say who calls.",
-						Schema:      &huma.Schema{Type: huma.TypeString, Examples: []any{unknownCaller}},
+						Schema:      &huma.Schema{Type: huma.TypeString, Examples: []any{httpserver.Challenge}},
 					}}
 				}
 				if status == "429" || status == "503" {

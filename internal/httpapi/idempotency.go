@@ -7,6 +7,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/intake"
 )
 
@@ -29,7 +30,7 @@ func (a *API) submission(r *http.Request) (intake.Request, error) {
 	if in.IdempotencyKey != "" || in.IsCall {
 		h := sha256.New()
 		h.Write([]byte(r.URL.Path + "\n"))
-		h.Write(bodyOf(r))
+		h.Write(httpserver.Body(r))
 		in.Fingerprint = h.Sum(nil)
 	}
 	return in, err

@@ -9,6 +9,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -101,7 +102,7 @@ func (a *API) act(r *http.Request, done string, do func(context.Context, task.ID
 	if err != nil {
 		return nil, err
 	}
-	a.Log.InfoContext(ctx, done, "task_id", t.ID.String(), "state", string(t.State), "caller", caller(ctx)) //nolint:sloglint // one of a few constants
+	a.Log.InfoContext(ctx, done, "task_id", t.ID.String(), "state", string(t.State), "caller", httpserver.Principal(ctx)) //nolint:sloglint // one of a few constants
 	return t, nil
 }
 
@@ -306,8 +307,8 @@ func (a *API) bulk(ctx context.Context, f task.Filter, r *BulkRequest, done stri
 		}
 		result.Changed += changed
 	}
-	a.Log.InfoContext(ctx, done, "count", result.Changed, "matched", len(ids), "sample", result.Sample, "caller", caller(ctx)) //nolint:sloglint // one of a few constants
-	if errors.Is(err, task.ErrOverloaded) && result.Changed > 0 {                                                              // whose own words are that nothing was done
+	a.Log.InfoContext(ctx, done, "count", result.Changed, "matched", len(ids), "sample", result.Sample, "caller", httpserver.Principal(ctx)) //nolint:sloglint // one of a few constants
+	if errors.Is(err, task.ErrOverloaded) && result.Changed > 0 {                                                                            // whose own words are that nothing was done
 		err = newProblem(http.StatusServiceUnavailable, "Some of the tasks were changed; then the service had too much under way. Call again for the rest.").retryLater()
 	}
 	return result, err

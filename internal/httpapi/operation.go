@@ -11,6 +11,8 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/melodia/orchestrator/internal/httpserver"
 )
 
 // handler answers a request of an operation. The error that it returns, having
@@ -35,9 +37,9 @@ func (a *API) handle(operation huma.Operation, answer handler) {
 	// In this order: what strangers send is not kept, and a query is refused when its
 	// request has arrived, so that a client that is still sending reads why.
 	chain := a.checkParameters(&operation, a.awaitAnswers(&operation, http.HandlerFunc(last)))
-	chain = a.keepBody(chain)
+	chain = a.door.ReadBody(chain)
 	if scope := scopeOf(&operation); scope != "" {
-		chain = a.authorize(a.needed(&operation, scope), a.awaitReady(chain))
+		chain = a.door.Authorize(a.needed(&operation, scope), a.awaitReady(chain))
 	}
 	a.router.Method(operation.Method, operation.Path, chain)
 }
@@ -80,7 +82,7 @@ func (a *API) readBody(r *http.Request, into any) error {
 
 // parseBody is readBody that returns what is wrong with the fields by itself.
 func (a *API) parseBody(r *http.Request, into any) ([]FieldProblem, error) {
-	body := bodyOf(r)
+	body := httpserver.Body(r)
 	switch contentType := r.Header.Get("Content-Type"); {
 	case len(body) == 0:
 		return nil, errNoBody()
@@ -111,30 +113,29 @@ func (a *API) parseText(text []byte, into any, at Loc) ([]FieldProblem, error) {
 	return found, nil
 }
 
-// encode writes text that is not UTF-8 with U+FFFD in it: an answer that breaks off
-// in its middle would be worse.
-func encode(v any) ([]byte, error) { return json.Marshal(v, jsontext.AllowInvalidUTF8(true)) }
+// invalidUTF8 has text that is not UTF-8 written with U+FFFD in it: an answer that breaks
+// off in its middle would be worse.
+var invalidUTF8 = jsontext.AllowInvalidUTF8(true)
 
-// answer writes v as JSON. Where answers take too much, one to a request that only
-// reads is not written but returned as a problem.
+func encode(v any) ([]byte, error) { return json.Marshal(v, invalidUTF8) }
+
+// answer writes v as JSON. Where answers take too much memory, one to a request that only
+// reads is not made but refused.
 func (a *API) answer(w http.ResponseWriter, r *http.Request, status int, v any) error {
-	b, err := encode(v)
-	if err != nil {
+	body := a.Guard.NewAnswer(!onlyReads(r))
+	defer body.Release()
+	if err := json.MarshalWrite(body, v, invalidUTF8); err != nil {
+		w.Header().Del("ETag")
 		return err
 	}
-	return a.send(w, r, status, b)
+	a.send(w, r, status, body.Bytes())
+	return nil
 }
 
-// send is answer for what is JSON already.
-func (a *API) send(w http.ResponseWriter, r *http.Request, status int, b []byte) error {
-	defer a.release(len(b))
-	if !a.reserve(len(b)) && onlyReads(r) {
-		w.Header().Del("ETag")
-		return tooManyAnswers()
-	}
-	renewWriteDeadline(w, r)
+// send writes an answer in JSON.
+func (a *API) send(w http.ResponseWriter, r *http.Request, status int, b []byte) {
+	httpserver.RenewWriteDeadline(w, r)
 	w.Header()["Content-Type"] = []string{"application/json"}
 	w.WriteHeader(status)
 	_, _ = w.Write(b) // the caller is gone
-	return nil
 }

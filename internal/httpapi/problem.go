@@ -4,14 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-chi/chi/v5"
 
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/intake"
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -53,10 +54,9 @@ func newProblem(status int, detail string) *Problem {
 	return &Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: detail}
 }
 
-// retryLater asks the caller to come back in one to three seconds, so that
-// those who were turned away together do not come back together.
+// retryLater asks the caller to come back in some seconds.
 func (p *Problem) retryLater() *Problem {
-	p.header = http.Header{"Retry-After": {strconv.Itoa(1 + rand.IntN(3))}} //nolint:gosec // not a secret
+	p.header = httpserver.RetryLater()
 	return p
 }
 
@@ -91,16 +91,19 @@ const (
 	overloadedDetail  = "More is under way than the service can take on. Nothing was stored or carried out; try again after the time in Retry-After."
 )
 
-// fail turns any error of a handler into the problem to answer with, and logs
-// what the caller must not see.
-func (a *API) fail(ctx context.Context, err error) *Problem {
+// problemOf returns the problem to answer an error with.
+func problemOf(err error) *Problem {
 	var p *Problem
+	var refusal *httpserver.Refusal
 	var fields task.Errors
 	var batch intake.BatchError
 	var hops *intake.HopsError
 	var shortage task.Shortage
 	switch {
 	case errors.As(err, &p):
+	case errors.As(err, &refusal):
+		p = newProblem(refusal.Status, refusal.Detail)
+		p.header = refusal.Header
 	case errors.As(err, &fields):
 		p = invalid(fieldProblems(fields, Loc{"body"}))
 	case errors.As(err, &batch):
@@ -137,26 +140,14 @@ func (a *API) fail(ctx context.Context, err error) *Problem {
 	default:
 		p = newProblem(http.StatusInternalServerError, internalDetail)
 	}
-	p.Instance = a.NewID().String()
-	switch {
-	case p.Status == http.StatusInternalServerError:
-		a.Log.ErrorContext(ctx, "request failed", "request_id", p.Instance, "error", err)
-	case (p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable) && ctx.Err() == nil:
-		if count := a.refusals.Count(); count > 0 {
-			a.Log.WarnContext(ctx, "requests turned away", "count", count, "status", p.Status, "request_id", p.Instance, "error", err)
-		}
-	case p.Status == http.StatusUnauthorized || p.Status == http.StatusForbidden:
-		if count := a.strangers.Count(); count > 0 {
-			a.Log.WarnContext(ctx, "callers refused", "count", count, "status", p.Status, "request_id", p.Instance, "error", err)
-		}
-	}
 	return p
 }
 
 // write answers with a problem.
 func (a *API) write(w http.ResponseWriter, r *http.Request, err error) {
-	p := a.fail(r.Context(), err)
-	renewWriteDeadline(w, r)
+	p := problemOf(err)
+	p.Instance = a.Guard.Report(r.Context(), p.Status, err)
+	httpserver.RenewWriteDeadline(w, r)
 	for name, values := range p.header {
 		w.Header()[name] = values
 	}
@@ -186,6 +177,24 @@ func (a *API) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 	p := newProblem(http.StatusMethodNotAllowed, "This path does not take this method, only "+strings.Join(allowed, ", ")+".")
 	p.header = http.Header{"Allow": {strings.Join(allowed, ", ")}}
 	a.write(w, r, p)
+}
+
+// allowedMethods are the methods that the path of r takes.
+func (a *API) allowedMethods(r *http.Request) (allowed []string) {
+	path := r.URL.RawPath // as chi does
+	if path == "" {
+		path = r.URL.Path
+	}
+	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodPut, http.MethodDelete} {
+		if !a.router.Match(chi.NewRouteContext(), method, path) {
+			continue
+		}
+		allowed = append(allowed, method)
+		if method == http.MethodGet {
+			allowed = append(allowed, http.MethodHead)
+		}
+	}
+	return allowed
 }
 
 // fieldProblems are what is wrong with the object that at leads to.

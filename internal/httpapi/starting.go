@@ -4,7 +4,6 @@ import (
 	"net/http"
 
 	"github.com/melodia/orchestrator/internal/intake"
-	"github.com/melodia/orchestrator/internal/task"
 )
 
 // startingReason is why an API without a store is not ready, as long as nothing else
@@ -18,14 +17,10 @@ func (a *API) Starting(reason string) { a.notReady.Store(&reason) }
 
 // Ready gives an API that was made without a store what it works with. It is called
 // once.
-func (a *API) Ready(store store, dispatcher dispatcher, intake *intake.Intake, newID func() task.ID) {
+func (a *API) Ready(store store, dispatcher dispatcher, intake *intake.Intake) {
 	a.Store, a.Dispatcher, a.Intake = store, dispatcher, intake
-	a.newID.Store(&newID)
 	a.notReady.Store(nil) // after the fields: requests look at it before they use them
 }
-
-// makeID makes the id of a problem, also before the store is there.
-func (a *API) makeID() task.ID { return (*a.newID.Load())() }
 
 // awaitReady refuses requests before the store is there.
 func (a *API) awaitReady(next http.Handler) http.Handler {

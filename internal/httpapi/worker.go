@@ -10,6 +10,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/intake"
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -79,7 +80,7 @@ func (a *API) work(w http.ResponseWriter, r *http.Request) error {
 	if r.Header.Get(viaHeader) != "" {
 		return newProblem(http.StatusLoopDetected, "This call was made by /worker-endpoint itself; carrying it out would never end.").neverAgain()
 	}
-	asked, err := a.readWork(bodyOf(r))
+	asked, err := a.readWork(httpserver.Body(r))
 	if err != nil {
 		return err
 	}
@@ -98,7 +99,7 @@ func (a *API) work(w http.ResponseWriter, r *http.Request) error {
 
 // workStored carries out a stored task.
 func (a *API) workStored(w http.ResponseWriter, r *http.Request, reference *TaskReference) error {
-	if err := a.keepForCall(r); err != nil {
+	if err := a.Guard.HoldForCall(r); err != nil {
 		return err
 	}
 	id, err := task.ParseID(reference.TaskID)
@@ -109,7 +110,7 @@ func (a *API) workStored(w http.ResponseWriter, r *http.Request, reference *Task
 	if err != nil {
 		return err
 	}
-	a.Log.InfoContext(r.Context(), "task carried out at /worker-endpoint", "task_id", id.String(), "outcome", string(outcome.Kind), "caller", caller(r.Context()))
+	a.Log.InfoContext(r.Context(), "task carried out at /worker-endpoint", "task_id", id.String(), "outcome", string(outcome.Kind), "caller", httpserver.Principal(r.Context()))
 	return a.answerWork(w, r, outcome, decision)
 }
 
@@ -178,7 +179,7 @@ func (a *API) callOnce(r *http.Request, from intake.Origin, request *TaskRequest
 	if err := a.Intake.Unstored(r.Context(), from, t); err != nil {
 		return task.Outcome{}, err
 	}
-	if err := a.keepForCall(r); err != nil {
+	if err := a.Guard.HoldForCall(r); err != nil {
 		return task.Outcome{}, err
 	}
 	return a.Dispatcher.ExecuteUnstored(r.Context(), t)
