@@ -64,7 +64,7 @@ func onlyLoopback(next http.Handler) http.Handler {
 			Detail:   "Profiles are served only to 127.0.0.1, localhost and [::1]; the request's Host is another name.",
 			Instance: task.NewID(time.Now(), rand.Uint64()).String(), //nolint:gosec // not a secret
 		}
-		w.Header().Set("Content-Type", p.ContentType(""))
+		w.Header().Set("Content-Type", "application/problem+json")
 		w.WriteHeader(p.Status)
 		_ = json.NewEncoder(w).Encode(&p) // an error means that the caller is gone
 	})

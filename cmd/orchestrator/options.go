@@ -30,7 +30,7 @@ func warnMisspelt(log *slog.Logger) {
 // newAuthenticator returns what the settings let in.
 func newAuthenticator(c *config.Config) (*auth.Authenticator, error) {
 	return auth.New(auth.Options{
-		Ways: c.Auth, APIKeys: c.APIKeys, OIDCIssuer: c.OIDCIssuer, OIDCAudience: c.OIDCAudience, OIDCAllow: c.OIDCAllow,
+		Methods: c.Auth, APIKeys: c.APIKeys, OIDCIssuer: c.OIDCIssuer, OIDCAudience: c.OIDCAudience, OIDCAllow: c.OIDCAllow,
 		OnCloudRun: c.CloudRunService != "", Scopes: httpapi.Scopes(),
 	})
 }

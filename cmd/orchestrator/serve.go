@@ -66,16 +66,17 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	deliverer := deliver.New(calls)
 	down.push("deliverer", 0, func(context.Context) { deliverer.Close() })
 
+	guard := httpserver.NewGuard(httpserver.Options{Authenticator: authenticator, Rate: c.RateLimit, Burst: c.RateBurst, NewID: newRequestID, Log: log})
 	api := httpapi.New(httpapi.Options{
-		Callers: authenticator, Rate: c.RateLimit, Burst: c.RateBurst, HideDocs: c.Docs == "off", ShowPayloads: c.ShowPayloads == "on",
-		Defaults: c.Defaults(), Lease: c.LeaseDuration, NewID: newLocalID, Version: version, ExampleURL: t.exampleURL, Log: log,
+		Guard: guard, HideDocs: c.Docs == "off", ShowPayloads: c.ShowPayloads == "on",
+		Defaults: c.Defaults(), Lease: c.LeaseDuration, Version: version, ExampleURL: t.exampleURL, Log: log,
 	})
 	opening := startOpening(ctx, c, log, api.Starting)
 	down.push("database", 0, opening.close)
 
 	// The service answers before it has its database: migrations may wait for hours, and
 	// a probe that gets no answer would end the process in their midst.
-	server := api.Server()
+	server := httpserver.NewServer(api, log)
 	accepting := &acceptor{Listener: listener}
 	connections := httpserver.Bound(accepting, maxConnections(c, log), log)
 	served := make(chan error, 1)
@@ -117,7 +118,7 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 		Store: store, Dispatcher: dispatcher, Policy: calls.Policy, Identity: calls.Credentials.Identity, Secrets: calls.Credentials.Secrets,
 		Defaults: c.Defaults(), MaxHops: c.MaxHops, NewID: store.NewID,
 	})
-	api.Ready(store, dispatcher, submissions, store.NewID)
+	api.Ready(store, dispatcher, submissions)
 	log.Info("serving", "address", listener.Addr().String(), "version", version)
 	if t.ready != nil {
 		t.ready()
@@ -134,8 +135,8 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	return err
 }
 
-// newLocalID makes the ids of problems by this machine's clock, until the store is open.
-func newLocalID() task.ID { return task.NewID(time.Now(), rand.Uint64()) }
+// newRequestID makes the ids of requests that the log has, by this machine's clock.
+func newRequestID() task.ID { return task.NewID(time.Now(), rand.Uint64()) }
 
 // acceptor tells the dispatcher when a caller's connection cannot be accepted for lack of
 // descriptors, so that calls leave some to callers. net/http accepts again by itself.

@@ -16,8 +16,8 @@ import (
 // keyPrefix tells API keys from ID tokens, and lets scanners for secrets find them.
 const keyPrefix = "ork_"
 
-// apiKey is an entry of API_KEYS. The sum alone is no secret: a key has 256
-// random bits, so that nobody finds it by trying.
+// apiKey is an entry of API_KEYS. The sum is no secret: a key has 256 random bits, which
+// cannot be found by trying.
 type apiKey struct {
 	name   string
 	scopes []string
@@ -28,8 +28,8 @@ var keyName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$`)
 
 const keyNameRule = "the name must be of letters, digits and . _ @ -, at most 100 of them"
 
-// NewKey makes a key with scopes, joined by + and of the known ones. The entry
-// is what to add to API_KEYS; the key is in nothing but its answer.
+// NewKey makes a key with scopes, joined by + and of the known ones. The entry is what to
+// add to API_KEYS. The key itself is stored nowhere.
 func NewKey(name, scopes string, known []string) (key, entry string, err error) {
 	if !keyName.MatchString(name) {
 		return "", "", errors.New(keyNameRule)
@@ -81,9 +81,9 @@ func parseKey(entry string, known []string) (k apiKey, err error) {
 	return k, nil
 }
 
-// byKey finds whose key it is. The time it takes depends on how many entries
+// byKey finds the entry of a key. The time it takes depends on how many entries
 // there are, and on nothing else.
-func (a *Authenticator) byKey(key string) (name string, scopes []string, err error) {
+func (a *Authenticator) byKey(key string) (principal string, scopes []string, err error) {
 	var short [64]byte // room for our own keys, without an allocation
 	sum := sha256.Sum256(append(short[:0], key...))
 	found := -1

@@ -1,6 +1,6 @@
-// Package auth says who calls: by API key, by ID token, or by what Cloud Run
-// has checked already. It knows no routes; which scope a call needs is for
-// whoever asks.
+// Package auth authenticates requests: by API key, by ID token, or by what Cloud Run
+// has checked already. It knows no operations; which scope one of them needs is the
+// door's to say.
 package auth
 
 import (
@@ -17,12 +17,12 @@ import (
 
 // Options are the settings of the same names, in capitals.
 type Options struct {
-	// Ways is AUTH: none or iam, or api_key and oidc, or one of these.
-	Ways []string
+	// Methods is AUTH: none or iam, or api_key and oidc, or one of these.
+	Methods []string
 	// APIKeys is API_KEYS, entries name:scopes:sha256 with scopes joined by + and
 	// the SHA-256 of the key in hexadecimal digits.
 	APIKeys []string
-	// OIDCIssuer is the URL of who signs ID tokens.
+	// OIDCIssuer is the URL of the issuer of ID tokens.
 	OIDCIssuer string
 	// OIDCAudience is what ID tokens must be made for.
 	OIDCAudience string
@@ -35,14 +35,14 @@ type Options struct {
 	Scopes []string
 }
 
-// Authenticator says who calls. Make one with [New].
+// Authenticator tells which principal makes a request. Make one with [New].
 type Authenticator struct {
-	// everybody is whether nobody has to say who they are; iam, whether Cloud Run
-	// has checked it. Else there are keys or tokens.
-	everybody, iam bool
-	keys           []apiKey
-	tokens         *tokenVerifier // nil: ID tokens are no way in
-	scopes         []string
+	// open says that no request is checked; iam, that Cloud Run has checked them all.
+	// Otherwise there are keys or tokens.
+	open, iam bool
+	keys      []apiKey
+	tokens    *tokenVerifier // nil: ID tokens are not taken
+	scopes    []string
 }
 
 // New returns an Authenticator. The error joins one line for each mistake in
@@ -52,10 +52,10 @@ func New(o Options) (*Authenticator, error) {
 	var errs []error
 	mistake := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	apiKeys, tokens := false, false
-	for _, way := range o.Ways {
-		switch strings.TrimSpace(way) {
+	for _, method := range o.Methods {
+		switch strings.TrimSpace(method) {
 		case "none":
-			a.everybody = true
+			a.open = true
 		case "iam":
 			a.iam = true
 		case "api_key":
@@ -66,13 +66,13 @@ func New(o Options) (*Authenticator, error) {
 			mistake("AUTH must be none, iam, api_key, oidc, or api_key,oidc")
 		}
 	}
-	if len(o.Ways) == 0 {
+	if len(o.Methods) == 0 {
 		mistake("AUTH is not set: it says how callers prove who they are, and must be api_key, oidc, api_key,oidc, or iam; none lets everybody in who reaches the port (to try the service: orchestrator dev)")
 	}
-	if len(o.Ways) > 1 && (a.everybody || a.iam) {
+	if len(o.Methods) > 1 && (a.open || a.iam) {
 		mistake("AUTH: none and iam stand alone, since they would open the door beside every other way")
 	}
-	if a.everybody && o.OnCloudRun {
+	if a.open && o.OnCloudRun {
 		mistake("AUTH must not be none on Cloud Run (K_SERVICE is set): everybody could have calls made")
 	}
 	if a.iam && !o.OnCloudRun {
@@ -100,7 +100,7 @@ func (a *Authenticator) Close() {
 	}
 }
 
-// What is wrong with credentials, as the end of a sentence for the caller.
+// What is wrong with the credentials of a request, as the end of a sentence for the caller.
 var (
 	errNone     = errors.New("no credentials came; send one of them as Authorization: Bearer …, an API key also as X-Api-Key")
 	errSeveral  = errors.New("more than one credential came; send one, in one header")
@@ -113,19 +113,19 @@ var (
 	errIAM      = errors.New("the request has not come through Cloud Run's IAM; call the service's public URL with an ID token")
 )
 
-// Identify returns who calls, by the headers of the request, and their scopes;
-// the name is empty where everybody may call. An error is
-// [task.ErrUnavailable] where that cannot be told at the moment; else its text
-// is for the caller to read. It blocks for five seconds at most.
-func (a *Authenticator) Identify(ctx context.Context, header http.Header) (name string, scopes []string, err error) {
+// Authenticate returns the principal that makes a request with these headers, and its
+// scopes. The principal is empty with AUTH=none. The error is [task.ErrUnavailable] where
+// the issuer of ID tokens cannot be asked; otherwise its text is for the caller to read
+// and holds nothing that was sent. Authenticate blocks for five seconds at most.
+func (a *Authenticator) Authenticate(ctx context.Context, header http.Header) (principal string, scopes []string, err error) {
 	switch {
-	case a.everybody:
+	case a.open:
 		return "", a.scopes, nil
 	case a.iam:
-		if name, err = emailFromIAM(header); err != nil {
+		if principal, err = emailFromIAM(header); err != nil {
 			return "", nil, err
 		}
-		return name, a.scopes, nil
+		return principal, a.scopes, nil
 	}
 	keys := header["X-Api-Key"]
 	if len(keys) == 0 {
@@ -166,12 +166,12 @@ func bearer(values []string) (string, error) {
 // away, so that the service cannot use the token elsewhere.
 const stripped = ".SIGNATURE_REMOVED_BY_GOOGLE"
 
-// emailFromIAM returns whom Cloud Run has let in. It believes the token without
-// a signature, for who is let in is not decided here; nothing depends on the
-// name but what is recorded.
+// emailFromIAM returns the email of the account that Cloud Run has let in. It believes a
+// token without a signature, since Cloud Run has decided already: the email is only
+// recorded.
 func emailFromIAM(header http.Header) (string, error) {
-	// Where both are there Cloud Run checks the first, and passes the other on
-	// unchecked.
+	// Where both headers are there, Cloud Run checks X-Serverless-Authorization, and passes
+	// the other on unchecked.
 	values := header["X-Serverless-Authorization"]
 	if len(values) == 0 {
 		values = header["Authorization"]
@@ -200,7 +200,7 @@ func emailFromIAM(header http.Header) (string, error) {
 	return name, nil
 }
 
-// storable reports that a name from outside can be kept and shown as it is.
+// storable reports whether a name from outside can be stored and shown as it is.
 func storable(name string) bool {
 	const longest = 254 // of an email, RFC 5321 §4.5.3.1.3
 	return name != "" && len(name) <= longest && utf8.ValidString(name) &&

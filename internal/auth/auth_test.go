@@ -40,9 +40,9 @@ func newAuthenticator(t testing.TB, o Options) *Authenticator {
 	return a
 }
 
-// identity is what Identify says, as name[scopes], or the error's text.
+// identity is what Authenticate says, as name[scopes], or the error's text.
 func identity(a *Authenticator, header http.Header) string {
-	name, scopes, err := a.Identify(context.Background(), header)
+	name, scopes, err := a.Authenticate(context.Background(), header)
 	if err != nil {
 		if name != "" || scopes != nil {
 			return fmt.Sprintf("an error together with %s%v", name, scopes)
@@ -73,31 +73,31 @@ func TestSettings(t *testing.T) {
 		want []string // the start of each line
 	}{
 		"not set":           {Options{}, []string{"AUTH is not set: "}},
-		"none":              {Options{Ways: []string{"none"}}, nil},
-		"none on Cloud Run": {Options{Ways: []string{"none"}, OnCloudRun: true}, []string{"AUTH must not be none on Cloud Run"}},
-		"iam":               {Options{Ways: []string{"iam"}, OnCloudRun: true}, nil},
-		"iam elsewhere":     {Options{Ways: []string{"iam"}}, []string{"AUTH must not be iam outside of Cloud Run"}},
-		"iam beside a key":  {Options{Ways: []string{"api_key", "iam"}, APIKeys: []string{plays}, OnCloudRun: true}, []string{"AUTH: none and iam stand alone"}},
-		"none beside a key": {Options{Ways: []string{"none", "api_key"}, APIKeys: []string{plays}}, []string{"AUTH: none and iam stand alone"}},
-		"unknown":           {Options{Ways: []string{marker}}, []string{"AUTH must be none, iam, "}},
-		"keys":              {Options{Ways: []string{"api_key"}, APIKeys: []string{plays, " " + other}}, nil},
-		"no keys":           {Options{Ways: []string{"api_key"}}, []string{"API_KEYS is not set"}},
-		"a key without scopes": {Options{Ways: []string{"api_key"}, APIKeys: []string{"plays::" + sum}},
+		"none":              {Options{Methods: []string{"none"}}, nil},
+		"none on Cloud Run": {Options{Methods: []string{"none"}, OnCloudRun: true}, []string{"AUTH must not be none on Cloud Run"}},
+		"iam":               {Options{Methods: []string{"iam"}, OnCloudRun: true}, nil},
+		"iam elsewhere":     {Options{Methods: []string{"iam"}}, []string{"AUTH must not be iam outside of Cloud Run"}},
+		"iam beside a key":  {Options{Methods: []string{"api_key", "iam"}, APIKeys: []string{plays}, OnCloudRun: true}, []string{"AUTH: none and iam stand alone"}},
+		"none beside a key": {Options{Methods: []string{"none", "api_key"}, APIKeys: []string{plays}}, []string{"AUTH: none and iam stand alone"}},
+		"unknown":           {Options{Methods: []string{marker}}, []string{"AUTH must be none, iam, "}},
+		"keys":              {Options{Methods: []string{"api_key"}, APIKeys: []string{plays, " " + other}}, nil},
+		"no keys":           {Options{Methods: []string{"api_key"}}, []string{"API_KEYS is not set"}},
+		"a key without scopes": {Options{Methods: []string{"api_key"}, APIKeys: []string{"plays::" + sum}},
 			[]string{"API_KEYS, entry 1: scopes must be of submit, read, manage, internal"}},
-		"wrong keys": {Options{Ways: []string{"api_key"}, APIKeys: []string{
+		"wrong keys": {Options{Methods: []string{"api_key"}, APIKeys: []string{
 			marker, "a:" + marker + ":" + sum, marker + "!:read:" + sum, "a:read:" + marker, "a:read:" + sum + "00", "a:read:" + sum[2:], "a:read+read:" + sum, "a:read:" + sum + ":x", plays, plays,
 		}}, []string{
 			"API_KEYS, entry 1: it must be name:scopes:sha256", "API_KEYS, entry 2: scopes", "API_KEYS, entry 3: the name", "API_KEYS, entry 4: the SHA-256",
 			"API_KEYS, entry 5: the SHA-256", "API_KEYS, entry 6: the SHA-256", "API_KEYS, entry 7: scopes", "API_KEYS, entry 8: it must be",
 			"API_KEYS, entry 10: the key is in an earlier entry already",
 		}},
-		"tokens": {Options{Ways: []string{"oidc"}, OIDCIssuer: "https://id.example", OIDCAudience: "x", OIDCAllow: []string{"a@x.example:submit+read", "b@x.example:read"}}, nil},
-		"tokens without anything": {Options{Ways: []string{"oidc"}},
+		"tokens": {Options{Methods: []string{"oidc"}, OIDCIssuer: "https://id.example", OIDCAudience: "x", OIDCAllow: []string{"a@x.example:submit+read", "b@x.example:read"}}, nil},
+		"tokens without anything": {Options{Methods: []string{"oidc"}},
 			[]string{"OIDC_ISSUER must be an https URL", "OIDC_AUDIENCE is not set", "OIDC_ALLOW is not set"}},
-		"wrong emails": {Options{Ways: []string{"oidc"}, OIDCIssuer: "http://127.0.0.1:1", OIDCAudience: "x", OIDCAllow: []string{marker, "a@x.example:" + marker, marker + ":read", "a@x.example:read", "a@x.example:read"}},
+		"wrong emails": {Options{Methods: []string{"oidc"}, OIDCIssuer: "http://127.0.0.1:1", OIDCAudience: "x", OIDCAllow: []string{marker, "a@x.example:" + marker, marker + ":read", "a@x.example:read", "a@x.example:read"}},
 			[]string{"OIDC_ALLOW, entry 1: scopes", "OIDC_ALLOW, entry 2: scopes", "OIDC_ALLOW, entry 3: it must be email:scopes", "OIDC_ALLOW, entry 5: it must be email:scopes"}},
-		"an issuer without TLS": {Options{Ways: []string{"oidc"}, OIDCIssuer: "http://id.example", OIDCAudience: "x", OIDCAllow: []string{"a@x.example:read"}}, []string{"OIDC_ISSUER must be"}},
-		"everything at once":    {Options{Ways: []string{"api_key", "oidc"}, OIDCIssuer: "https://id.example"}, []string{"API_KEYS is not set", "OIDC_AUDIENCE", "OIDC_ALLOW"}},
+		"an issuer without TLS": {Options{Methods: []string{"oidc"}, OIDCIssuer: "http://id.example", OIDCAudience: "x", OIDCAllow: []string{"a@x.example:read"}}, []string{"OIDC_ISSUER must be"}},
+		"everything at once":    {Options{Methods: []string{"api_key", "oidc"}, OIDCIssuer: "https://id.example"}, []string{"API_KEYS is not set", "OIDC_AUDIENCE", "OIDC_ALLOW"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -123,7 +123,7 @@ func TestAPIKeys(t *testing.T) {
 	current, currentEntry := newKey(t, "plays", "submit+read")
 	other, otherEntry := newKey(t, "other", "manage")
 	stranger, _ := newKey(t, "plays", "submit")
-	a := newAuthenticator(t, Options{Ways: []string{"api_key"}, APIKeys: []string{oldEntry, currentEntry, otherEntry}})
+	a := newAuthenticator(t, Options{Methods: []string{"api_key"}, APIKeys: []string{oldEntry, currentEntry, otherEntry}})
 	for key, is := range map[string]string{
 		old: "plays[submit]", current: "plays[submit read]", other: "other[manage]",
 		stranger: errKey.Error(), marker: errKey.Error(), old[:len(old)-1]: errKey.Error(), old + "A": errKey.Error(), strings.ToUpper(old): errKey.Error(),
@@ -156,14 +156,14 @@ func TestAPIKeys(t *testing.T) {
 
 func TestNobodyIsAsked(t *testing.T) {
 	t.Parallel()
-	a := newAuthenticator(t, Options{Ways: []string{"none"}})
+	a := newAuthenticator(t, Options{Methods: []string{"none"}})
 	want(t, a, nil, "[submit read manage internal]")
 	want(t, a, http.Header{"Authorization": {marker}}, "[submit read manage internal]")
 }
 
 func TestIAM(t *testing.T) {
 	t.Parallel()
-	a := newAuthenticator(t, Options{Ways: []string{"iam"}, OnCloudRun: true})
+	a := newAuthenticator(t, Options{Methods: []string{"iam"}, OnCloudRun: true})
 	token := func(claims string) string {
 		return "Bearer e30." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + stripped
 	}
@@ -208,11 +208,11 @@ func BenchmarkAPIKey(b *testing.B) {
 		k, entry := newKey(b, fmt.Sprint("caller", i), "submit+read")
 		key, entries = k, append(entries, entry)
 	}
-	a := newAuthenticator(b, Options{Ways: []string{"api_key"}, APIKeys: entries})
+	a := newAuthenticator(b, Options{Methods: []string{"api_key"}, APIKeys: entries})
 	header := http.Header{"Authorization": {"Bearer " + key}, "Content-Type": {"application/json"}}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, _, err := a.Identify(b.Context(), header); err != nil {
+		if _, _, err := a.Authenticate(b.Context(), header); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -221,10 +221,10 @@ func BenchmarkAPIKey(b *testing.B) {
 // Nothing is allocated, so that nothing has to be collected.
 func TestAPIKeyAllocatesNothing(t *testing.T) {
 	key, entry := newKey(t, "plays", "submit")
-	a := newAuthenticator(t, Options{Ways: []string{"api_key"}, APIKeys: []string{entry}})
+	a := newAuthenticator(t, Options{Methods: []string{"api_key"}, APIKeys: []string{entry}})
 	header := http.Header{"Authorization": {"Bearer " + key}}
 	if n := testing.AllocsPerRun(100, func() {
-		if _, _, err := a.Identify(t.Context(), header); err != nil {
+		if _, _, err := a.Authenticate(t.Context(), header); err != nil {
 			t.Fatal(err)
 		}
 	}); n > 0 {

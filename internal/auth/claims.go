@@ -16,9 +16,9 @@ var errClaims = errors.New("the token's claims are not one JSON object with a va
 // parseClaims reads the payload of a token. Names are compared byte by byte, as
 // RFC 7519 §10.1.1 says. encoding/json compares them without regard to case, and
 // of two values takes the last, so it could read another claim than the issuer
-// meant; go-oidc reads by it. Where the two could differ the payload is refused:
-// a name that comes twice, in whatever case (§4 demands that they are unique), and a
-// name that is another spelling of one that is looked at.
+// meant, and go-oidc uses it. So parseClaims refuses a payload where the two could differ:
+// a name that comes twice, in whatever case (§4 demands that they are unique), or another
+// spelling of a name that go-oidc or this package reads.
 func parseClaims(payload []byte) (claims, error) {
 	d := json.NewDecoder(bytes.NewReader(payload))
 	if first, err := d.Token(); err != nil || first != json.Delim('{') {
@@ -33,7 +33,7 @@ func parseClaims(payload []byte) (claims, error) {
 			return nil, errClaims
 		}
 		folded := fold(name)
-		if names[folded] || lookedAt[folded] != "" && lookedAt[folded] != name {
+		if names[folded] || readClaims[folded] != "" && readClaims[folded] != name {
 			return nil, errClaims
 		}
 		names[folded] = true
@@ -45,9 +45,9 @@ func parseClaims(payload []byte) (claims, error) {
 	return c, nil
 }
 
-// lookedAt are the names of the claims that go-oidc or this package read, by
+// readClaims are the names of the claims that go-oidc or this package reads, by
 // their folded spelling.
-var lookedAt = foldAll("iss", "sub", "aud", "exp", "nbf", "iat", "nonce", "at_hash", "_claim_names", "_claim_sources", "email", "email_verified")
+var readClaims = foldAll("iss", "sub", "aud", "exp", "nbf", "iat", "nonce", "at_hash", "_claim_names", "_claim_sources", "email", "email_verified")
 
 func foldAll(names ...string) map[string]string {
 	folded := make(map[string]string, len(names))

@@ -64,7 +64,7 @@ func TestClaimsAreExact(t *testing.T) {
 					}
 				}
 				// What stands in its place.
-				if _, known := lookedAt[fold(name)]; spelling == name || !known {
+				if _, known := readClaims[fold(name)]; spelling == name || !known {
 					continue
 				}
 				alone := maps.Clone(claims)

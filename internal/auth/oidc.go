@@ -21,23 +21,22 @@ import (
 )
 
 const (
-	// issuerTimeout bounds what a caller waits for the issuer.
+	// issuerTimeout bounds how long a request waits for the issuer.
 	issuerTimeout = 5 * time.Second
-	// freshFor is for how long an answer of the issuer counts as its latest. A
-	// token that is signed by an unknown key asks for it; whoever sends many of
-	// them causes no more requests than one in so long.
+	// freshFor is for how long an answer of the issuer is used again. A token that is
+	// signed by an unknown key needs a new answer: however many of them come, the
+	// issuer is asked once in freshFor.
 	freshFor = 10 * time.Second
-	// failedFor is the same for a request that came to nothing.
+	// failedFor is the same for a request to the issuer that failed.
 	failedFor = time.Second
 	// maxIssuerAnswer is far more than the keys of any issuer.
 	maxIssuerAnswer = 1 << 20
 )
 
-// algorithms are those with a public and a private key. What the issuer lists
-// does not matter, and neither what the token says of itself.
+// algorithms are the asymmetric ones, whatever the issuer lists and the token says.
 var algorithms = []string{oidc.RS256, oidc.RS384, oidc.RS512, oidc.PS256, oidc.PS384, oidc.PS512, oidc.ES256, oidc.ES384, oidc.ES512, oidc.EdDSA}
 
-// tokenVerifier knows the callers that an issuer vouches for.
+// tokenVerifier checks the ID tokens of one issuer.
 type tokenVerifier struct {
 	issuer string
 	config oidc.Config
@@ -80,7 +79,7 @@ func newTokenVerifier(o Options) (*tokenVerifier, error) {
 	return v, errors.Join(errs...)
 }
 
-// trustworthy reports that nobody on the way can change what is at a URL.
+// trustworthy reports whether what is at a URL cannot be changed on its way here.
 func trustworthy(rawURL string) bool {
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
@@ -175,8 +174,8 @@ func (v *tokenVerifier) discover(ctx context.Context) (oidc.KeySet, error) {
 	return v.keys, nil
 }
 
-// issuerError is why the issuer could not be asked. It is [task.ErrUnavailable]
-// without that one's text, which speaks of the store.
+// issuerError says why the issuer could not be asked. It is [task.ErrUnavailable]
+// without the text of that error, which speaks of the store.
 type issuerError struct{ error }
 
 func unavailable(err error) error {
@@ -191,12 +190,11 @@ func (issuerError) Is(target error) bool { return target == task.ErrUnavailable 
 
 func (e issuerError) Unwrap() error { return e.error }
 
-// issuerTransport makes go-oidc's requests to the issuer: one at a time, and
-// none whose answer has just come. go-oidc itself asks for the keys whenever a
-// signature does not fit the ones that it has.
+// issuerTransport makes go-oidc's requests to the issuer one at a time, and none of them again
+// within freshFor. go-oidc itself asks for the keys whenever a signature fits none that it has.
 type issuerTransport struct {
 	next    http.RoundTripper
-	turn    chan struct{} // holds one while answers is used
+	lock    chan struct{} // holds one element while answers is used
 	answers map[string]issuerAnswer
 }
 
@@ -208,15 +206,15 @@ type issuerAnswer struct {
 
 // newIssuerClient has no timeout of its own: fetch has, and keeps its error whole.
 func newIssuerClient(next http.RoundTripper) *http.Client {
-	return &http.Client{Transport: &issuerTransport{next: next, turn: make(chan struct{}, 1), answers: make(map[string]issuerAnswer)}}
+	return &http.Client{Transport: &issuerTransport{next: next, lock: make(chan struct{}, 1), answers: make(map[string]issuerAnswer)}}
 }
 
 // RoundTrip is http.RoundTripper. Its answers are 200 with JSON; everything
 // else is an error that is [task.ErrUnavailable].
 func (t *issuerTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	select {
-	case t.turn <- struct{}{}:
-		defer func() { <-t.turn }()
+	case t.lock <- struct{}{}:
+		defer func() { <-t.lock }()
 	case <-r.Context().Done():
 		return nil, unavailable(r.Context().Err())
 	}
@@ -238,8 +236,7 @@ func (t *issuerTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-// fetch is not cut short by the caller who happens to be the first: others
-// wait for the answer too.
+// fetch goes on where the first request for the answer ends: other requests wait for it too.
 func (t *issuerTransport) fetch(r *http.Request) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), issuerTimeout)
 	defer cancel()

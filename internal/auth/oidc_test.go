@@ -46,7 +46,7 @@ func withIssuer(t *testing.T, f func(t *testing.T, issuer *authtest.Issuer, a *A
 	synctest.Test(t, func(t *testing.T) {
 		issuer := authtest.New(t)
 		issuer.URL = issuerURL
-		a := newAuthenticator(t, Options{Ways: []string{"oidc"}, OIDCIssuer: issuerURL, OIDCAudience: audience, OIDCAllow: []string{"plays@x.example:submit+read"}})
+		a := newAuthenticator(t, Options{Methods: []string{"oidc"}, OIDCIssuer: issuerURL, OIDCAudience: audience, OIDCAllow: []string{"plays@x.example:submit+read"}})
 		through := serve(issuer)
 		if len(on) > 0 {
 			through = on[0]
@@ -136,7 +136,7 @@ func TestKeysBesideTokens(t *testing.T) {
 	withIssuer(t, func(t *testing.T, issuer *authtest.Issuer, a *Authenticator) {
 		key, entry := newKey(t, "plays", "submit")
 		client := a.tokens.client
-		a = newAuthenticator(t, Options{Ways: []string{"api_key", "oidc"}, APIKeys: []string{entry}, OIDCIssuer: issuerURL, OIDCAudience: audience, OIDCAllow: []string{"plays@x.example:read"}})
+		a = newAuthenticator(t, Options{Methods: []string{"api_key", "oidc"}, APIKeys: []string{entry}, OIDCIssuer: issuerURL, OIDCAudience: audience, OIDCAllow: []string{"plays@x.example:read"}})
 		a.tokens.client = client
 		want(t, a, bearing(key), "plays[submit]")
 		want(t, a, bearing(key+"x"), errKey.Error())
@@ -202,7 +202,7 @@ func TestIssuerAway(t *testing.T) {
 		token := issuer.Token(issuer.Claims("plays@x.example", audience))
 		wantAway := func(token string) {
 			t.Helper()
-			if name, _, err := a.Identify(t.Context(), bearing(token)); !errors.Is(err, task.ErrUnavailable) || name != "" {
+			if name, _, err := a.Authenticate(t.Context(), bearing(token)); !errors.Is(err, task.ErrUnavailable) || name != "" {
 				t.Errorf("got %q and %v, want that it is unavailable", name, err)
 			}
 		}
@@ -250,7 +250,7 @@ func TestSlowIssuerKeepsNobodyWaiting(t *testing.T) {
 		var strangers sync.WaitGroup
 		for range 100 {
 			strangers.Go(func() {
-				if name, _, err := a.Identify(t.Context(), bearing(flood)); !errors.Is(err, task.ErrUnavailable) || name != "" {
+				if name, _, err := a.Authenticate(t.Context(), bearing(flood)); !errors.Is(err, task.ErrUnavailable) || name != "" {
 					t.Errorf("a stranger: got %q and %v, want that it is unavailable", name, err)
 				}
 			})
@@ -307,7 +307,7 @@ func TestIssuerFails(t *testing.T) {
 			withIssuer(t, func(t *testing.T, issuer *authtest.Issuer, a *Authenticator) {
 				token := issuer.Token(issuer.Claims("plays@x.example", audience))
 				begin := time.Now()
-				_, _, err := a.Identify(t.Context(), bearing(token))
+				_, _, err := a.Authenticate(t.Context(), bearing(token))
 				if !errors.Is(err, task.ErrUnavailable) {
 					t.Errorf("got %v, want that it is unavailable", err)
 				}
@@ -341,7 +341,7 @@ func TestCallerGivesUp(t *testing.T) {
 		defer cancel()
 		var hasty sync.WaitGroup
 		hasty.Go(func() {
-			if name, _, err := a.Identify(ctx, bearing(token)); err == nil {
+			if name, _, err := a.Authenticate(ctx, bearing(token)); err == nil {
 				t.Errorf("the one who gave up is %s", name)
 			}
 		})

@@ -30,18 +30,18 @@ var ErrFull = errors.New("batch: full")
 type Options struct {
 	// MaxSize is the most inputs that one flush gets.
 	MaxSize int
-	// MaxFlushes is the most flushes that run at the same time. Another than the
-	// first begins when MaxSize inputs wait: for fewer a flush of their own costs
-	// more than it wins.
+	// MaxFlushes is the most flushes that run at the same time. While one runs, the
+	// next begins only when MaxSize inputs wait: fewer are cheaper as a part of a
+	// later flush.
 	MaxFlushes int
-	// Gather is how long a flush is put off that follows one of at least
-	// gatherFrom inputs, where it would be smaller than MaxSize. It is for requests
-	// whose result no goroutine waits for.
+	// Gather is how long the next flush waits for more inputs. It waits after a flush
+	// of at least gatherFrom inputs, until MaxSize inputs are there. It is for requests
+	// for whose result no goroutine waits.
 	Gather time.Duration
-	// GatherSlow is the same after a flush that took longer than that: half as long
-	// as it took, and this long at most. Such a flush shares the other side with
-	// those of other processes, which few large ones leave more of than many small
-	// ones. Zero makes no difference between flushes.
+	// GatherSlow is the same after a flush that took longer than GatherSlow: the next
+	// flush waits half as long as that one took, and GatherSlow at most. A slow flush
+	// shares the other side with flushes of other processes, and one large flush takes
+	// less of it than several small ones. With zero all flushes wait for Gather.
 	GatherSlow time.Duration
 	// MaxWaiting is the most inputs that wait for a flush to begin. Zero sets
 	// no bound.
@@ -51,9 +51,9 @@ type Options struct {
 	// Zero sets no bound.
 	Timeout time.Duration
 	// Isolate reports whether a flush's error may be the fault of one of its
-	// inputs. Such a batch is halved and flushed again until the guilty stand
-	// alone. A flush that failed must therefore have changed nothing. Nil
-	// never isolates: the error is that of all inputs.
+	// inputs. The batch is then halved, and each half is flushed again, until the
+	// inputs at fault are alone. A flush that failed must therefore have changed
+	// nothing. Where Isolate is nil, all inputs get the error.
 	Isolate func(error) bool
 }
 
@@ -105,11 +105,10 @@ func New[In, Out any](options Options, flush Flush[In, Out]) *Batcher[In, Out] {
 	return &Batcher[In, Out]{options: options, flush: flush}
 }
 
-// Do gives in to a flush and returns its result. When ctx ends first Do returns
-// its cause, and after [Options.Timeout] context.DeadlineExceeded: an input whose
-// flush has not begun is dropped, one whose flush is under way is carried out all
-// the same. Nothing is done with an input for which Do returns [ErrFull] or
-// [ErrClosed], and neither is waited for.
+// Do has the input flushed and returns its result. When ctx ends before, Do returns
+// the cause of ctx; after [Options.Timeout] it returns context.DeadlineExceeded. The
+// input is then dropped if its flush has not begun, and carried out if it has. Do
+// returns [ErrFull] and [ErrClosed] at once, and does nothing with the input.
 func (b *Batcher[In, Out]) Do(ctx context.Context, in In) (Out, error) {
 	var none Out
 	if ctx.Err() != nil {
@@ -143,9 +142,9 @@ func (b *Batcher[In, Out]) Do(ctx context.Context, in In) (Out, error) {
 	return none, gaveUp
 }
 
-// Start gives in to a flush and returns at once. The result is given to then,
-// which is called by the goroutine that makes the flushes and must not hold it up.
-// It is not called where Start returns [ErrFull] or [ErrClosed].
+// Start has the input flushed and returns at once. The goroutine that makes the
+// flushes calls then with the result, so then must not block. Where Start returns
+// [ErrFull] or [ErrClosed], then is not called.
 func (b *Batcher[In, Out]) Start(in In, then func(Out, error)) error {
 	return b.enqueue(&request[In, Out]{in: in, then: then})
 }

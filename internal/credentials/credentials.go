@@ -79,7 +79,7 @@ func (e *Error) Unwrap() error { return e.cause }
 
 // For returns what a call to u carries. The rules of [Identity.CheckURL] and
 // [Secrets.Check] are asked again, of the URL that is really called: the settings may
-// have changed since the task was handed in. For blocks while a token is fetched,
+// have changed since the task was submitted. For blocks while a token is fetched,
 // until w.Deadline or the end of ctx at most. Its errors are [*Error], or the
 // context's.
 func (s *Set) For(ctx context.Context, u *url.URL, w Wanted) (added Added, err error) {

@@ -23,7 +23,7 @@ const (
 	// fetchTimeout bounds a request to the metadata server, which is near.
 	fetchTimeout = 5 * time.Second
 	// renewBefore is how long before its end a token is renewed. It is below the
-	// five minutes before which the metadata server hands out the same one again.
+	// five minutes before which the metadata server returns the same one again.
 	renewBefore = 4 * time.Minute
 	// freshFor is how long a token counts as just fetched.
 	freshFor = 10 * time.Second

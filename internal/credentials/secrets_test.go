@@ -239,11 +239,11 @@ func TestCheckSecretsInAShortage(t *testing.T) {
 		s.readFile = func(path string) (string, error) {
 			return "", &Error{text: "cannot be read", cause: &os.PathError{Op: "open", Path: path, Err: errno}}
 		}
-		if err := s.Check("billing", "https://plays.melodia.app/"); err != want { //nolint:errorlint // itself
+		if err := s.Check("billing", "https://plays.melodia.app/"); err != want {
 			t.Errorf("%v: got %v, want %v", errno, err, want)
 		}
 		// Who may not use it learns nothing of that.
-		if err := s.Check("billing", "https://example.com/"); err != errSecretHost { //nolint:errorlint // itself
+		if err := s.Check("billing", "https://example.com/"); err != errSecretHost {
 			t.Errorf("%v, for another host: got %v", errno, err)
 		}
 	}

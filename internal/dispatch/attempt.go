@@ -60,7 +60,8 @@ func (d *Dispatcher) claimDue(ctx context.Context) {
 		}
 		d.due.clear()
 		s := d.session.Load()
-		// The end of ctx does not cut it short: the instance must know what it claimed.
+		// Not ctx: when the instance stops meanwhile, it must still learn which tasks it
+		// has claimed.
 		claims, err := d.store.Claim(s.writes, s.worker, limit)
 		claimed := time.Now()
 		for _, c := range claims {

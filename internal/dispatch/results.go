@@ -20,12 +20,12 @@ type finisher interface {
 //
 // Whenever mu is free:
 //   - unfinished has every job from hold until its write has ended or drop was called;
-//   - each job that is written is told about exactly once: written, or given up. A job is
-//     given up when the store refuses its result or no longer matches its claim, and
-//     when the session's writes context ends;
-//   - writing is above zero from write until the job was told about. It grows from zero
-//     only while an attempt is under way (see slots.attempts), so that wait is safe after
-//     the last attempt.
+//   - after write, a job's function is called exactly once, with whether its decision took
+//     effect. It did not when the store refused the result or no longer matched the claim,
+//     or when the session's writes context ended before;
+//   - writing is above zero from write until that call has returned. It grows from zero
+//     only while an attempt is under way (see slots.attempts), so that it may be waited for
+//     after the last attempt.
 type results struct {
 	store finisher
 	log   *slog.Logger

@@ -279,7 +279,8 @@ func (s *slots) lower() {
 	}
 }
 
-// stop has no further submission start and no direct call, but those that come back.
+// stop keeps further submissions from taking slots, and direct calls from starting. Only
+// a direct call that may come from a call under way still starts (see startDirect).
 func (s *slots) stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -300,11 +301,11 @@ func (s *slots) notify() {
 	}
 }
 
-// available is how many tasks may be claimed. Results that cannot be written keep more
-// tasks from being claimed in the end. mu is held.
+// available is how many tasks may be claimed. While results cannot be written, it falls
+// to zero after maxUnfinished * size tasks. mu is held.
 func (s *slots) available() int {
-	reserved := s.taken - s.calls - len(s.waiting) // with the slots that rest
-	return max(min(s.capacity()-s.taken, maxUnfinished*s.size-s.unfinished-reserved, maxFetch), 0)
+	unassigned := s.taken - s.calls - len(s.waiting) // being claimed or submitted, and slots that rest
+	return max(min(s.capacity()-s.taken, maxUnfinished*s.size-s.unfinished-unassigned, maxFetch), 0)
 }
 
 // capacity is how many slots may be taken: all, and in a backlog those again that should

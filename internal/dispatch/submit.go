@@ -25,7 +25,8 @@ func (d *Dispatcher) Submit(ctx context.Context, t *task.Task) error {
 		return nil
 	}
 	defer d.slots.attempts.Done()
-	// The end of ctx does not cut it short: the instance must know what it claimed.
+	// Not ctx: when the caller is gone, the instance must still learn whether it has
+	// claimed the task.
 	claim, err := d.store.InsertClaimed(s.writes, s.worker, t)
 	if err != nil || claim == nil {
 		d.hosts.drop(host)

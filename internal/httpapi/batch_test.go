@@ -61,12 +61,12 @@ func TestBatch(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				var alone strings.Builder
-				if err := encodeTo(&alone, taskView(stored)); err != nil {
+				alone, err := encode(taskView(stored))
+				if err != nil {
 					t.Fatal(err)
 				}
 				var v any
-				if err := json.Unmarshal([]byte(alone.String()), &v); err != nil {
+				if err := json.Unmarshal(alone, &v); err != nil {
 					t.Fatal(err)
 				}
 				if diff := cmp.Diff(v, a.at("tasks", i)); diff != "" {

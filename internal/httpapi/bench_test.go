@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/melodia/orchestrator/internal/auth"
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -45,13 +46,16 @@ type body struct{ strings.Reader }
 
 func (*body) Close() error { return nil }
 
-func newQuickAPI(by callers) *API {
+func newQuickAPI(by interface {
+	Authenticate(ctx context.Context, header http.Header) (principal string, scopes []string, err error)
+}) *API {
 	o := settings{Options: Options{
-		Store: &fakeStore{}, Dispatcher: &quickDispatcher{}, Callers: by,
+		Store: &fakeStore{}, Dispatcher: &quickDispatcher{},
 		Defaults: task.Spec{Timeout: 30 * time.Second, Retry: task.DefaultRetryPolicy()},
-		NewID:    countingIDs(), Version: "1", ExampleURL: target, Log: slog.New(slog.DiscardHandler),
-	}}
+		Version:  "1", ExampleURL: target, Log: slog.New(slog.DiscardHandler),
+	}, NewID: countingIDs()}
 	o.Intake = o.newIntake(&fakeStore{}, &quickDispatcher{})
+	o.Guard = httpserver.NewGuard(httpserver.Options{Authenticator: by, NewID: o.NewID, Log: o.Log})
 	return New(o.Options)
 }
 
@@ -88,7 +92,7 @@ func BenchmarkBatch(b *testing.B) {
 	for i := range items {
 		items[i] = benchBody
 	}
-	benchmarkPost(b, newQuickAPI(fakeCallers(nil)), "/tasks/batch", "", batchOf(items...))
+	benchmarkPost(b, newQuickAPI(new(fakeCallers)), "/tasks/batch", "", batchOf(items...))
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/task.MaxBatch, "ns/task")
 }
 
@@ -97,7 +101,7 @@ func BenchmarkEnqueue(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	for name, o := range map[string]auth.Options{"none": {Ways: []string{"none"}}, "api_key": {Ways: []string{"api_key"}, APIKeys: []string{entry}}} {
+	for name, o := range map[string]auth.Options{"none": {Methods: []string{"none"}}, "api_key": {Methods: []string{"api_key"}, APIKeys: []string{entry}}} {
 		b.Run(name, func(b *testing.B) {
 			o.Scopes = Scopes()
 			by, err := auth.New(o)
@@ -109,21 +113,24 @@ func BenchmarkEnqueue(b *testing.B) {
 	}
 }
 
-// BenchmarkRead is how a body becomes a task. What is not plain is checked against the schema first.
+// BenchmarkRead is how a body becomes a task.
 func BenchmarkRead(b *testing.B) {
-	api := newQuickAPI(fakeCallers(nil))
+	api := newQuickAPI(new(fakeCallers))
 	for name, text := range map[string]string{
 		"small":  `{"url":"https://plays.melodia.example/v1/plays","payload":{"song_id":42}}`,
 		"common": benchBody,
-		"null":   strings.Replace(benchBody, `"phone"`, "null", 1),
 		"64KiB":  `{"url":"https://plays.melodia.example/v1/plays","payload":[` + strings.Repeat(`{"song_id":4211,"at":"2026-11-24T12:00:00Z"},`, 1400) + `{}]}`,
 	} {
 		b.Run(name, func(b *testing.B) {
-			in := &submitInput{ContentType: "application/json", RawBody: []byte(text)}
+			body := []byte(text)
 			b.ReportAllocs()
-			b.SetBytes(int64(len(text)))
+			b.SetBytes(int64(len(body)))
 			for b.Loop() {
-				if _, err := read[TaskRequest](api, in); err != nil {
+				asked := new(TaskRequest)
+				if found, err := api.parseText(body, asked, Loc{"body"}); err != nil || found != nil {
+					b.Fatal(found, err)
+				}
+				if _, err := api.newTask(b.Context(), asked, nil); err != nil {
 					b.Fatal(err)
 				}
 			}

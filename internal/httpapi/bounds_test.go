@@ -23,7 +23,7 @@ func (s *service) listening() string {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	server := s.Server()
+	server := httpserver.NewServer(s, s.Log)
 	done := make(chan error)
 	go func() { done <- httpserver.Bound(tcp, 100, slog.New(slog.DiscardHandler)).Serve(server) }()
 	s.t.Cleanup(func() {
@@ -105,14 +105,14 @@ func TestAnswerToUnreadBody(t *testing.T) {
 			t.Run(name+", "+how, func(t *testing.T) {
 				t.Parallel()
 				s := newService(t)
-				s.Callers = fakeCallers(func(h http.Header) (string, []string, error) {
+				*s.callers = fakeCallers(func(h http.Header) (string, []string, error) {
 					if h["X-Test-Stranger"] != nil {
 						return "", nil, io.ErrUnexpectedEOF
 					}
 					return "", Scopes(), nil
 				})
 				if strings.Contains(tt.header, "Overload") {
-					s.bodies.Store(maxBodies)
+					fill(s.Guard.Bodies(), maxBodies)
 				}
 				a := s.raw(s.listening(), tt.method+" "+tt.path+" HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"+tt.header+text)
 				if a.status != tt.status {
@@ -211,7 +211,7 @@ func TestTooManyAnswers(t *testing.T) {
 			t.Errorf("got Retry-After %q, ETag %q", a.header.Get("Retry-After"), a.header.Get("ETag"))
 		}
 	}
-	s.answers.Store(maxAnswers)
+	fill(s.Guard.Answers(), maxAnswers)
 	refused(s.get("/tasks/" + storedID))
 	refused(s.get("/docs/swagger-ui.css"))
 	for path, want := range map[string]int{"/health": 200, "/health/live": 200, "/tasks": 200, "/nowhere": 404} {
@@ -226,18 +226,19 @@ func TestTooManyAnswers(t *testing.T) {
 	if a := s.post("/tasks/"+storedID+"/cancel", ""); a.status != http.StatusOK || acted != 1 {
 		t.Errorf("got status %d, and it was done %d times; want 200, once: %s", a.status, acted, clipped(a.text))
 	}
-	s.answers.Add(1)
+	s.Guard.Answers().Reserve(1, 0)
 	refused(s.post("/tasks/"+storedID+"/cancel", ""))
 	if acted != 1 {
 		t.Errorf("it was done %d times, want once", acted)
 	}
-	if got := s.answers.Add(-1); got != maxAnswers {
+	s.Guard.Answers().Release(1)
+	if got := s.Guard.Answers().Used(); got != maxAnswers {
 		t.Errorf("%d bytes are counted afterwards, want %d", got, maxAnswers)
 	}
-	s.answers.Store(0)
+	fill(s.Guard.Answers(), 0)
 	for _, path := range []string{"/tasks/" + storedID, "/docs/swagger-ui.css"} {
-		if a := s.get(path); a.status != http.StatusOK || s.answers.Load() != 0 {
-			t.Errorf("%s: got status %d, want 200; %d bytes are counted afterwards", path, a.status, s.answers.Load())
+		if a := s.get(path); a.status != http.StatusOK || s.Guard.Answers().Used() != 0 {
+			t.Errorf("%s: got status %d, want 200; %d bytes are counted afterwards", path, a.status, s.Guard.Answers().Used())
 		}
 	}
 }
@@ -249,7 +250,7 @@ func TestAnswersAreCounted(t *testing.T) {
 	s.store.get = func(context.Context, task.ID) (*task.Task, error) {
 		return &task.Task{State: task.Pending, RunAt: storedAt, CreatedAt: storedAt, Attempts: []task.Attempt{{Number: 1, ResponseExcerpt: strings.Repeat("x", 1<<20)}}}, nil
 	}
-	w := &countedWriter{ResponseRecorder: httptest.NewRecorder(), count: s.answers.Load}
+	w := &countedWriter{ResponseRecorder: httptest.NewRecorder(), count: s.Guard.Answers().Used}
 	s.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/tasks/"+storedID, nil))
 	if w.most < int64(w.Body.Len()) || w.Body.Len() < 1<<20 {
 		t.Errorf("%d bytes are counted while %d are written", w.most, w.Body.Len())

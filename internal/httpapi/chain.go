@@ -1,13 +1,12 @@
 package httpapi
 
 import (
-	"context"
 	"net/http"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/intake"
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -20,31 +19,15 @@ const (
 	attemptHeader = "Orchestrator-Attempt"
 )
 
-type originKey struct{}
-
-// originOf returns who makes the request, and what chained found out about what led to it.
-func originOf(ctx context.Context) intake.Origin {
-	o, _ := ctx.Value(originKey{}).(intake.Origin)
-	o.Principal = caller(ctx)
-	return o
-}
-
-// chained is before operations that store, redrive or carry out tasks. It lets a
-// request pass to which not too many calls have led.
-func (a *API) chained(ctx huma.Context, next func(huma.Context)) {
-	r, w := humachi.Unwrap(ctx)
-	origin, err := readOrigin(r.Header)
-	if err == nil {
-		err = a.Intake.CheckHops(origin.Hops)
-	}
+// origin returns who makes a request that stores, redrives or carries out tasks, and
+// what led to it, or an error where too many calls have.
+func (a *API) origin(r *http.Request) (intake.Origin, error) {
+	o, err := readOrigin(r.Header)
 	if err != nil {
-		a.write(w, r, err)
-		return
+		return o, err
 	}
-	if origin != (intake.Origin{}) {
-		ctx = huma.WithValue(ctx, originKey{}, origin)
-	}
-	next(ctx)
+	o.Principal = httpserver.Principal(r.Context())
+	return o, a.Intake.CheckHops(o.Hops)
 }
 
 // readOrigin reads what led to a request, or says what is wrong with that.
@@ -87,7 +70,7 @@ func callOf(h http.Header) (id task.ID, ok bool) {
 	return id, err == nil
 }
 
-// linkParameters document the headers that chained reads, Orchestrator-Hops first.
+// linkParameters document the headers that origin reads, Orchestrator-Hops first.
 func linkParameters() []*huma.Param {
 	return []*huma.Param{
 		{

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -95,36 +97,43 @@ func contentType(t *task.Task) string {
 	return t.ContentType
 }
 
-// answerWithBody answers with a task and the body of its call. What is made of that
-// counts among the answers until it is one.
+// answerWithBody answers with a task and the body of its call.
 func (a *API) answerWithBody(w http.ResponseWriter, r *http.Request, id task.ID) error {
-	answer, err := a.encodeWithBody(r, w.Header(), id)
+	b, tag, err := a.encodeWithBody(r.Context(), id)
 	if err != nil {
 		return err
 	}
-	return a.send(w, r, http.StatusOK, answer)
+	answers := a.Guard.Answers()
+	defer answers.Release(len(b))
+	if !answers.Reserve(len(b), len(b)) {
+		return httpserver.TooManyAnswers()
+	}
+	w.Header()["Etag"] = []string{tag}
+	a.send(w, r, http.StatusOK, b)
+	return nil
 }
 
-func (a *API) encodeWithBody(r *http.Request, h http.Header, id task.ID) ([]byte, error) {
-	t, err := a.Store.GetWithBody(r.Context(), id)
+// encodeWithBody returns a task with the body of its call, and its ETag. What the answer is
+// made of counts among the answers meanwhile.
+func (a *API) encodeWithBody(ctx context.Context, id task.ID) (b []byte, tag string, err error) {
+	t, err := a.Store.GetWithBody(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	reserved := shownGrowth * len(t.Body)
-	defer a.release(reserved)
-	if !a.reserve(reserved) {
-		return nil, tooManyAnswers()
+	answers, reserved := a.Guard.Answers(), shownGrowth*len(t.Body)
+	defer answers.Release(reserved)
+	if !answers.Reserve(reserved, reserved) {
+		return nil, "", httpserver.TooManyAnswers()
 	}
 	v := taskView(t)
 	v.show(t)
 	payload := v.Payload
 	v.Payload = nil
-	b, err := encode(v)
+	b, err = encode(v)
 	if payload != nil { // byte for byte: the encoder would drop its white space
 		b = slices.Concat(b[:len(b)-1], []byte(`,"payload":`), payload, []byte("}"))
 	}
-	h["Etag"] = []string{etag(t)}
-	return b, err
+	return b, etag(t), err
 }
 
 // show puts the body of t where it came from. Whatever else is stored is shown as

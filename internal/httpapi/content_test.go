@@ -344,17 +344,17 @@ func TestShownPayloadsAreBounded(t *testing.T) {
 	s.store.getWithBody = func(context.Context, task.ID) (*task.Task, error) {
 		return stored(func(tk *task.Task) { tk.Body, tk.ContentType = make([]byte, 1<<20), bytesContent }), nil
 	}
-	s.answers.Store(maxAnswers - shownGrowth<<20)
+	fill(s.Guard.Answers(), maxAnswers-shownGrowth<<20)
 	if a := s.get(taskPath + "?include=payload"); a.status != http.StatusOK {
 		t.Errorf("got %d, want the last one that fits: %s", a.status, clipped(a.text))
 	}
-	s.answers.Add(1)
+	s.Guard.Answers().Reserve(1, 0)
 	a := s.get(taskPath + "?include=payload")
 	s.refused(a, http.StatusServiceUnavailable)
 	if a.header.Get("Retry-After") == "" {
 		t.Error("the answer does not say when to try again")
 	}
-	if got := s.answers.Load(); got != maxAnswers-shownGrowth<<20+1 {
+	if got := s.Guard.Answers().Used(); got != maxAnswers-shownGrowth<<20+1 {
 		t.Errorf("%d bytes are counted after all answers, want %d", got, maxAnswers-shownGrowth<<20+1)
 	}
 }

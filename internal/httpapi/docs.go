@@ -9,6 +9,8 @@ import (
 	"time"
 
 	httpswagger "github.com/swaggo/http-swagger/v2"
+
+	"github.com/melodia/orchestrator/internal/httpserver"
 )
 
 func redirectToDocs(w http.ResponseWriter, r *http.Request) {
@@ -40,9 +42,10 @@ func (a *API) docs() http.HandlerFunc {
 			a.notFound(w, r)
 			return
 		}
-		defer a.release(assetAnswer)
-		if !a.reserve(assetAnswer) {
-			a.write(w, r, tooManyAnswers())
+		answers := a.Guard.Answers()
+		defer answers.Release(assetAnswer)
+		if !answers.Reserve(assetAnswer, assetAnswer) {
+			a.write(w, r, httpserver.TooManyAnswers())
 			return
 		}
 		w.Header().Set("Cache-Control", "no-cache")

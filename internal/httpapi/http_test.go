@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -341,7 +342,7 @@ func onPipes(t *testing.T, f func(t *testing.T, s *service, dial func() net.Conn
 	synctest.Test(t, func(t *testing.T) {
 		s := newService(t)
 		l := pipeListener{make(chan net.Conn)}
-		server := s.Server()
+		server := httpserver.NewServer(s, s.Log)
 		for _, set := range configure {
 			set(server)
 		}
@@ -405,7 +406,7 @@ func TestSlowBody(t *testing.T) {
 				onPipes(t, func(t *testing.T, s *service, dial func() net.Conn) {
 					s = s.on(t)
 					if strings.HasSuffix(path, "stranger") {
-						s.Callers = fakeCallers(func(http.Header) (string, []string, error) { return "", nil, errors.New("no") })
+						*s.callers = fakeCallers(func(http.Header) (string, []string, error) { return "", nil, errors.New("no") })
 					}
 					conn := dial()
 					start := time.Now()

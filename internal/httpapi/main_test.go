@@ -19,6 +19,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/intake"
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -348,11 +349,11 @@ func (f fakeSecrets) Check(name, rawURL string) error {
 // and lets them do everything, where it is nil.
 type fakeCallers func(http.Header) (name string, scopes []string, err error)
 
-func (c fakeCallers) Identify(_ context.Context, header http.Header) (name string, scopes []string, err error) {
-	if c == nil {
+func (c *fakeCallers) Authenticate(_ context.Context, header http.Header) (name string, scopes []string, err error) {
+	if *c == nil {
 		return header.Get("X-Test-Caller"), Scopes(), nil
 	}
-	return c(header)
+	return (*c)(header)
 }
 
 // logBuffer is a log that can be read while it is written.
@@ -380,6 +381,7 @@ type service struct {
 	t          testing.TB
 	store      *fakeStore
 	dispatcher *fakeDispatcher
+	callers    *fakeCallers // may be changed
 	log        *logBuffer
 	schema     *document
 	// server is started when it is first asked for.
@@ -391,8 +393,32 @@ type settings struct {
 	Options
 	Policy, Identity fakePolicy
 	Secrets          fakeSecrets
+	Callers          fakeCallers
 	MaxHops          int
+	Rate             float64
+	Burst            int
+	NewID            func() task.ID
 }
+
+// newGuard is the real one.
+func (s *settings) newGuard() *httpserver.Guard {
+	return httpserver.NewGuard(httpserver.Options{Authenticator: &s.Callers, Rate: s.Rate, Burst: s.Burst, NewID: s.NewID, Log: s.Log})
+}
+
+// What the guard bounds.
+const (
+	maxBody     = httpserver.MaxBody
+	smallBody   = 16 << 10
+	maxBodies   = 32 << 20
+	smallAnswer = 16 << 10
+	maxAnswers  = 64 << 20
+
+	headTimeout    = 10 * time.Second
+	requestTimeout = 20 * time.Second
+)
+
+// fill has others take so many bytes of a budget.
+func fill(b *httpserver.MemoryBudget, bytes int) { b.Reserve(bytes-int(b.Used()), 0) }
 
 // submitter is what the intake needs of a dispatcher.
 type submitter interface {
@@ -417,18 +443,18 @@ func newService(t testing.TB, change ...func(*settings)) *service {
 	}
 	s.dispatcher = &fakeDispatcher{store: s.store}
 	o := &settings{Options: Options{
-		Store: s.store, Dispatcher: s.dispatcher, Callers: fakeCallers(nil),
+		Store: s.store, Dispatcher: s.dispatcher,
 		Lease:      15 * time.Second,
 		Defaults:   task.Spec{Timeout: 30 * time.Second, Retry: task.DefaultRetryPolicy()},
-		NewID:      countingIDs(),
 		Version:    "1.2.3",
 		ExampleURL: target,
 		Log:        slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	}}
+	}, NewID: countingIDs()}
 	for _, f := range change {
 		f(o)
 	}
-	o.Intake = o.newIntake(s.store, s.dispatcher)
+	s.callers = &o.Callers
+	o.Intake, o.Guard = o.newIntake(s.store, s.dispatcher), o.newGuard()
 	s.API = New(o.Options)
 	s.schema = parseDocument(t, s.API)
 	s.server = sync.OnceValue(func() *httptest.Server {

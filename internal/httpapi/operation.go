@@ -1,16 +1,18 @@
 package httpapi
 
 import (
+	"mime"
 	"net/http"
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
-	"github.com/melodia/orchestrator/internal/intake"
+	"github.com/melodia/orchestrator/internal/httpserver"
 )
 
 // handler answers a request of an operation. The error that it returns, having
@@ -35,9 +37,9 @@ func (a *API) handle(operation huma.Operation, answer handler) {
 	// In this order: what strangers send is not kept, and a query is refused when its
 	// request has arrived, so that a client that is still sending reads why.
 	chain := a.checkParameters(&operation, a.awaitAnswers(&operation, http.HandlerFunc(last)))
-	chain = a.keepBody(chain)
+	chain = a.door.ReadBody(chain)
 	if scope := scopeOf(&operation); scope != "" {
-		chain = a.authorize(a.needed(&operation, scope), a.awaitReady(chain))
+		chain = a.door.Authorize(a.needed(&operation, scope), a.awaitReady(chain))
 	}
 	a.router.Method(operation.Method, operation.Path, chain)
 }
@@ -65,73 +67,75 @@ func (a *API) responses(status int, v any, headers ...header) map[string]*huma.R
 	return map[string]*huma.Response{strconv.Itoa(status): response}
 }
 
-// origin returns who makes a request that stores, redrives or carries out tasks, and
-// what led to it, or an error where too many calls have.
-func (a *API) origin(r *http.Request) (intake.Origin, error) {
-	o, err := readOrigin(r.Header)
-	if err != nil {
-		return o, err
-	}
-	o.Principal = caller(r.Context())
-	return o, a.Intake.CheckHops(o.Hops)
-}
-
 // header is one of an answer.
 type header struct{ name, example, doc string }
 
 // readBody reads a request's body, which must be JSON, into a pointer to what
 // [API.body] documented.
 func (a *API) readBody(r *http.Request, into any) error {
-	body := bodyOf(r)
+	found, err := a.parseBody(r, into)
+	if err == nil && found != nil {
+		err = invalid(found)
+	}
+	return err
+}
+
+// parseBody is readBody that returns what is wrong with the fields by itself.
+func (a *API) parseBody(r *http.Request, into any) ([]FieldProblem, error) {
+	body := httpserver.Body(r)
 	switch contentType := r.Header.Get("Content-Type"); {
 	case len(body) == 0:
-		return errNoBody()
+		return nil, errNoBody()
 	case contentType != "" && !isJSON(contentType):
-		return newProblem(http.StatusUnsupportedMediaType, "The body must be JSON. Send it with the header Content-Type: application/json.")
+		return nil, newProblem(http.StatusUnsupportedMediaType, "The body must be JSON. Send it with the header Content-Type: application/json.")
 	}
-	return a.readInto(into, body, Loc{"body"})
+	return a.parseText(body, into, Loc{"body"})
+}
+
+func isJSON(contentType string) bool {
+	if contentType == "application/json" { // nearly always
+		return true
+	}
+	mediaType, _, _ := mime.ParseMediaType(contentType)
+	return mediaType == "application/json" || strings.HasSuffix(mediaType, "+json")
 }
 
 func errNoBody() error {
 	return newProblem(http.StatusBadRequest, "The request must have a JSON body.")
 }
 
-// readInto is readBody of a text that was sent at a place of its own.
-func (a *API) readInto(into any, text []byte, at Loc) error {
+// parseText is parseBody of a text that was sent at a place of its own.
+func (a *API) parseText(text []byte, into any, at Loc) ([]FieldProblem, error) {
 	found, err := readJSON(text, a.shapes[reflect.TypeOf(into).Elem()], into, at)
 	if err != nil {
-		return newProblem(http.StatusBadRequest, err.Error())
+		return nil, newProblem(http.StatusBadRequest, err.Error())
 	}
-	if found != nil {
-		return invalid(found)
+	return found, nil
+}
+
+// invalidUTF8 has text that is not UTF-8 written with U+FFFD in it: an answer that breaks
+// off in its middle would be worse.
+var invalidUTF8 = jsontext.AllowInvalidUTF8(true)
+
+func encode(v any) ([]byte, error) { return json.Marshal(v, invalidUTF8) }
+
+// answer writes v as JSON. Where answers take too much memory, one to a request that only
+// reads is not made but refused.
+func (a *API) answer(w http.ResponseWriter, r *http.Request, status int, v any) error {
+	body := a.Guard.NewAnswer(!onlyReads(r))
+	defer body.Release()
+	if err := json.MarshalWrite(body, v, invalidUTF8); err != nil {
+		w.Header().Del("ETag")
+		return err
 	}
+	a.send(w, r, status, body.Bytes())
 	return nil
 }
 
-// encode writes text that is not UTF-8 with U+FFFD in it: an answer that breaks off
-// in its middle would be worse.
-func encode(v any) ([]byte, error) { return json.Marshal(v, jsontext.AllowInvalidUTF8(true)) }
-
-// answer writes v as JSON. Where answers take too much, one to a request that only
-// reads is not written but returned as a problem.
-func (a *API) answer(w http.ResponseWriter, r *http.Request, status int, v any) error {
-	b, err := encode(v)
-	if err != nil {
-		return err
-	}
-	return a.send(w, r, status, b)
-}
-
-// send is answer for what is JSON already.
-func (a *API) send(w http.ResponseWriter, r *http.Request, status int, b []byte) error {
-	defer a.release(len(b))
-	if !a.reserve(len(b)) && onlyReads(r) {
-		w.Header().Del("ETag")
-		return tooManyAnswers()
-	}
-	renewWriteDeadline(w, r)
+// send writes an answer in JSON.
+func (a *API) send(w http.ResponseWriter, r *http.Request, status int, b []byte) {
+	httpserver.RenewWriteDeadline(w, r)
 	w.Header()["Content-Type"] = []string{"application/json"}
 	w.WriteHeader(status)
 	_, _ = w.Write(b) // the caller is gone
-	return nil
 }

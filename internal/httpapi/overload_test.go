@@ -27,13 +27,13 @@ func TestTooManyBodies(t *testing.T) {
 	s := newService(t)
 	for _, path := range submissions {
 		body := with("payload", `"`+marker+strings.Repeat("x", smallBody)+`"`)
-		s.bodies.Store(maxBodies - int64(len(body)) + 1)
+		fill(s.Guard.Bodies(), maxBodies-len(body)+1)
 		a := s.post(path, body)
 		s.refused(a, http.StatusTooManyRequests)
 		if a.detail() != overloadedDetail || a.header.Get("Retry-After") == "" {
 			t.Errorf("%s: got %q, Retry-After %q, want that of an overload", path, a.detail(), a.header.Get("Retry-After"))
 		}
-		s.bodies.Store(maxBodies - int64(len(body)))
+		fill(s.Guard.Bodies(), maxBodies-len(body))
 		if a := s.post(path, body); a.status == http.StatusTooManyRequests {
 			t.Errorf("%s: a body that just fits is refused", path)
 		}
@@ -46,7 +46,7 @@ func TestTooManyBodies(t *testing.T) {
 func TestSmallBodiesGetIn(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
-	s.bodies.Store(2 * maxBodies)
+	fill(s.Guard.Bodies(), 2*maxBodies)
 	if a := s.post("/enqueue", with("payload", "1")); a.status != http.StatusAccepted {
 		t.Errorf("got status %d, want 202: %s", a.status, a.text)
 	}
@@ -62,7 +62,7 @@ func TestTooManyBodiesOfCalls(t *testing.T) {
 	large := with("payload", `"`+marker+strings.Repeat("x", smallBody)+`"`)
 	reference := `{"task_id":"` + storedID + `"` + strings.Repeat(" ", smallBody) + `}`
 	for _, body := range []string{large, reference} {
-		s.callBodies.Store(maxBodies - int64(len(body)) + 1)
+		fill(s.Guard.CallBodies(), maxBodies-len(body)+1)
 		a := s.post("/worker-endpoint", body)
 		s.refused(a, http.StatusTooManyRequests)
 		if a.detail() != overloadedDetail || a.header.Get("Retry-After") == "" {
@@ -74,11 +74,11 @@ func TestTooManyBodiesOfCalls(t *testing.T) {
 		if a := s.post("/enqueue", large); a.status != http.StatusAccepted {
 			t.Errorf("what is to be stored: got status %d, want 202: %s", a.status, a.text)
 		}
-		s.callBodies.Add(-1)
+		s.Guard.CallBodies().Release(1)
 		if a := s.post("/worker-endpoint", body); a.status != http.StatusOK {
 			t.Errorf("a body that just fits: got status %d, want 200: %s", a.status, a.text)
 		}
-		if got, want := s.callBodies.Load(), int64(maxBodies-len(body)); got != want {
+		if got, want := s.Guard.CallBodies().Used(), int64(maxBodies-len(body)); got != want {
 			t.Errorf("%d bytes are counted afterwards, want %d", got, want)
 		}
 		s.store.taken()
@@ -130,14 +130,14 @@ func TestBodiesAreGivenBack(t *testing.T) {
 			t.Parallel()
 			s := newService(t)
 			s.store.insert = func(context.Context, *task.Task) error {
-				if got := s.bodies.Load(); got != int64(len(body)) {
+				if got := s.Guard.Bodies().Used(); got != int64(len(body)) {
 					t.Errorf("%d bytes are counted while the task is stored, want %d", got, len(body))
 				}
 				return tt.insert()
 			}
 			s.dispatcher.runOnce = func(context.Context, *task.Task) (task.Outcome, error) {
-				if got := s.callBodies.Load(); got != int64(len(body)) || s.bodies.Load() != 0 {
-					t.Errorf("%d bytes are counted during the call, %d among the others; want %d, 0", got, s.bodies.Load(), len(body))
+				if got := s.Guard.CallBodies().Used(); got != int64(len(body)) || s.Guard.Bodies().Used() != 0 {
+					t.Errorf("%d bytes are counted during the call, %d among the others; want %d, 0", got, s.Guard.Bodies().Used(), len(body))
 				}
 				return task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200}, nil
 			}
@@ -155,7 +155,7 @@ func TestBodiesAreGivenBack(t *testing.T) {
 			if tt.status != 0 && w.Code != tt.status {
 				t.Errorf("got status %d, want %d: %s", w.Code, tt.status, w.Body)
 			}
-			if got := s.bodies.Load() + s.callBodies.Load(); got != 0 {
+			if got := s.Guard.Bodies().Used() + s.Guard.CallBodies().Used(); got != 0 {
 				t.Errorf("%d bytes are still counted, want 0", got)
 			}
 		})

@@ -1,19 +1,18 @@
 package httpapi
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-chi/chi/v5"
 
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/intake"
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -50,24 +49,14 @@ func (Loc) Schema(huma.Registry) *huma.Schema {
 // Error returns the detail.
 func (p *Problem) Error() string { return p.Detail }
 
-// GetStatus is huma.StatusError.
-func (p *Problem) GetStatus() int { return p.Status }
-
-// GetHeaders is huma.HeadersError.
-func (p *Problem) GetHeaders() http.Header { return p.header }
-
-// ContentType is huma.ContentTypeFilter.
-func (p *Problem) ContentType(string) string { return "application/problem+json" }
-
 // newProblem returns a problem without an instance; it gets one when it is answered.
 func newProblem(status int, detail string) *Problem {
 	return &Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: detail}
 }
 
-// retryLater asks the caller to come back in one to three seconds, so that
-// those who were turned away together do not come back together.
+// retryLater asks the caller to come back in some seconds.
 func (p *Problem) retryLater() *Problem {
-	p.header = http.Header{"Retry-After": {strconv.Itoa(1 + rand.IntN(3))}} //nolint:gosec // not a secret
+	p.header = httpserver.RetryLater()
 	return p
 }
 
@@ -102,16 +91,19 @@ const (
 	overloadedDetail  = "More is under way than the service can take on. Nothing was stored or carried out; try again after the time in Retry-After."
 )
 
-// fail turns any error of a handler into the problem to answer with, and logs
-// what the caller must not see.
-func (a *API) fail(ctx context.Context, err error) *Problem {
+// problemOf returns the problem to answer an error with.
+func problemOf(err error) *Problem {
 	var p *Problem
+	var refusal *httpserver.Refusal
 	var fields task.Errors
 	var batch intake.BatchError
 	var hops *intake.HopsError
 	var shortage task.Shortage
 	switch {
 	case errors.As(err, &p):
+	case errors.As(err, &refusal):
+		p = newProblem(refusal.Status, refusal.Detail)
+		p.header = refusal.Header
 	case errors.As(err, &fields):
 		p = invalid(fieldProblems(fields, Loc{"body"}))
 	case errors.As(err, &batch):
@@ -156,40 +148,24 @@ func (a *API) fail(ctx context.Context, err error) *Problem {
 	default:
 		p = newProblem(http.StatusInternalServerError, internalDetail)
 	}
-	p.Instance = a.NewID().String()
-	switch {
-	case p.Status == http.StatusInternalServerError:
-		a.Log.ErrorContext(ctx, "request failed", "request_id", p.Instance, "error", err)
-	case (p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable) && ctx.Err() == nil:
-		if count := a.refusals.Count(); count > 0 {
-			a.Log.WarnContext(ctx, "requests turned away", "count", count, "status", p.Status, "request_id", p.Instance, "error", err)
-		}
-	case p.Status == http.StatusUnauthorized || p.Status == http.StatusForbidden:
-		if count := a.strangers.Count(); count > 0 {
-			a.Log.WarnContext(ctx, "callers refused", "count", count, "status", p.Status, "request_id", p.Instance, "error", err)
-		}
-	}
 	return p
 }
 
-// write answers outside of huma's operations.
+// write answers with a problem.
 func (a *API) write(w http.ResponseWriter, r *http.Request, err error) {
-	p := a.fail(r.Context(), err)
-	renewWriteDeadline(w, r)
+	p := problemOf(err)
+	p.Instance = a.Guard.Report(r.Context(), p.Status, err)
+	httpserver.RenewWriteDeadline(w, r)
 	for name, values := range p.header {
 		w.Header()[name] = values
 	}
-	w.Header().Set("Content-Type", p.ContentType(""))
-	w.WriteHeader(p.Status)
-	_ = encodeTo(w, p) // the caller is gone
-}
-
-// addInstance completes problems that huma made.
-func (a *API) addInstance(_ huma.Context, _ string, v any) (any, error) {
-	if p, ok := v.(*Problem); ok && p.Instance == "" {
-		p.Instance = a.NewID().String()
+	b, err := encode(p)
+	if err != nil {
+		panic(err) // it has no value that does not encode
 	}
-	return v, nil
+	w.Header()["Content-Type"] = []string{"application/problem+json"}
+	w.WriteHeader(p.Status)
+	_, _ = w.Write(b) // the caller is gone
 }
 
 func (a *API) notFound(w http.ResponseWriter, r *http.Request) {
@@ -209,6 +185,24 @@ func (a *API) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 	p := newProblem(http.StatusMethodNotAllowed, "This path does not take this method, only "+strings.Join(allowed, ", ")+".")
 	p.header = http.Header{"Allow": {strings.Join(allowed, ", ")}}
 	a.write(w, r, p)
+}
+
+// allowedMethods are the methods that the path of r takes.
+func (a *API) allowedMethods(r *http.Request) (allowed []string) {
+	path := r.URL.RawPath // as chi does
+	if path == "" {
+		path = r.URL.Path
+	}
+	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodPut, http.MethodDelete} {
+		if !a.router.Match(chi.NewRouteContext(), method, path) {
+			continue
+		}
+		allowed = append(allowed, method)
+		if method == http.MethodGet {
+			allowed = append(allowed, http.MethodHead)
+		}
+	}
+	return allowed
 }
 
 // fieldProblems are what is wrong with the object that at leads to.
@@ -231,151 +225,4 @@ func batchProblem(wrong intake.BatchError) *Problem {
 		found = append(found, fieldProblems(item.Errors, Loc{"body", "tasks", item.Index})...)
 	}
 	return invalid(found)
-}
-
-// useProblems makes huma answer with a Problem. Huma keeps this, and whether
-// names differ by case, in package variables.
-var useProblems = sync.OnceFunc(func() {
-	huma.ValidateStrictCasing = true
-	huma.NewError = func(status int, message string, errs ...error) huma.StatusError {
-		return fromHuma(status, message, errs)
-	}
-	huma.NewErrorWithContext = func(_ huma.Context, status int, message string, errs ...error) huma.StatusError {
-		return fromHuma(status, message, errs)
-	}
-})
-
-// fromHuma turns what huma found into a problem. Huma's details hold the values
-// that were sent, and some of its texts quote them; neither is passed on.
-func fromHuma(status int, message string, errs []error) *Problem {
-	switch status {
-	case http.StatusUnprocessableEntity:
-		return invalid(humaFields(errs))
-	case http.StatusUnsupportedMediaType:
-		return newProblem(status, "The body must be JSON. Send it with the header Content-Type: application/json.")
-	case http.StatusBadRequest:
-		var syntax *huma.ErrorDetail
-		if len(errs) > 0 && errors.As(errs[0], &syntax) && syntax.Location == "body" {
-			return newProblem(status, syntax.Message) // made by decode
-		}
-		return newProblem(status, "The request must have a JSON body.")
-	case http.StatusInternalServerError:
-		return newProblem(status, internalDetail)
-	case 0: // huma looks at the type while it registers an operation
-		return &Problem{}
-	default:
-		return newProblem(status, message)
-	}
-}
-
-func humaFields(errs []error) []FieldProblem {
-	details := make([]*huma.ErrorDetail, 0, len(errs))
-	for _, err := range errs {
-		if detail, ok := errors.AsType[*huma.ErrorDetail](err); ok {
-			details = append(details, detail)
-		}
-	}
-	// Huma visits some members in random order.
-	slices.SortFunc(details, func(a, b *huma.ErrorDetail) int {
-		return cmp.Or(strings.Compare(a.Location, b.Location), strings.Compare(a.Message, b.Message))
-	})
-	fields := make([]FieldProblem, 0, len(details))
-	for _, detail := range details {
-		if strings.HasPrefix(detail.Message, "expected string to be RFC 4122") {
-			continue // the pattern beside the format is stricter, and reported too
-		}
-		f := FieldProblem{Loc: location(detail.Location), Msg: detail.Message, Type: "invalid"}
-		for _, m := range humaMessages {
-			if rest, ok := strings.CutPrefix(detail.Message, m.prefix); ok {
-				f.Type = m.kind
-				f.Msg = strings.ReplaceAll(m.text, "%", plainText(rest))
-				break
-			}
-		}
-		// Huma blames the object for a member that is not there.
-		if name, ok := strings.CutPrefix(detail.Message, requiredPrefix); ok {
-			name = strings.TrimSuffix(name, " to be present")
-			f = FieldProblem{Loc: append(f.Loc, name), Msg: "is required", Type: "missing"}
-		}
-		fields = append(fields, f)
-	}
-	return fields
-}
-
-// plainText is a limit or a list of values as people write it.
-func plainText(s string) string {
-	if f, err := strconv.ParseFloat(s, 64); err == nil { // 3.1536e+07
-		return strconv.FormatFloat(f, 'f', -1, 64)
-	}
-	return strings.Trim(s, `"`)
-}
-
-const requiredPrefix = "expected required property "
-
-// humaMessages gives huma's texts the words that Pydantic uses, and a sentence
-// that completes the field's name. % is the rest of huma's text: a limit or
-// the legal values.
-var humaMessages = []struct{ prefix, kind, text string }{
-	{"must not be there twice", "duplicate", "must not be there twice"},
-	{"unexpected property", "extra_forbidden", "is not a field of this request; look for a spelling mistake"},
-	{"expected number >= ", "greater_than_equal", "must be at least %"},
-	{"expected number <= ", "less_than_equal", "must be at most %"},
-	{"expected length >= 1", "string_too_short", "must not be empty"},
-	{"expected length <= ", "string_too_long", "must be at most % characters long"},
-	{"expected object with at most ", "too_long", "must have at most %"},
-	{"expected array length >= ", "too_short", "must have at least % item"},
-	{"expected array length <= ", "too_long", "must have at most % items"},
-	{"expected value to be one of ", "enum", "must be one of %"},
-	{"expected string to be RFC 3339", "datetime_parsing", wantTime},
-	{"expected string to be ", "string_pattern_mismatch", "must be %"},
-	{"expected string", "string_type", "must be a string"},
-	{"invalid integer", "int_type", "must be a whole number"},
-	{"invalid float", "float_type", "must be a number"},
-	{"expected integer", "int_type", "must be a whole number"},
-	{"expected number", "float_type", "must be a number"},
-	{"expected boolean", "bool_type", "must be true or false"},
-	{"expected object", "object_type", "must be an object"},
-	{"expected array", "list_type", "must be a list"},
-}
-
-// location splits huma's path: "body.retry.max_attempts", "body.tasks[10].url".
-func location(path string) (loc Loc) {
-	for step := range strings.SplitSeq(path, ".") {
-		name, index, isList := strings.Cut(step, "[")
-		loc = append(loc, unescapeName.Replace(name))
-		if n, err := strconv.Atoi(strings.TrimSuffix(index, "]")); isList && err == nil {
-			loc = append(loc, n)
-		}
-	}
-	return loc
-}
-
-// Huma joins member names to a path with dots and brackets, and loses its way
-// where a name holds some itself. The tree that it validates therefore has
-// stand-ins from Unicode's private use area in their place.
-var (
-	escapeName   = strings.NewReplacer(".", "\ue000", "[", "\ue001")
-	unescapeName = strings.NewReplacer("\ue000", ".", "\ue001", "[")
-)
-
-// escapeNames replaces the member names in a decoded JSON value.
-func escapeNames(v any) {
-	switch v := v.(type) {
-	case []any:
-		for _, item := range v {
-			escapeNames(item)
-		}
-	case map[string]any:
-		var odd []string
-		for name, member := range v {
-			escapeNames(member)
-			if strings.ContainsAny(name, ".[") {
-				odd = append(odd, name)
-			}
-		}
-		for _, name := range odd {
-			v[escapeName.Replace(name)] = v[name]
-			delete(v, name)
-		}
-	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -381,7 +382,7 @@ func written[T any](write func() (T, error)) (v T, err error) {
 const writeTries = 3
 
 func (a *API) logQueue(ctx context.Context, done, name string, args ...any) {
-	a.Log.InfoContext(ctx, done, append([]any{"queue", name, "caller", caller(ctx)}, args...)...) //nolint:sloglint // one of a few constants
+	a.Log.InfoContext(ctx, done, append([]any{"queue", name, "caller", httpserver.Principal(ctx)}, args...)...) //nolint:sloglint // one of a few constants
 }
 
 func (a *API) getQueueOperation() huma.Operation {

@@ -30,7 +30,8 @@ const maxMembers = 64
 // was sent but member names. What the RFC only advises, to keep numbers within a
 // float64, is not demanded of a payload: its numbers are not read.
 func readJSON(data []byte, s *shape, v any, from Loc) ([]FieldProblem, error) {
-	r := &reader{shape: s, into: reflect.ValueOf(v).Elem(), way: from, root: len(from)}
+	r := &reader{shape: s, into: reflect.ValueOf(v).Elem(), root: len(from)}
+	r.way = append(r.steps[:0], from...)
 	err := json.Unmarshal(data, r)
 	if errors.Is(err, errTooManyMembers) {
 		return nil, errTooManyMembers
@@ -43,7 +44,7 @@ func readJSON(data []byte, s *shape, v any, from Loc) ([]FieldProblem, error) {
 		what := "is not valid JSON"
 		switch {
 		case errors.Is(err, jsontext.ErrDuplicateName):
-			what = "has a member twice" + at(syntax.JSONPointer)
+			what = "has a member twice" + pointed(syntax.JSONPointer)
 		case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 			what = "ends in the middle of its JSON"
 		case strings.Contains(syntax.Err.Error(), "UTF-8"), strings.Contains(syntax.Err.Error(), "surrogate"):
@@ -84,8 +85,9 @@ type reader struct {
 	*jsontext.Decoder
 	shape    *shape
 	into     reflect.Value
-	way      Loc // to what is being read
-	root     int // how long the way is to the whole text
+	way      Loc    // to what is being read
+	steps    [8]any // room for the way
+	root     int    // how long the way is to the whole text
 	mistakes []FieldProblem
 }
 
@@ -242,13 +244,6 @@ func (r *reader) record(v reflect.Value, s *shape) error {
 		if err != nil {
 			return err
 		}
-		f := s.fields[string(quoted[1:len(quoted)-1])]
-		var name string
-		if f == nil { // unknown, or spelt with escapes
-			unquoted, _ := jsontext.AppendUnquote(nil, quoted)
-			name = string(unquoted)
-			f = s.fields[name]
-		}
 		if members++; members > maxMembers {
 			if len(r.way) == r.root {
 				return errTooManyMembers
@@ -257,6 +252,13 @@ func (r *reader) record(v reflect.Value, s *shape) error {
 				return err
 			}
 			continue
+		}
+		var name string
+		f := s.fields[string(quoted[1:len(quoted)-1])]
+		if f == nil { // it is unknown, or spelt with escapes
+			unquoted, _ := jsontext.AppendUnquote(nil, quoted)
+			name = string(unquoted)
+			f = s.fields[name]
 		}
 		if err := r.member(v, s, f, name); err != nil {
 			return err
@@ -353,4 +355,18 @@ func (r *reader) table(v reflect.Value, s *shape) error {
 	}
 	_, err := r.ReadToken()
 	return err
+}
+
+// pointed writes " at /way/to/the/value", cut where a caller made it very long.
+func pointed(p jsontext.Pointer) string {
+	if p == "" {
+		return ""
+	}
+	const most = 100
+	s := strconv.QuoteToASCII(string(p))
+	s = s[1 : len(s)-1]
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	return " at " + s
 }

@@ -3,11 +3,7 @@ package httpapi
 import (
 	"net/http"
 
-	"github.com/danielgtaylor/huma/v2"
-	"github.com/danielgtaylor/huma/v2/adapters/humachi"
-
 	"github.com/melodia/orchestrator/internal/intake"
-	"github.com/melodia/orchestrator/internal/task"
 )
 
 // startingReason is why an API without a store is not ready, as long as nothing else
@@ -21,24 +17,9 @@ func (a *API) Starting(reason string) { a.notReady.Store(&reason) }
 
 // Ready gives an API that was made without a store what it works with. It is called
 // once.
-func (a *API) Ready(store store, dispatcher dispatcher, intake *intake.Intake, newID func() task.ID) {
+func (a *API) Ready(store store, dispatcher dispatcher, intake *intake.Intake) {
 	a.Store, a.Dispatcher, a.Intake = store, dispatcher, intake
-	a.newID.Store(&newID)
 	a.notReady.Store(nil) // after the fields: requests look at it before they use them
-}
-
-// makeID makes the id of a problem, also before the store is there.
-func (a *API) makeID() task.ID { return (*a.newID.Load())() }
-
-// waitUntilReady refuses requests that need the store before it is there.
-func (a *API) waitUntilReady(ctx huma.Context, next func(huma.Context)) {
-	reason := a.notReady.Load()
-	if reason == nil || scopeOf(ctx.Operation()) == "" {
-		next(ctx)
-		return
-	}
-	r, w := humachi.Unwrap(ctx)
-	a.write(w, r, newProblem(http.StatusServiceUnavailable, "The service is starting and waits for its database; /health says for what. Nothing was stored or carried out.").retryLater())
 }
 
 // awaitReady refuses requests before the store is there.

@@ -2,144 +2,15 @@ package httpapi
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"math"
 	"net/http"
-	"regexp"
 	"slices"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 
-	"github.com/melodia/orchestrator/internal/intake"
 	"github.com/melodia/orchestrator/internal/task"
 )
-
-// TaskRequest is the call that a caller wants made. Its limits are those of
-// package task, which checks what a schema cannot say.
-type TaskRequest struct {
-	URL            string            `json:"url" minLength:"1" maxLength:"2048" example:"https://example.com/plays" doc:"What to call: an absolute http or https URL without user name, password or fragment, at most 2048 bytes. The target policy must allow it. It is sent as it came: only bytes that RFC 3986 does not allow at their place in path and query are percent-encoded (a % that begins no escape too), escapes stay, and nothing is normalised; Host has no default port."`
-	Method         *string           `json:"method,omitempty" enum:"GET,HEAD,POST,PUT,PATCH,DELETE" example:"POST" doc:"The request method."`
-	Headers        map[string]string `json:"headers,omitempty" maxProperties:"50" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of the call, at most 50 and 8 KiB in all. Names that the service or the connection sets are refused: Host, Content-Length, Transfer-Encoding, Connection and the other hop-by-hop names, Expect, Proxy-*, Forwarded, X-Forwarded-*, Metadata-Flavor, X-Goog-*, X-Serverless-Authorization, Orchestrator-*, Traceparent, Tracestate, Webhook-Id, Webhook-Timestamp, Webhook-Signature; also with _ or another mark for -. Names go out in the case that they have here, and none may be there twice in different ones. In a value, ${secret:name} stands for a secret that the service has: it is filled in when the call is made, over https and only for hosts that the service's settings name, and is kept nowhere. Prefer it to a secret in the request."`
-	Auth           *AuthRequest      `json:"auth,omitempty" doc:"Proves to the target who calls. Only over https and for hosts that the service's settings name. Not together with a header Authorization."`
-	Payload        json.RawMessage   `json:"payload,omitempty" example:"{\"song_id\":42}" doc:"The body of the call: any JSON, sent as exactly the bytes that came, with Content-Type: application/json unless headers has one. Not with GET or HEAD, not together with body or body_base64. No member of an object may be there twice. No number is too large. null is the same as leaving it out."`
-	Body           *string           `json:"body,omitempty" example:"a line of text" doc:"The body of the call as text, instead of payload; sent as it is, with Content-Type: text/plain; charset=utf-8 unless headers has one."`
-	BodyBase64     *string           `json:"body_base64,omitempty" example:"AAEC/w==" doc:"The body of the call as bytes, instead of payload or body: in base64 of the standard or the URL alphabet (RFC 4648 §4, §5), with or without padding, without spaces and line breaks. Its bytes are sent, with Content-Type: application/octet-stream unless headers has one."`
-	TimeoutSeconds *float64          `json:"timeout_seconds,omitempty" minimum:"0.1" maximum:"1800" example:"10" doc:"Bounds a whole attempt, from dialling to the end of the response's body."`
-	Retry          *RetryRequest     `json:"retry,omitempty" doc:"When a failed attempt is tried again."`
-	Labels         map[string]string `json:"labels,omitempty" maxProperties:"16" example:"{\"kind\":\"play\"}" doc:"Kept with the task and shown with it; not sent to the target. At most 16, names up to 64 and values up to 256 bytes."`
-	ExpiresAt      *string           `json:"expires_at,omitempty" format:"date-time" example:"2030-12-31T23:59:59Z" doc:"No attempt starts after this moment: the task then fails with reason expired. It must not be before run_at, or before delay_seconds from now."`
-	Queue          *string           `json:"queue,omitempty" pattern:"^[A-Za-z0-9._-]{1,100}$" patternDescription:"1 to 100 letters, digits, dots, hyphens and underscores" example:"mail" doc:"The queue whose limits the task waits for: 1 to 100 letters, digits, dots, hyphens and underscores. A queue exists from the first task that names it. Left out: no queue, and no limits; default where there is a flow_key."`
-	FlowKey        *string           `json:"flow_key,omitempty" pattern:"^[!-~]{1,200}$" patternDescription:"1 to 200 visible ASCII characters" example:"tenant-42" doc:"Whose limits within the queue the task waits for too, and whose order it keeps: a tenant, a user, a document. 1 to 200 visible ASCII characters."`
-	Priority       *task.Priority    `json:"priority,omitempty" enum:"high,normal,low" example:"high" doc:"The order within the queue: high counts as due 15 minutes earlier, low 15 minutes later. normal where it is left out. Only with queue or flow_key."`
-	OnSuccess      *CallbackRequest  `json:"on_success,omitempty" doc:"Whom to tell when the task has succeeded. Not at /worker-endpoint."`
-	OnFailure      *CallbackRequest  `json:"on_failure,omitempty" doc:"Whom to tell when the task has failed, for whatever reason. A cancelled task tells nobody. Not at /worker-endpoint."`
-}
-
-// AuthRequest asks for an ID token to go with the call.
-type AuthRequest struct {
-	Type     string  `json:"type" enum:"oidc" example:"oidc" doc:"oidc: an ID token of the service's own account goes with each call, as Authorization: Bearer."`
-	Audience *string `json:"audience,omitempty" minLength:"1" maxLength:"512" example:"https://plays-4fk2.run.app" doc:"For whom the token is: what the target expects in its claim aud. At most 512 bytes. Left out: scheme, host and port of url."`
-}
-
-// RetryRequest is the retry policy of a TaskRequest; what it leaves out is the
-// service's default.
-type RetryRequest struct {
-	MaxAttempts             *int     `json:"max_attempts,omitempty" minimum:"1" maximum:"100" example:"5" doc:"How many calls are made at most, the first included."`
-	MaxRetryDurationSeconds *float64 `json:"max_retry_duration_seconds,omitempty" minimum:"0" maximum:"31536000" example:"86400" doc:"No retry starts later than this after the first attempt. 0: no limit. Retrying stops when either limit is reached."`
-	MinBackoffSeconds       *float64 `json:"min_backoff_seconds,omitempty" minimum:"0.01" maximum:"86400" example:"2" doc:"The wait before the first retry."`
-	MaxBackoffSeconds       *float64 `json:"max_backoff_seconds,omitempty" minimum:"0.01" maximum:"86400" example:"600" doc:"The longest wait; not below min_backoff_seconds. Waits vary by 20 % in either direction."`
-	MaxDoublings            *int     `json:"max_doublings,omitempty" minimum:"0" maximum:"30" example:"8" doc:"How often the wait doubles before it grows by equal steps."`
-	RetryClientErrors       *bool    `json:"retry_client_errors,omitempty" example:"false" doc:"Also retry answers 400 to 499 that count as permanent otherwise."`
-}
-
-// ScheduleRequest is a TaskRequest and a moment: run_at or delay_seconds.
-type ScheduleRequest struct {
-	TaskRequest
-	RunAt        *string  `json:"run_at,omitempty" example:"2030-12-24T21:00:00" doc:"When: RFC 3339 with an offset (2030-12-24T21:00:00-03:00, 2030-12-25T00:00:00Z), or a local time without one together with time_zone. At most 10 years ahead; in the past means now."`
-	TimeZone     *string  `json:"time_zone,omitempty" example:"America/Argentina/Buenos_Aires" doc:"The IANA time zone of a local run_at. A local time that the clocks skip means right after the gap; of two equal local times the first is meant."`
-	DelaySeconds *float64 `json:"delay_seconds,omitempty" minimum:"0" maximum:"315360000" example:"60" doc:"When: this long from now, instead of run_at."`
-}
-
-// Task is a stored task and its story.
-type Task struct {
-	ID             string            `json:"id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"UUID, version 7."`
-	State          task.State        `json:"state" enum:"pending,running,succeeded,failed,cancelled" example:"pending" doc:"pending waits for run_at, the first time or for a retry. failed is the dead letter."`
-	URL            string            `json:"url" example:"https://example.com/plays" doc:"What is called."`
-	Method         string            `json:"method" example:"POST" doc:"The request method."`
-	Headers        map[string]string `json:"headers" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of the call. Values of secret ones (Authorization, Cookie, X-Api-Key and their like) read [redacted]."`
-	Auth           *Auth             `json:"auth" doc:"What goes with the call as Authorization. Null: nothing does."`
-	Labels         map[string]string `json:"labels" example:"{\"kind\":\"play\"}" doc:"Labels."`
-	RunAt          Timestamp         `json:"run_at" example:"2026-12-25T00:00:00.000000Z" doc:"When it is due next, or was due last."`
-	CreatedAt      Timestamp         `json:"created_at" example:"2026-11-24T12:00:00.000000Z" doc:"When it was stored."`
-	ExpiresAt      Timestamp         `json:"expires_at" nullable:"true" example:"2026-12-31T23:59:59.000000Z" doc:"No attempt starts after it. Null: never."`
-	TimeoutSeconds float64           `json:"timeout_seconds" example:"10" doc:"Bounds a whole attempt."`
-	Retry          Retry             `json:"retry" doc:"The retry policy in force."`
-	AttemptCount   int               `json:"attempt_count" example:"0" doc:"Ended attempts that count towards max_attempts: all since the last redrive but those that were interrupted or snoozed."`
-	FinishedAt     Timestamp         `json:"finished_at" nullable:"true" example:"2026-12-25T00:00:01.000000Z" doc:"When it ended. Null until then."`
-	Reason         *task.Reason      `json:"reason" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" example:"attempts_exhausted" doc:"Why it failed. Null unless it did. client_error is a 4xx that is not retried, a redirect, or any answer with Orchestrator-Retry: never. target_refused: the service's settings do not admit the target, or not that it is sent the task's ID token or secrets."`
-	// Not for tasks that have ended: then it has been heard, or came too late.
-	CancelRequestedAt Timestamp      `json:"cancel_requested_at" nullable:"true" example:"2026-12-25T00:00:00.500000Z" doc:"Since when it is being cancelled while its call is still under way. Null otherwise."`
-	OnSuccess         *Callback      `json:"on_success" doc:"Whom its success is told. Null: nobody."`
-	OnFailure         *Callback      `json:"on_failure" doc:"Whom its failure is told. Null: nobody."`
-	CreatedBy         *string        `json:"created_by" example:"plays@melodia.app" doc:"Who handed it in: the name of an API key, or an email. Null where callers are not known."`
-	PayloadBytes      int            `json:"payload_bytes" example:"14" doc:"The size of the call's body, as payload, body or body_base64 gave it. 0: it is empty, or there is none."`
-	ContentType       *string        `json:"content_type" example:"application/json" doc:"The Content-Type of the call's body. Null: it has no body."`
-	ParentID          *string        `json:"parent_id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2a" doc:"The task whose call led to this one: it was handed in with that task's Orchestrator-Task-Id. Of a callback: the task that ended. Null: none."`
-	RootID            *string        `json:"root_id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a29" doc:"The first task of the chain that parent_id belongs to. Null without a parent."`
-	Queue             *string        `json:"queue" example:"mail" doc:"The queue whose limits it waits for. Null: none; the task is a plain one."`
-	FlowKey           *string        `json:"flow_key" example:"tenant-42" doc:"Whose limits within the queue it waits for too. Null: nothing's."`
-	Priority          *task.Priority `json:"priority" enum:"high,normal,low" example:"normal" doc:"The order within the queue. Null: it has none."`
-	Attempts          []Attempt      `json:"attempts" nullable:"false" doc:"What was tried, oldest first: the last 200, of a task that was redriven again and again."`
-	// One of these at most, behind all that is short.
-	Payload    json.RawMessage `json:"payload,omitzero" example:"{\"song_id\":42}" doc:"With include=payload: the body of the call, where it came as payload; the same bytes."`
-	Body       *string         `json:"body,omitzero" example:"a line of text" doc:"With include=payload: the body of the call, where it came as body."`
-	BodyBase64 *string         `json:"body_base64,omitzero" example:"AAEC/w==" doc:"With include=payload: the body of the call, where it came as body_base64: in the standard alphabet, with padding."`
-}
-
-// Auth says which ID token goes with a task's call.
-type Auth struct {
-	Type     string `json:"type" enum:"oidc" example:"oidc" doc:"oidc: an ID token of the service's own account."`
-	Audience string `json:"audience" example:"https://plays-4fk2.run.app" doc:"For whom the token is."`
-}
-
-// Retry is a retry policy in force.
-type Retry struct {
-	MaxAttempts             int     `json:"max_attempts" example:"10" doc:"How many calls are made at most, the first included."`
-	MaxRetryDurationSeconds float64 `json:"max_retry_duration_seconds" example:"0" doc:"No retry starts later than this after the first attempt. 0: no limit."`
-	MinBackoffSeconds       float64 `json:"min_backoff_seconds" example:"1" doc:"The wait before the first retry."`
-	MaxBackoffSeconds       float64 `json:"max_backoff_seconds" example:"3600" doc:"The longest wait."`
-	MaxDoublings            int     `json:"max_doublings" example:"16" doc:"How often the wait doubles before it grows by equal steps."`
-	RetryClientErrors       bool    `json:"retry_client_errors" example:"false" doc:"Whether permanent answers 400 to 499 are retried too."`
-}
-
-// Attempt is one ended attempt.
-type Attempt struct {
-	Round             int       `json:"round" example:"1" doc:"1 until the first redrive, and 1 more after each."`
-	Number            int       `json:"number" example:"1" doc:"1 for the first of a round. An attempt that was interrupted or snoozed does not count: the next one has the same number."`
-	StartedAt         Timestamp `json:"started_at" example:"2026-12-25T00:00:00.001200Z" doc:"When it began."`
-	DurationSeconds   float64   `json:"duration_seconds" example:"0.084" doc:"How long it took."`
-	Outcome           task.Kind `json:"outcome" enum:"succeeded,retryable,permanent,snoozed,interrupted,lost" example:"retryable" doc:"What it came to. snoozed: the target asked with Orchestrator-Snooze to be called later. interrupted: a shutdown or a cancellation cut the call off, and the target may have got it; or the service lacked file descriptors, memory, local ports or name servers, and the target was not called. lost: the instance that made it vanished."`
-	StatusCode        *int      `json:"status_code" example:"503" doc:"The target's answer. Null when none came."`
-	Error             *string   `json:"error" example:"the target answered 503 Service Unavailable" doc:"What went wrong. After a success it is null, or tells what did not change it: the answer's body broke off, or the request was sent twice."`
-	ResponseExcerpt   *string   `json:"response_excerpt" example:"try again later" doc:"The first 4 KiB of the response's body. Null when it was empty."`
-	RetryAfterSeconds *float64  `json:"retry_after_seconds" example:"30" doc:"The wait that the target asked for with Retry-After. Null when it did not."`
-}
-
-type acceptedOutput struct {
-	Status   int
-	Replayed string `header:"Idempotent-Replayed" example:"true" doc:"true: the same request came before under the Idempotency-Key, and this is what became of it."`
-	Location string `header:"Location" doc:"Where the task can be looked at: /tasks/{id}." example:"/tasks/01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b"`
-	ETag     string `header:"ETag" doc:"The version of the task, for If-Match." example:"\"0-pending-0\""`
-	Body     *Task
-}
-
-func newAccepted(t *task.Task) *acceptedOutput {
-	v := taskView(t)
-	return &acceptedOutput{Status: http.StatusAccepted, Location: "/tasks/" + v.ID, ETag: etag(t), Body: v}
-}
 
 // submitErrors are the statuses that a body that asks for something can be
 // answered with, besides 422 and 500.
@@ -151,11 +22,10 @@ var submitErrors = []int{
 func (a *API) enqueueOperation() huma.Operation {
 	return huma.Operation{
 		OperationID: "enqueue-task", Method: http.MethodPost, Path: "/enqueue", Tags: []string{"tasks"}, Security: needs(scopeSubmit),
-		Summary:       "Carry out a call now",
-		Description:   "Stores a task that is due at once. 202 is answered after the commit, never before; the call follows within milliseconds, and may be under way already (state running).",
-		DefaultStatus: http.StatusAccepted, Errors: onceErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
-		Callbacks: a.documentCallbacks("enqueue-task"), Middlewares: huma.Middlewares{directly[TaskRequest](a)}, Parameters: linkParameters(),
-		RequestBody: jsonBody(a.schemaOf(TaskRequest{}), map[string]*huma.Example{
+		Summary:     "Carry out a call now",
+		Description: "Stores a task that is due at once. 202 is answered after the commit, never before; the call follows within milliseconds, and may be under way already (state running).",
+		Parameters:  a.submitParameters(), Responses: a.storedTask(), Errors: onceErrors, Callbacks: a.documentCallbacks("enqueue-task"),
+		RequestBody: jsonBody(a.body(TaskRequest{}), map[string]*huma.Example{
 			"call": example("Register a play", `{"url":"`+a.ExampleURL+`","payload":{"song_id":42,"user_id":7},"labels":{"kind":"play"}}`),
 			"retries": example("With a retry policy of its own",
 				`{"url":"`+a.ExampleURL+`","method":"PUT","headers":{"X-Tenant":"melodia"},"payload":{"plays":1},"timeout_seconds":5,"retry":{"max_attempts":5,"min_backoff_seconds":0.5,"max_backoff_seconds":60}}`),
@@ -164,19 +34,17 @@ func (a *API) enqueueOperation() huma.Operation {
 	}
 }
 
-func (a *API) enqueue(ctx context.Context, in *onceInput) (*acceptedOutput, error) {
-	t, err := read[TaskRequest](a, in.body())
-	return a.submit(ctx, in, "/enqueue", t, err)
+func (a *API) enqueue(w http.ResponseWriter, r *http.Request) error {
+	return a.submit(w, r, new(TaskRequest))
 }
 
 func (a *API) scheduleOperation() huma.Operation {
 	return huma.Operation{
 		OperationID: "schedule-task", Method: http.MethodPost, Path: "/schedule", Tags: []string{"tasks"}, Security: needs(scopeSubmit),
-		Summary:       "Carry out a call later",
-		Description:   "Stores a task that is due at a given moment: exactly one of run_at and delay_seconds. 202 is answered after the commit, never before.",
-		DefaultStatus: http.StatusAccepted, Errors: onceErrors, SkipValidateBody: true, MaxBodyBytes: -1, BodyReadTimeout: -1,
-		Callbacks: a.documentCallbacks("schedule-task"), Middlewares: huma.Middlewares{directly[ScheduleRequest](a)}, Parameters: linkParameters(),
-		RequestBody: jsonBody(a.schemaOf(ScheduleRequest{}), map[string]*huma.Example{
+		Summary:     "Carry out a call later",
+		Description: "Stores a task that is due at a given moment: exactly one of run_at and delay_seconds. 202 is answered after the commit, never before.",
+		Parameters:  a.submitParameters(), Responses: a.storedTask(), Errors: onceErrors, Callbacks: a.documentCallbacks("schedule-task"),
+		RequestBody: jsonBody(a.body(ScheduleRequest{}), map[string]*huma.Example{
 			"delay": example("In five seconds", `{"url":"`+a.ExampleURL+`","delay_seconds":5,"payload":{"user_id":7,"text":"Your mix is ready"}}`),
 			"local": example("At 21:00 in Buenos Aires", `{"url":"`+a.ExampleURL+`","run_at":"2030-12-24T21:00:00","time_zone":"America/Argentina/Buenos_Aires","payload":{"user_id":7}}`),
 			"utc":   example("At a moment in UTC", `{"url":"`+a.ExampleURL+`","run_at":"2030-12-25T00:00:00Z","expires_at":"2030-12-26T00:00:00Z","payload":{"user_id":7}}`),
@@ -184,64 +52,61 @@ func (a *API) scheduleOperation() huma.Operation {
 	}
 }
 
-func (a *API) schedule(ctx context.Context, in *onceInput) (*acceptedOutput, error) {
-	t, err := read[ScheduleRequest](a, in.body())
-	return a.submit(ctx, in, "/schedule", t, err)
+func (a *API) schedule(w http.ResponseWriter, r *http.Request) error {
+	return a.submit(w, r, new(ScheduleRequest))
 }
 
-// submit stores a task that was read from a request to path, unless err says
-// that it could not be.
-func (a *API) submit(ctx context.Context, in *onceInput, path string, t *task.Task, err error) (*acceptedOutput, error) {
-	if err != nil && !isRefusal(err) {
-		return nil, a.fail(ctx, err)
-	}
-	t, repeated, err := a.Intake.Submit(ctx, in.request(ctx, path), t, err)
+// request is a body that asks for a task, in the domain's terms.
+type request interface {
+	flow() (queue, flowKey string)
+	spec(defaults task.Spec) (task.Spec, task.Errors)
+	when() (task.When, task.Errors)
+}
+
+// submit stores the task that a request's body asks for, which is read into asked.
+func (a *API) submit(w http.ResponseWriter, r *http.Request, asked request) error {
+	in, err := a.submission(r)
 	if err != nil {
-		return nil, a.fail(ctx, err)
+		return err
 	}
-	out := newAccepted(t)
-	if repeated {
-		out.Status, out.Replayed = http.StatusOK, "true"
+	var t *task.Task
+	if err = a.readBody(r, asked); err == nil {
+		t, err = a.newTask(r.Context(), asked, nil)
 	}
-	return out, nil
+	if err != nil && !isRefusal(err) {
+		return err
+	}
+	t, repeated, err := a.Intake.Submit(r.Context(), in, t, err)
+	if err != nil {
+		return err
+	}
+	v := taskView(t)
+	w.Header()["Location"] = []string{"/tasks/" + v.ID}
+	w.Header()["Etag"] = []string{etag(t)}
+	return a.answer(w, r, statusOf(w, repeated), v)
 }
 
-// directly is before an operation that calls submit. It does the same for what has
-// no Idempotency-Key and comes from no task, and leaves the rest to the operation. That says what may come
-// and what is answered, but huma carries it out by reflection, without which
-// accepting became 3 to 4 % faster.
-func directly[R any, P interface {
-	*R
-	request
-}](a *API) func(huma.Context, func(huma.Context)) {
-	return func(ctx huma.Context, next func(huma.Context)) {
-		r, w := humachi.Unwrap(ctx)
-		body, ok := r.Body.(*requestBody)
-		if !ok || r.Header[keyHeader] != nil || r.Header[hopsHeader] != nil || r.Header[parentHeader] != nil {
-			a.chained(ctx, next)
-			return
-		}
-		t, err := read[R, P](a, &submitInput{ContentType: r.Header.Get("Content-Type"), RawBody: body.rest})
-		if err == nil {
-			t, _, err = a.Intake.Submit(ctx.Context(), intake.Request{Origin: originOf(ctx.Context())}, t, nil)
-		}
-		if err != nil {
-			a.write(w, r, err)
-			return
-		}
-		out := newAccepted(t)
-		h := w.Header()
-		h["Content-Type"] = []string{"application/json"}
-		h["Location"] = []string{out.Location}
-		h["Etag"] = []string{out.ETag}
-		w.WriteHeader(out.Status)
-		_ = encodeTo(w, out.Body) // the caller is gone
-	}
+// storedTask documents the answers of submit.
+func (a *API) storedTask() map[string]*huma.Response {
+	return a.stored(Task{}, etagHeader(`"0-pending-0"`),
+		header{"Location", "/tasks/01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b", "Where the task can be looked at: /tasks/{id}."})
 }
 
-// newTask makes a task of a request, or returns all that is wrong with it.
-func (a *API) newTask(r request) (*task.Task, error) {
-	spec, errs := r.spec(a.Intake.Defaults())
+// newTask makes a task of a request, or returns all that is wrong with it. known, unless
+// it is nil, keeps the defaults of queues for requests that come along.
+func (a *API) newTask(ctx context.Context, r request, known map[string]task.Spec) (*task.Task, error) {
+	queue, flowKey := r.flow()
+	defaults, ok := known[queue]
+	if !ok {
+		var err error
+		if defaults, err = a.Intake.DefaultsOf(ctx, queue, flowKey); err != nil {
+			return nil, err
+		}
+		if known != nil && queue != "" {
+			known[queue] = defaults
+		}
+	}
+	spec, errs := r.spec(defaults)
 	when, more := r.when()
 	t, err := a.Intake.Task(spec, when)
 	found, _ := errors.AsType[task.Errors](err)
@@ -249,106 +114,6 @@ func (a *API) newTask(r request) (*task.Task, error) {
 		return nil, errs
 	}
 	return t, err
-}
-
-// spec returns the request in the domain's terms, with defaults for what it leaves out.
-func (r *TaskRequest) spec(defaults task.Spec) (s task.Spec, errs task.Errors) {
-	s = defaults
-	s.URL, s.Headers, s.Labels = r.URL, r.Headers, r.Labels
-	s.OnSuccess, s.OnFailure = (*task.Callback)(r.OnSuccess), (*task.Callback)(r.OnFailure) // CallbackRequest is a Callback with words for callers
-	set(&s.Method, r.Method)
-	set(&s.Queue, r.Queue)
-	set(&s.FlowKey, r.FlowKey)
-	set(&s.Priority, r.Priority)
-	content, errs := readContent(r.Payload, r.Body, r.BodyBase64)
-	s.Body, s.ContentType = content.Body, content.ContentType
-	errs = append(errs, emptyFlow(r.Queue, r.FlowKey, r.Priority)...)
-	if r.Auth != nil {
-		s.OIDCAudience = task.DefaultAudience(r.URL)
-		set(&s.OIDCAudience, r.Auth.Audience)
-		if r.Auth.Type != "oidc" || r.Auth.Audience != nil && s.OIDCAudience == "" { // the schema has the words for it
-			errs = append(errs, task.FieldError{Path: []string{"auth"}, Message: "must have the type oidc, and an audience that is not empty", Kind: "invalid"})
-		}
-	}
-	setDuration(&s.Timeout, r.TimeoutSeconds)
-	if r.ExpiresAt != nil {
-		var err error // the schema's format lets some pass that RFC 3339 does not
-		if s.ExpiresAt, err = task.ParseRunAt(*r.ExpiresAt, nil); err != nil || s.ExpiresAt.IsZero() {
-			errs = append(errs, task.FieldError{Path: []string{"expires_at"}, Message: wantTime, Kind: "datetime_parsing"})
-		}
-	}
-	if p := r.Retry; p != nil {
-		set(&s.Retry.MaxAttempts, p.MaxAttempts)
-		setDuration(&s.Retry.MaxRetryDuration, p.MaxRetryDurationSeconds)
-		setDuration(&s.Retry.MinBackoff, p.MinBackoffSeconds)
-		setDuration(&s.Retry.MaxBackoff, p.MaxBackoffSeconds)
-		set(&s.Retry.MaxDoublings, p.MaxDoublings)
-		set(&s.Retry.RetryClientErrors, p.RetryClientErrors)
-	}
-	return s, errs
-}
-
-// emptyFlow reports texts that are there and empty, which stand for nothing in the domain.
-func emptyFlow(queue, flowKey *string, priority *task.Priority) (errs task.Errors) {
-	check := func(field string, value *string) {
-		if value != nil && *value == "" {
-			errs = append(errs, task.FieldError{Path: []string{field}, Message: "must not be empty; leave it out", Kind: "string_too_short"})
-		}
-	}
-	check("queue", queue)
-	check("flow_key", flowKey)
-	check("priority", (*string)(priority))
-	return errs
-}
-
-func set[T any](field *T, value *T) {
-	if value != nil {
-		*field = *value
-	}
-}
-
-func setDuration(field *time.Duration, seconds *float64) {
-	if seconds != nil {
-		*field = time.Duration(math.Round(*seconds * float64(time.Second)))
-	}
-}
-
-// notZone matches what LoadLocation takes but no zone of the IANA database:
-// UTC by no name, this machine's own zone, and zones that count leap seconds.
-var notZone = regexp.MustCompile(`^(|Local|localtime|posixrules|Factory|(right|posix)/.*)$`)
-
-// when returns the moment that the request names: at once.
-func (*TaskRequest) when() (task.When, task.Errors) { return task.When{}, nil }
-
-// when returns the moment that the request names.
-func (r *ScheduleRequest) when() (task.When, task.Errors) {
-	mistake := func(field, message, kind string) (task.When, task.Errors) {
-		return task.When{}, task.Errors{{Path: []string{field}, Message: message, Kind: kind}}
-	}
-	switch {
-	case r.RunAt == nil && r.DelaySeconds == nil:
-		return mistake("run_at", "is required, or delay_seconds instead of it", "missing")
-	case r.RunAt != nil && r.DelaySeconds != nil:
-		return mistake("delay_seconds", "must not be there together with run_at", "conflict")
-	case r.TimeZone != nil && r.RunAt == nil:
-		return mistake("time_zone", "goes with run_at only", "conflict")
-	case r.DelaySeconds != nil:
-		var when task.When
-		setDuration(&when.Delay, r.DelaySeconds)
-		return when, nil
-	}
-	var zone *time.Location
-	if r.TimeZone != nil {
-		var err error
-		if zone, err = time.LoadLocation(*r.TimeZone); err != nil || notZone.MatchString(*r.TimeZone) {
-			return mistake("time_zone", "must be a name of the IANA time zone database, like America/Argentina/Buenos_Aires", "invalid")
-		}
-	}
-	at, err := task.ParseRunAt(*r.RunAt, zone)
-	if err != nil {
-		return mistake("run_at", err.Error(), "datetime_parsing")
-	}
-	return task.When{At: at}, nil
 }
 
 const getTaskID = "get-task"
@@ -444,102 +209,4 @@ func await(ctx context.Context, done <-chan struct{}, seconds *float64) {
 	case <-timer.C:
 	case <-ctx.Done():
 	}
-}
-
-// taskView is a task as callers see it.
-func taskView(t *task.Task) *Task {
-	v := &Task{
-		ID:                t.ID.String(),
-		State:             t.State,
-		URL:               t.URL,
-		Method:            t.Method,
-		Headers:           redact(t.Headers),
-		Labels:            t.Labels,
-		RunAt:             Timestamp(t.RunAt),
-		CreatedAt:         Timestamp(t.CreatedAt),
-		ExpiresAt:         Timestamp(t.ExpiresAt),
-		TimeoutSeconds:    t.Timeout.Seconds(),
-		Retry:             retryView(t.Retry),
-		Auth:              authView(t.OIDCAudience),
-		AttemptCount:      t.AttemptCount,
-		FinishedAt:        Timestamp(t.FinishedAt),
-		Reason:            present(t.Reason),
-		OnSuccess:         callbackView(t.OnSuccess),
-		OnFailure:         callbackView(t.OnFailure),
-		CreatedBy:         present(t.CreatedBy),
-		CancelRequestedAt: Timestamp(t.CancelRequestedAt),
-		PayloadBytes:      t.BodyBytes,
-		ContentType:       present(contentType(t)),
-		ParentID:          idView(t.ParentID),
-		RootID:            idView(t.RootID),
-		Queue:             present(t.Queue),
-		FlowKey:           present(t.FlowKey),
-		Priority:          present(t.Priority),
-		Attempts:          make([]Attempt, len(t.Attempts)),
-	}
-	for i, at := range t.Attempts {
-		v.Attempts[i] = Attempt{
-			Round:             at.Round,
-			Number:            at.Number,
-			StartedAt:         Timestamp(at.StartedAt),
-			DurationSeconds:   at.Duration.Seconds(),
-			Outcome:           at.Outcome,
-			StatusCode:        present(at.StatusCode),
-			Error:             present(at.Error),
-			ResponseExcerpt:   present(at.ResponseExcerpt),
-			RetryAfterSeconds: present(at.RetryAfter.Seconds()),
-		}
-	}
-	return v
-}
-
-// idView is nil for no task.
-func idView(id task.ID) *string {
-	if id == (task.ID{}) {
-		return nil
-	}
-	text := id.String()
-	return &text
-}
-
-func authView(audience string) *Auth {
-	if audience == "" {
-		return nil
-	}
-	return &Auth{Type: "oidc", Audience: audience}
-}
-
-func retryView(p task.RetryPolicy) Retry {
-	return Retry{
-		MaxAttempts:             p.MaxAttempts,
-		MaxRetryDurationSeconds: p.MaxRetryDuration.Seconds(),
-		MinBackoffSeconds:       p.MinBackoff.Seconds(),
-		MaxBackoffSeconds:       p.MaxBackoff.Seconds(),
-		MaxDoublings:            p.MaxDoublings,
-		RetryClientErrors:       p.RetryClientErrors,
-	}
-}
-
-// present is nil for the zero value, which these fields never have when they mean something.
-func present[T comparable](v T) *T {
-	var zero T
-	if v == zero {
-		return nil
-	}
-	return &v
-}
-
-// redacted stands for the value of a secret header.
-const redacted = "[redacted]"
-
-// redact hides the values of secret headers.
-func redact(headers map[string]string) map[string]string {
-	shown := make(map[string]string, len(headers))
-	for name, value := range headers {
-		if task.IsSecretHeader(name) {
-			value = redacted
-		}
-		shown[name] = value
-	}
-	return shown
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/intake"
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -79,7 +80,7 @@ func (a *API) work(w http.ResponseWriter, r *http.Request) error {
 	if r.Header.Get(viaHeader) != "" {
 		return newProblem(http.StatusLoopDetected, "This call was made by /worker-endpoint itself; carrying it out would never end.").neverAgain()
 	}
-	asked, err := a.readWork(bodyOf(r))
+	asked, err := a.readWork(httpserver.Body(r))
 	if err != nil {
 		return err
 	}
@@ -98,7 +99,7 @@ func (a *API) work(w http.ResponseWriter, r *http.Request) error {
 
 // workStored carries out a stored task.
 func (a *API) workStored(w http.ResponseWriter, r *http.Request, reference *TaskReference) error {
-	if err := a.keepForCall(r); err != nil {
+	if err := a.Guard.HoldForCall(r); err != nil {
 		return err
 	}
 	id, err := task.ParseID(reference.TaskID)
@@ -109,7 +110,7 @@ func (a *API) workStored(w http.ResponseWriter, r *http.Request, reference *Task
 	if err != nil {
 		return err
 	}
-	a.Log.InfoContext(r.Context(), "task carried out at /worker-endpoint", "task_id", id.String(), "outcome", string(outcome.Kind), "caller", caller(r.Context()))
+	a.Log.InfoContext(r.Context(), "task carried out at /worker-endpoint", "task_id", id.String(), "outcome", string(outcome.Kind), "caller", httpserver.Principal(r.Context()))
 	return a.answerWork(w, r, outcome, decision)
 }
 
@@ -125,15 +126,22 @@ type work struct {
 // content type is not looked at: Cloud Scheduler sends application/octet-stream.
 func (a *API) readWork(body []byte) (w work, err error) {
 	w.at = Loc{"body"}
+	read := func(text []byte, into any) error {
+		found, err := a.parseText(text, into, w.at)
+		if err == nil && found != nil {
+			err = invalid(found)
+		}
+		return err
+	}
 	switch names := memberNames(body); {
 	case len(body) == 0:
 		return w, errNoBody()
 	case names["task_id"]:
 		w.reference = new(TaskReference)
-		return w, a.readInto(w.reference, body, w.at)
+		return w, read(body, w.reference)
 	case names["message"]:
 		push := new(PubSubPush)
-		if err := a.readInto(push, body, w.at); err != nil {
+		if err := read(body, push); err != nil {
 			return w, err
 		}
 		w.at = Loc{"body", "message", "data"}
@@ -142,17 +150,17 @@ func (a *API) readWork(body []byte) (w work, err error) {
 		}
 	}
 	w.request = new(TaskRequest)
-	err = a.readInto(w.request, body, w.at)
+	err = read(body, w.request)
 	if p, ok := errors.AsType[*Problem](err); ok && p.Status == http.StatusBadRequest && len(w.at) > 1 {
 		message := "must hold a task request in JSON: " + strings.Replace(p.Detail, "The body ", "what it holds ", 1)
-		return w, invalid([]FieldProblem{{Loc: w.at, Msg: message, Type: "invalid"}})
+		err = invalid([]FieldProblem{{Loc: w.at, Msg: message, Type: "invalid"}})
 	}
 	return w, err
 }
 
 // callOnce carries out a task that is not stored.
 func (a *API) callOnce(r *http.Request, from intake.Origin, request *TaskRequest) (task.Outcome, error) {
-	t, err := a.newTask(request)
+	t, err := a.newTask(r.Context(), request, nil)
 	if err != nil {
 		return task.Outcome{}, err
 	}
@@ -171,7 +179,7 @@ func (a *API) callOnce(r *http.Request, from intake.Origin, request *TaskRequest
 	if err := a.Intake.Unstored(r.Context(), from, t); err != nil {
 		return task.Outcome{}, err
 	}
-	if err := a.keepForCall(r); err != nil {
+	if err := a.Guard.HoldForCall(r); err != nil {
 		return task.Outcome{}, err
 	}
 	return a.Dispatcher.ExecuteUnstored(r.Context(), t)

@@ -18,27 +18,16 @@ const (
 	maxEarly = 4
 )
 
-// Refusal is why a request does not reach its handler.
-type Refusal struct {
-	// Status is the HTTP status to answer with.
-	Status int
-	// Detail says in one sentence what is wrong. It holds nothing that was sent.
-	Detail string
-}
-
-// Error returns the detail.
-func (r *Refusal) Error() string { return r.Detail }
-
 var (
-	errHeadTooLarge = &Refusal{http.StatusRequestHeaderFieldsTooLarge, "The request line and the headers must be at most 16 KiB (16384 bytes) and at most 100 header lines."}
+	errHeadTooLarge = &Refusal{Status: http.StatusRequestHeaderFieldsTooLarge, Detail: "The request line and the headers must be at most 16 KiB (16384 bytes) and at most 100 header lines."}
 	// A proxy before the service may have gone by the other one of the two, and
 	// take what follows for another request (RFC 9112 §6.3).
-	errTwoLengths = &Refusal{http.StatusBadRequest, "The request must not have both Content-Length and Transfer-Encoding."}
+	errTwoLengths = &Refusal{Status: http.StatusBadRequest, Detail: "The request must not have both Content-Length and Transfer-Encoding."}
 	// Where they differ one of them is wrong, and equal ones may be refused (§6.3).
-	errLengthTwice = &Refusal{http.StatusBadRequest, "The request must have Content-Length once at most."}
-	errOldEncoding = &Refusal{http.StatusBadRequest, "A request with Transfer-Encoding must be HTTP/1.1."}
+	errLengthTwice = &Refusal{Status: http.StatusBadRequest, Detail: "The request must have Content-Length once at most."}
+	errOldEncoding = &Refusal{Status: http.StatusBadRequest, Detail: "A request with Transfer-Encoding must be HTTP/1.1."}
 	// net/http would join the lines, and find a Content-Length that is not in one (§5.2).
-	errFolded       = &Refusal{http.StatusBadRequest, "A header line must not begin with a space or a tab."}
+	errFolded       = &Refusal{Status: http.StatusBadRequest, Detail: "A header line must not begin with a space or a tab."}
 	errTrailerLarge = errors.New("the trailer of a chunked body is too large")
 )
 

@@ -1,8 +1,8 @@
 // Package httpserver is what stands between the network and every door of the
-// service. It knows nothing of what they serve.
+// service. It knows nothing of what a door serves.
 //
-// A [Listener] bounds the connections, and what the head of a request may be
-// before net/http parses it.
+// A [Listener] bounds how many connections there are, and refuses heads of requests
+// before net/http parses them.
 package httpserver
 
 import (
@@ -26,19 +26,19 @@ const (
 	// after its answer.
 	maxDiscard  = 8 << 20
 	discardTime = 2 * time.Second
-	// writeBuffer is how much of what a caller does not read the system keeps for
-	// each connection, twice over on Linux, which would take 4 MiB by itself. A
-	// container's memory is bounded with it.
+	// writeBuffer is how many bytes the system keeps of an answer that a caller does
+	// not read. Linux doubles the number, and without it takes up to 4 MiB for each
+	// connection, which counts as the container's memory.
 	writeBuffer = 64 << 10
 )
 
-// Listener accepts connections for an [http.Server]. Of those that no request is
-// being answered on, it closes the one that has been so for longest when there
-// are too many, or when the heads that are not whole take too many bytes. Where
-// all are being answered, the one goes that has been so for longest.
+// Listener accepts connections for an [http.Server]. A connection is idle while no
+// request on it is being answered. When there are too many connections, or when
+// unfinished heads take too many bytes, the Listener closes the connection that has
+// been idle for longest; where none is idle, the one that has been answering for longest.
 //
 // A head of more than [MaxHead] bytes or [MaxHeadLines] does not reach the server's
-// handler, nor one that says twice how long its body is: see [RefusalOf].
+// handler, nor does one that says twice how long its body is: see [RefusalOf].
 type Listener struct {
 	net.Listener
 	max     int
@@ -46,9 +46,9 @@ type Listener struct {
 	log     *slog.Logger
 
 	mu        sync.Mutex
-	waiting   queue // no request is being answered
+	idle      queue
 	answering queue
-	held      int // bytes
+	held      int // bytes of unfinished heads
 
 	evictions logging.Limiter
 }
@@ -104,19 +104,19 @@ func (l *Listener) Accept() (net.Conn, error) {
 	c := &conn{Conn: nc, listener: l}
 	l.mu.Lock()
 	var victim *conn
-	if l.waiting.count+l.answering.count >= l.max {
-		if victim = l.waiting.first; victim == nil {
+	if l.idle.count+l.answering.count >= l.max {
+		if victim = l.idle.first; victim == nil {
 			victim = l.answering.first
 		}
 		l.remove(victim)
 	}
-	l.waiting.add(c)
+	l.idle.add(c)
 	l.mu.Unlock()
 	l.evict(victim)
 	return c, nil
 }
 
-// hold counts n more bytes of an unfinished head.
+// hold counts n more bytes of an unfinished head of c.
 func (l *Listener) hold(c *conn, n int) {
 	l.mu.Lock()
 	if c.queue != nil {
@@ -124,7 +124,7 @@ func (l *Listener) hold(c *conn, n int) {
 		l.held += n
 	}
 	var victims []*conn
-	for victim := l.waiting.first; victim != nil && l.held > l.maxHeld; {
+	for victim := l.idle.first; victim != nil && l.held > l.maxHeld; {
 		next := victim.next
 		if victim.counted > 0 {
 			l.remove(victim)
@@ -138,23 +138,23 @@ func (l *Listener) hold(c *conn, n int) {
 	}
 }
 
-// letGo says that nothing is held of c.
-func (l *Listener) letGo(c *conn) {
+// release says that no bytes of c are held any more.
+func (l *Listener) release(c *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.held -= c.counted
 	c.counted = 0
 }
 
-// closes says that c is being closed.
-func (l *Listener) closes(c *conn) {
+// forget says that c is being closed.
+func (l *Listener) forget(c *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.remove(c)
 }
 
-// whole says that n more requests of c have arrived whole.
-func (l *Listener) whole(c *conn, n int) {
+// received says that n more requests of c have been received whole.
+func (l *Listener) received(c *conn, n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if c.queue == nil {
@@ -167,7 +167,7 @@ func (l *Listener) whole(c *conn, n int) {
 	}
 }
 
-// answered says that a request of c was answered, and that it is open still.
+// answered says that a request of c was answered, and that c is still open.
 func (l *Listener) answered(c *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -181,11 +181,10 @@ func (l *Listener) answered(c *conn) {
 		return
 	}
 	c.unanswered = 0
-	l.waiting.add(c)
+	l.idle.add(c)
 }
 
-// remove forgets a connection, where there is one and it was not forgotten. l.mu
-// must be held.
+// remove takes c out of its queue; it may be nil or closed. l.mu must be held.
 func (l *Listener) remove(c *conn) {
 	if c == nil || c.queue == nil {
 		return
@@ -195,7 +194,7 @@ func (l *Listener) remove(c *conn) {
 	c.counted = 0
 }
 
-// evict closes a connection that had to make room; nil is none.
+// evict closes a connection in favour of others; nil is none.
 func (l *Listener) evict(c *conn) {
 	if c == nil {
 		return
@@ -249,7 +248,7 @@ type conn struct {
 	unanswered     int // requests that are whole
 	counted        int // bytes of the listener's held
 
-	// For who reads: net/http sees to it that this is one goroutine at a time.
+	// For the goroutine that reads: net/http lets one at a time.
 	framing framing
 	held    []byte   // what has come and was not read
 	ready   int      // how much of that may be read
@@ -291,7 +290,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	c.ready -= n
 	if len(c.held) == 0 {
 		c.held = nil
-		c.listener.letGo(c)
+		c.listener.release(c)
 	}
 	return n, nil
 }
@@ -327,7 +326,7 @@ func (c *conn) readHead() error {
 func (c *conn) follow(b []byte) int {
 	ready, whole, err := c.framing.follow(b)
 	if whole > 0 {
-		c.listener.whole(c, whole)
+		c.listener.received(c, whole)
 	}
 	if err != nil {
 		c.end = err
@@ -373,6 +372,6 @@ func (c *conn) CloseWrite() error {
 
 // Close is part of net.Conn.
 func (c *conn) Close() error {
-	c.listener.closes(c)
+	c.listener.forget(c)
 	return c.Conn.Close()
 }

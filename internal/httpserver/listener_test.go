@@ -106,7 +106,7 @@ func (s *service) eventually(what string, is func(l *Listener) bool) {
 func (s *service) empty() {
 	s.t.Helper()
 	s.eventually("nothing is counted", func(l *Listener) bool {
-		return l.waiting == queue{} && l.answering == queue{} && l.held == 0
+		return l.idle == queue{} && l.answering == queue{} && l.held == 0
 	})
 }
 
@@ -181,10 +181,10 @@ func TestUsedConnectionIsYounger(t *testing.T) {
 	used := s.dial(get + "\r\n")
 	used.expect(http.StatusForbidden, refused)
 	other := s.dial(get)
-	s.eventually("there are two", func(l *Listener) bool { return l.waiting.count == 2 })
+	s.eventually("there are two", func(l *Listener) bool { return l.idle.count == 2 })
 	used.send(get + "\r\n")
 	used.expect(http.StatusForbidden, refused)
-	s.eventually("the other is older", func(l *Listener) bool { return l.waiting.count == 2 && l.waiting.first.next.framing.between() })
+	s.eventually("the other is older", func(l *Listener) bool { return l.idle.count == 2 && l.idle.first.next.framing.between() })
 	s.dial(get+"\r\n").expect(http.StatusForbidden, refused)
 	other.expectClosed()
 	used.send(get + "\r\n")
@@ -232,15 +232,15 @@ func TestHeldBytes(t *testing.T) {
 	s.listener.maxHeld = 5 * minHeld
 	s.listener.mu.Unlock()
 	idle := s.dial(get)
-	s.eventually("one is there", func(l *Listener) bool { return l.waiting.count == 1 })
+	s.eventually("one is there", func(l *Listener) bool { return l.idle.count == 1 })
 	idle.send("\r\n")
 	idle.expect(http.StatusForbidden, refused)
-	s.eventually("it is idle", func(l *Listener) bool { return l.waiting.count == 1 && l.held == 0 })
+	s.eventually("it is idle", func(l *Listener) bool { return l.idle.count == 1 && l.held == 0 })
 	half := get + "X: " + strings.Repeat("x", minHeld)
 	var heads []*client
 	for i := range 6 {
 		heads = append(heads, s.dial(half))
-		s.eventually("it is held, or one had to go", func(l *Listener) bool { return l.waiting.count == min(i, 1)+2 && l.held <= l.maxHeld })
+		s.eventually("it is held, or one had to go", func(l *Listener) bool { return l.idle.count == min(i, 1)+2 && l.held <= l.maxHeld })
 	}
 	for i, c := range heads {
 		if i < len(heads)-2 {

@@ -12,14 +12,14 @@ import (
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-// A worker that was reaped claims nothing: it must learn so from its heartbeat
-// and register anew first.
+// claimSQL returns the statements of Claim and ClaimOne. A worker that was reaped claims
+// nothing until its heartbeat has told it so and it has registered anew.
 //
-// Here as in the other statements on tasks the rows are named by an array and
-// not by a join. The planner takes an array for short and goes by the index; of
-// a join's size it knows nothing, and may read the whole table instead. These
-// rows are locked, so they are found where they are (ctid), without an index;
-// one that was given back at this very moment is left to the next look.
+// As in the other statements on tasks, UPDATE finds its rows by an array and not by a
+// join. The planner expects an array to be short, and uses an index. It knows nothing of a
+// join's size, and may read the whole table. The claimed rows are locked, so their places
+// (ctid) hold and no index is needed. A row that another transaction changed at this
+// moment has another place: the next claim finds it.
 func claimSQL(l columns) (due, one string) {
 	const set = `UPDATE tasks t SET state = 'running', claim = t.claim + 1, worker_id = $1,
     claimed_at = now(), first_claimed_at = COALESCE(t.first_claimed_at, now())`

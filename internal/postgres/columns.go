@@ -19,14 +19,14 @@ import (
 // from this list (see newStatements): a new column is an entry here, a migration, and
 // a field of [task.Task].
 var taskColumns = columns{
-	{"id", "uuid", both, useInsert | useClaim | useShow | useRedrive, direct(func(t *task.Task) *[16]byte { return (*[16]byte)(&t.ID) })},
+	{"id", "uuid", both, useCall, direct(func(t *task.Task) *[16]byte { return (*[16]byte)(&t.ID) })},
 	{"claim", "bigint", both, useClaim | useShow | useRedrive, direct(func(t *task.Task) *int64 { return &t.LastClaim })},
 	{"state", "text", both, useShow, direct(func(t *task.Task) *task.State { return &t.State })},
 	{"reason", "text", history, useShow, orNull(func(t *task.Task) *task.Reason { return &t.Reason })},
 	{"worker_id", "uuid", live, 0, field{}},
 	{"claimed_at", "timestamptz", live, 0, field{}},       // of a task.Claim
 	{"first_claimed_at", "timestamptz", live, 0, field{}}, // of a task.Claim
-	{"run_at", "timestamptz", both, useInsert | useClaim | useShow | useRedrive, moment(func(t *task.Task) *time.Time { return &t.RunAt })},
+	{"run_at", "timestamptz", both, useCall, moment(func(t *task.Task) *time.Time { return &t.RunAt })},
 	{"created_at", "timestamptz", both, useClaim | useShow | useRedrive, direct(func(t *task.Task) *time.Time { return &t.CreatedAt })},
 	{"finished_at", "timestamptz", history, useShow, moment(func(t *task.Task) *time.Time { return &t.FinishedAt })},
 	{"cancel_requested_at", "timestamptz", live, useClaim | useShow, moment(func(t *task.Task) *time.Time { return &t.CancelRequestedAt })},
@@ -34,28 +34,28 @@ var taskColumns = columns{
 	{"attempt_count", "integer", both, useClaim | useShow, direct(func(t *task.Task) *int { return &t.AttemptCount })},
 	{"attempts", "jsonb", both, useShow | useRedrive, attemptsField},
 
-	{"expires_at", "timestamptz", both, useSpec, moment(func(t *task.Task) *time.Time { return &t.ExpiresAt })},
-	{"timeout_seconds", "double precision", both, useSpec | useSetting, span(func(t *task.Task) *time.Duration { return &t.Timeout })},
-	{"max_retry_duration_seconds", "double precision", both, useSpec | useSetting, span(func(t *task.Task) *time.Duration { return &t.Retry.MaxRetryDuration })},
-	{"min_backoff_seconds", "double precision", both, useSpec | useSetting, span(func(t *task.Task) *time.Duration { return &t.Retry.MinBackoff })},
-	{"max_backoff_seconds", "double precision", both, useSpec | useSetting, span(func(t *task.Task) *time.Duration { return &t.Retry.MaxBackoff })},
-	{"max_attempts", "integer", both, useSpec | useSetting, direct(func(t *task.Task) *int { return &t.Retry.MaxAttempts })},
-	{"max_doublings", "integer", both, useSpec | useSetting, direct(func(t *task.Task) *int { return &t.Retry.MaxDoublings })},
-	{"retry_client_errors", "boolean", both, useSpec | useSetting, direct(func(t *task.Task) *bool { return &t.Retry.RetryClientErrors })},
-	{"method", "text", both, useInsert | useClaim | useShow | useRedrive, direct(func(t *task.Task) *string { return &t.Method })},
-	{"url", "text", both, useInsert | useClaim | useShow | useRedrive, direct(func(t *task.Task) *string { return &t.URL })},
-	{"content_type", "text", both, useInsert | useClaim | useShow | useRedrive | useContent, direct(func(t *task.Task) *string { return &t.ContentType })},
-	{"headers", "jsonb", both, useSpec | useObject, textMap(func(t *task.Task) *map[string]string { return &t.Headers })},
+	{"expires_at", "timestamptz", both, useCallOption, moment(func(t *task.Task) *time.Time { return &t.ExpiresAt })},
+	{"timeout_seconds", "double precision", both, useCallOption | useSetting, span(func(t *task.Task) *time.Duration { return &t.Timeout })},
+	{"max_retry_duration_seconds", "double precision", both, useCallOption | useSetting, span(func(t *task.Task) *time.Duration { return &t.Retry.MaxRetryDuration })},
+	{"min_backoff_seconds", "double precision", both, useCallOption | useSetting, span(func(t *task.Task) *time.Duration { return &t.Retry.MinBackoff })},
+	{"max_backoff_seconds", "double precision", both, useCallOption | useSetting, span(func(t *task.Task) *time.Duration { return &t.Retry.MaxBackoff })},
+	{"max_attempts", "integer", both, useCallOption | useSetting, direct(func(t *task.Task) *int { return &t.Retry.MaxAttempts })},
+	{"max_doublings", "integer", both, useCallOption | useSetting, direct(func(t *task.Task) *int { return &t.Retry.MaxDoublings })},
+	{"retry_client_errors", "boolean", both, useCallOption | useSetting, direct(func(t *task.Task) *bool { return &t.Retry.RetryClientErrors })},
+	{"method", "text", both, useCall, direct(func(t *task.Task) *string { return &t.Method })},
+	{"url", "text", both, useCall, direct(func(t *task.Task) *string { return &t.URL })},
+	{"content_type", "text", both, useCall | useContent, direct(func(t *task.Task) *string { return &t.ContentType })},
+	{"headers", "jsonb", both, useCallOption | useObject, textMap(func(t *task.Task) *map[string]string { return &t.Headers })},
 	{"labels", "jsonb", both, useInsert | useShow | useRedrive | useChange | useObject, textMap(func(t *task.Task) *map[string]string { return &t.Labels })},
 	{"body", "bytea", both, useInsert | useClaim | useRedrive | useContent, bodyField},
 	{bodyBytes, "integer", nowhere, useShow, orNull(func(t *task.Task) *int { return &t.BodyBytes })},
 	{"callbacks", "jsonb", both, useInsert | useShow | useRedrive, callbacksField},
-	{"oidc_audience", "text", both, useInsert | useClaim | useShow | useRedrive, orNull(func(t *task.Task) *string { return &t.OIDCAudience })},
+	{"oidc_audience", "text", both, useCall, orNull(func(t *task.Task) *string { return &t.OIDCAudience })},
 	{"created_by", "text", both, useInsert | useShow | useRedrive | useInherit, orNull(func(t *task.Task) *string { return &t.CreatedBy })},
 	{"idempotency_key", "text", both, useInsert | useShow | useRedrive, orNull(func(t *task.Task) *string { return &t.IdempotencyKey })},
 	{"parent_id", "uuid", both, useInsert | useShow | useRedrive, orNull(func(t *task.Task) *[16]byte { return (*[16]byte)(&t.ParentID) })},
 	{"root_id", "uuid", both, useShow | useRedrive, orNull(func(t *task.Task) *[16]byte { return (*[16]byte)(&t.RootID) })},
-	{"hops", "smallint", both, useInsert | useClaim | useShow | useRedrive, orNull(func(t *task.Task) *int { return &t.Hops })},
+	{"hops", "smallint", both, useCall, orNull(func(t *task.Task) *int { return &t.Hops })},
 	{"round", "integer", both, useClaim | useShow | useRedrive, orNull(func(t *task.Task) *int { return &t.Round })},
 	{"queue", "text", both, useFlow, orNull(func(t *task.Task) *string { return &t.Queue })},
 	{"flow_key", "text", both, useFlow, orNull(func(t *task.Task) *string { return &t.FlowKey })},
@@ -101,20 +101,25 @@ const (
 	useObject                  // NULL stands for the empty object where it is sent
 	useQueued                  // it is useInsert, but NULL in each plain task
 
-	useSpec = useInsert | useClaim | useShow | useChange | useRedrive
+	// A submission sends a useCall column and a call needs it. A useCallOption column is
+	// such a one that a change may set, too.
+	useCall       = useInsert | useClaim | useShow | useRedrive
+	useCallOption = useCall | useChange
+
+	// A submission to a queue sends a useFlow column.
 	useFlow = useQueued | useShow | useChange | useRedrive
 )
 
-// field is how a column's values are written from tasks and read into them. All
-// functions are nil where it is done neither way.
+// field writes a column's values from tasks, and reads them into tasks. Its functions
+// are nil for a column that is only read, or neither read nor written.
 type field struct {
-	// array is the column's values of some tasks, as an argument of a statement. Where
-	// it is NULL for all of them the array itself is: unnest fills it up.
+	// array returns the column's values of some tasks, as an argument of a statement: nil,
+	// and so NULL, where all of them are NULL. Beside longer arrays unnest gives NULLs then.
 	array func([]newTask) any
-	// value is that of one task.
+	// value returns the column's value of one task.
 	value func(*task.Task) any
-	// dest returns where to scan a value, and what has to be called for it to reach
-	// the task; nil where dest is in the task.
+	// dest returns where to scan a value to, and a function that then sets the task's
+	// field. The function is nil where the value is scanned into the field itself.
 	dest func(*task.Task) (dest any, done func() error)
 }
 

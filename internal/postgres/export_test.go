@@ -80,7 +80,7 @@ func (s *Store) Wrap() { s.pool.wrapped, s.leases.wrapped = true, true }
 // task's Fingerprint: submissions send it, changes set it, and all that reads tasks
 // reads it.
 func (s *Store) AddColumn() {
-	s.sql = newStatements(append(slices.Clone(taskColumns), column{"fingerprint", "bytea", both, useSpec | useInherit,
+	s.sql = newStatements(append(slices.Clone(taskColumns), column{"fingerprint", "bytea", both, useCallOption | useInherit,
 		notNull(func(t *task.Task) []byte { return t.Fingerprint }, func(t *task.Task, b []byte) error { t.Fingerprint = b; return nil })}))
 }
 

@@ -222,8 +222,9 @@ func (s *Store) finish(ctx context.Context, results []Result) ([]written, error)
 	return out, nil
 }
 
-// writeRest writes results after others of their flush were written, so that an
-// error is theirs alone: of those, in the end, that bring it about.
+// writeRest writes results that another statement of their flush did not match. That
+// statement is committed, so an error is kept from its results. writeRest halves the
+// results until only those at fault have the error.
 func writeRest(results []Result, out []*written, write func([]Result) ([]bool, error)) {
 	if len(results) == 0 {
 		return

@@ -92,11 +92,11 @@ func (s *Store) Unregister(ctx context.Context, worker task.ID) error {
 	return nil
 }
 
-// Whether a worker is silent is decided once, where its row is deleted: a
-// heartbeat that comes at that moment keeps the row and the tasks. A claim that
-// commits while the row goes is found by the next reap, as one without a row.
-// A heartbeat from the future is older than a jump back of the database's clock:
-// its worker has a lease from now on.
+// A worker is silent when DELETE finds it so: a heartbeat that commits just before
+// keeps the row, and its tasks. A task that the worker claims while its row is being
+// deleted has a worker without a row, and the next reap takes it. A heartbeat that
+// lies in the future is from before the database's clock was set back: its worker
+// gets a whole lease from now on.
 const reapSQL = `-- name: reap
 WITH ahead AS (
     UPDATE workers SET heartbeat_at = now() WHERE heartbeat_at > now() + make_interval(secs => $1)

@@ -27,7 +27,7 @@ var closed = []netip.Prefix{
 	netip.MustParsePrefix("224.0.0.0/4"),     // multicast, RFC 5771
 	netip.MustParsePrefix("240.0.0.0/4"),     // reserved, and broadcast, RFC 1112 and 8190
 
-	// Only 2000::/3 is handed out. The rest holds unspecified, loopback,
+	// Only 2000::/3 is allocated. The rest holds unspecified, loopback,
 	// IPv4-compatible, NAT64 (64:ff9b::/96, 64:ff9b:1::/48), discard (100::/64),
 	// SRv6 (5f00::/16), unique local (fc00::/7), link-local (fe80::/10),
 	// site-local (fec0::/10), multicast (ff00::/8), and the reserved space.
@@ -40,7 +40,7 @@ var closed = []netip.Prefix{
 	netip.MustParsePrefix("3fff::/20"),     // documentation, RFC 9637
 }
 
-// The metadata server hands out the service's own credentials; nothing opens it.
+// The metadata server gives the service's own credentials away; no setting opens it.
 var (
 	metadataAddrs = []netip.Addr{
 		netip.MustParseAddr("169.254.169.254"),

@@ -1,5 +1,5 @@
 // Package target decides which hosts and addresses may be called. [Policy] checks
-// a task's URL when the task is handed in and again when it is called, and each
+// a task's URL when the task is submitted and again when it is called, and each
 // address when it is dialled. [Hosts] is a list of hosts from the settings, which
 // package credentials uses too: both must read the host of a URL the same way.
 package target

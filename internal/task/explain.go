@@ -34,11 +34,41 @@ type Facts struct {
 // MaxAhead is how far the tasks ahead of another are counted.
 const MaxAhead = 10_000
 
-// Explain says in one sentence why a task has not run, or what became of it. A
-// task that has a parent gets a second sentence, which names the parent and the
-// first task of the chain.
+// Explain says in one sentence why a task has not run, or how it ended. A second sentence
+// counts the attempts without a result that may have reached the target, if there are any.
+// A last one names the parent of the task, if it has one, and the first task of the chain.
 func Explain(t *Task, f Facts) string {
-	return explainState(t, f) + explainParent(t)
+	return explainState(t, f) + explainRepeats(t) + explainParent(t)
+}
+
+// explainRepeats says why a target may have got a task more often than its counted attempts
+// show.
+func explainRepeats(t *Task) string {
+	var interrupted, snoozed, lost int
+	for i := range t.Attempts {
+		switch a := &t.Attempts[i]; {
+		case a.Outcome == OutcomeInterrupted && !isShortage(a.Error):
+			interrupted++
+		case a.Outcome == OutcomeSnoozed:
+			snoozed++
+		case a.Outcome == OutcomeLost:
+			lost++
+		}
+	}
+	total := interrupted + snoozed + lost
+	if total == 0 {
+		return ""
+	}
+	var kinds []string
+	for _, k := range []struct {
+		n    int
+		what string
+	}{{interrupted, "interrupted"}, {snoozed, "snoozed"}, {lost, "lost with its instance"}} {
+		if k.n > 0 {
+			kinds = append(kinds, fmt.Sprintf("%d %s", k.n, k.what))
+		}
+	}
+	return fmt.Sprintf(" The target may have got %s without a result: %s.", count(total, "attempt"), strings.Join(kinds, ", "))
 }
 
 func explainParent(t *Task) string {

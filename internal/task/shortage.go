@@ -19,6 +19,16 @@ const (
 	ShortageResolver    Shortage = "no name server answers, so that no host name can be looked up: check the network and /etc/resolv.conf of the service"
 )
 
+// isShortage reports whether the error of an attempt is a [Shortage], so that the target was
+// not called.
+func isShortage(text string) bool {
+	switch Shortage(text) {
+	case ShortageDescriptors, ShortageMemory, ShortagePorts, ShortageResolver:
+		return true
+	}
+	return false
+}
+
 // Everywhere reports whether the instance can open no connection at all, to no target.
 func (s Shortage) Everywhere() bool { return s == ShortageDescriptors || s == ShortageMemory }
 

@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"slices"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -103,31 +103,9 @@ func (a *API) act(r *http.Request, done string, do func(context.Context, task.ID
 	if err != nil {
 		return nil, err
 	}
-	a.Log.InfoContext(ctx, done, "task_id", t.ID.String(), "state", string(t.State), "caller", caller(ctx)) //nolint:sloglint // one of a few constants
+	a.Log.InfoContext(ctx, done, "task_id", t.ID.String(), "state", string(t.State), "caller", httpserver.Principal(ctx)) //nolint:sloglint // one of a few constants
 	return t, nil
 }
-
-// ChangeRequest is what is to be different about a pending task; what it leaves
-// out stays. A pointer to a nil pointer is null, which clears the field.
-type ChangeRequest struct {
-	RunAt          *string            `json:"run_at,omitempty" example:"2030-12-24T21:00:00" doc:"When it is due next, as in /schedule."`
-	TimeZone       *string            `json:"time_zone,omitempty" example:"America/Argentina/Buenos_Aires" doc:"The IANA time zone of a local run_at."`
-	DelaySeconds   *float64           `json:"delay_seconds,omitempty" minimum:"0" maximum:"315360000" example:"60" doc:"When it is due next: this long from now, instead of run_at."`
-	Headers        map[string]*string `json:"headers,omitempty" example:"{\"X-Tenant\":\"melodia\",\"X-Old\":null}" doc:"Headers to set, by name in either case; null takes one away, and the others stay. A value that reads back as [redacted] cannot be sent back: leave it out to keep it."`
-	Payload        json.RawMessage    `json:"payload,omitempty" example:"{\"song_id\":42}" doc:"The body of the call from now on, whole; its members are not merged. null: none."`
-	Body           **string           `json:"body,omitempty" nullable:"true" example:"a line of text" doc:"The body of the call from now on as text, instead of payload. null: none."`
-	BodyBase64     **string           `json:"body_base64,omitempty" nullable:"true" example:"AAEC/w==" doc:"The body of the call from now on as bytes in base64, as in /enqueue, instead of payload or body. null: none."`
-	TimeoutSeconds *float64           `json:"timeout_seconds,omitempty" minimum:"0.1" maximum:"1800" example:"10" doc:"Bounds a whole attempt."`
-	Retry          *RetryChange       `json:"retry,omitempty" doc:"The retry policy; what it leaves out stays."`
-	Labels         map[string]*string `json:"labels,omitempty" example:"{\"kind\":\"play\",\"old\":null}" doc:"Labels to set, by name; null takes one away, and the others stay."`
-	ExpiresAt      **string           `json:"expires_at,omitempty" format:"date-time" nullable:"true" example:"2030-12-31T23:59:59Z" doc:"No attempt starts after this moment. null: it never expires."`
-	Queue          **string           `json:"queue,omitempty" pattern:"^[A-Za-z0-9._-]{1,100}$" patternDescription:"1 to 100 letters, digits, dots, hyphens and underscores" nullable:"true" example:"mail" doc:"The queue that it waits in from now on. The queue's defaults do not reach it any more. null: none, or default while it has a flow_key."`
-	FlowKey        **string           `json:"flow_key,omitempty" pattern:"^[!-~]{1,200}$" patternDescription:"1 to 200 visible ASCII characters" nullable:"true" example:"tenant-42" doc:"Its flow key from now on. null: none."`
-	Priority       *task.Priority     `json:"priority,omitempty" enum:"high,normal,low" example:"high" doc:"The order within the queue."`
-}
-
-// RetryChange is what is to be different about a retry policy.
-type RetryChange RetryRequest
 
 type changeInput struct {
 	TaskPath
@@ -176,71 +154,6 @@ func (a *API) change(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return a.answerTask(w, r, http.StatusOK, t)
-}
-
-// change returns the request in the domain's terms.
-func (r *ChangeRequest) change() (c task.Change, errs task.Errors) {
-	c = task.Change{Headers: r.Headers, Labels: r.Labels, Timeout: duration(r.TimeoutSeconds)}
-	for name, value := range r.Headers {
-		if value != nil && *value == redacted && task.IsSecretHeader(name) {
-			errs = append(errs, task.FieldError{Path: []string{"headers", name}, Kind: "redacted",
-				Message: "is shown as [redacted] and cannot be sent back like that: leave it out to keep its value"})
-		}
-	}
-	if r.Payload != nil || r.Body != nil || r.BodyBase64 != nil {
-		content, found := readContent(r.Payload, orNull(r.Body), orNull(r.BodyBase64))
-		c.Content, errs = &content, append(errs, found...)
-	}
-	if p := r.Retry; p != nil {
-		c.Retry = task.RetryChange{
-			MaxAttempts: p.MaxAttempts, MaxRetryDuration: duration(p.MaxRetryDurationSeconds), MinBackoff: duration(p.MinBackoffSeconds),
-			MaxBackoff: duration(p.MaxBackoffSeconds), MaxDoublings: p.MaxDoublings, RetryClientErrors: p.RetryClientErrors,
-		}
-	}
-	if r.RunAt != nil || r.TimeZone != nil || r.DelaySeconds != nil {
-		when, found := (&ScheduleRequest{RunAt: r.RunAt, TimeZone: r.TimeZone, DelaySeconds: r.DelaySeconds}).when()
-		c.When, errs = &when, append(errs, found...)
-	}
-	c.Queue, c.FlowKey, c.Priority = orEmpty(r.Queue), orEmpty(r.FlowKey), r.Priority
-	if r.ExpiresAt != nil {
-		c.ExpiresAt = new(time.Time)
-	}
-	if text := orNull(r.ExpiresAt); text != nil {
-		var err error
-		if *c.ExpiresAt, err = task.ParseRunAt(*text, nil); err != nil || c.ExpiresAt.IsZero() {
-			errs = append(errs, task.FieldError{Path: []string{"expires_at"}, Message: wantTime, Kind: "datetime_parsing"})
-		}
-	}
-	return c, errs
-}
-
-// orNull is the text of a field that null clears; nil where it is null or left out.
-func orNull(field **string) *string {
-	if field == nil {
-		return nil
-	}
-	return *field
-}
-
-// orEmpty is a text, empty where null was given; nil where nothing was.
-func orEmpty(text **string) *string {
-	if text != nil && *text == nil {
-		return new(string)
-	}
-	if text == nil {
-		return nil
-	}
-	return *text
-}
-
-// duration is seconds in the domain's terms; nil stays nil.
-func duration(seconds *float64) *time.Duration {
-	if seconds == nil {
-		return nil
-	}
-	d := new(time.Duration)
-	setDuration(d, seconds)
-	return d
 }
 
 // BulkRequest says which tasks to act on.
@@ -403,8 +316,8 @@ func (a *API) bulk(ctx context.Context, f task.Filter, r *BulkRequest, done stri
 		}
 		result.Changed += changed
 	}
-	a.Log.InfoContext(ctx, done, "count", result.Changed, "matched", len(ids), "sample", result.Sample, "caller", caller(ctx)) //nolint:sloglint // one of a few constants
-	if errors.Is(err, task.ErrOverloaded) && result.Changed > 0 {                                                              // whose own words are that nothing was done
+	a.Log.InfoContext(ctx, done, "count", result.Changed, "matched", len(ids), "sample", result.Sample, "caller", httpserver.Principal(ctx)) //nolint:sloglint // one of a few constants
+	if errors.Is(err, task.ErrOverloaded) && result.Changed > 0 {                                                                            // whose own words are that nothing was done
 		err = newProblem(http.StatusServiceUnavailable, "Some of the tasks were changed; then the service had too much under way. Call again for the rest.").retryLater()
 	}
 	return result, err

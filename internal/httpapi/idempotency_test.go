@@ -5,13 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"regexp"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -95,8 +94,20 @@ func TestIdempotencyKey(t *testing.T) {
 // The same request to the two paths, with a key that is not known there.
 func TestFingerprintHasThePath(t *testing.T) {
 	t.Parallel()
-	in := &onceInput{IdempotencyKey: "k", RawBody: []byte("{}")}
-	one, two := in.request(t.Context(), "/enqueue").Fingerprint, in.request(t.Context(), "/schedule").Fingerprint
+	api := newService(t).API
+	fingerprint := func(path string) (got []byte) {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, path, strings.NewReader("{}"))
+		r.Header.Set("Idempotency-Key", "k")
+		api.door.ReadBody(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			in, err := api.submission(r)
+			if err != nil {
+				t.Error(err)
+			}
+			got = in.Fingerprint
+		})).ServeHTTP(httptest.NewRecorder(), r)
+		return got
+	}
+	one, two := fingerprint("/enqueue"), fingerprint("/schedule")
 	if len(one) != 32 || cmp.Equal(one, two) {
 		t.Errorf("got the fingerprints %x and %x, want two different ones of 32 bytes", one, two)
 	}
@@ -164,77 +175,6 @@ func TestRepeatAfterTheRetention(t *testing.T) {
 	if a.detail() != goneDetail {
 		t.Errorf("got %q", a.detail())
 	}
-}
-
-// Who names no request gets the answers of those who do: the operations answer the
-// latter, directly the others.
-func TestDirectAnswers(t *testing.T) {
-	t.Parallel()
-	s := newService(t)
-	var failing error
-	inserts := 0
-	s.store.insert = func(context.Context, *task.Task) error {
-		inserts++
-		return failing
-	}
-	for path, body := range map[string]string{
-		"/enqueue":  with("payload", `{"a":[1,"x"]},"headers":{"X-Token":"`+marker+`"},"labels":{"k":"v"},"timeout_seconds":7`),
-		"/schedule": with("delay_seconds", `60,"body":"text","on_failure":{"url":"`+target+`"}`),
-	} {
-		for name, tt := range map[string]struct {
-			failing error
-			body    string
-			header  []string
-			status  int
-		}{
-			"stored":               {status: http.StatusAccepted},
-			"by somebody":          {status: http.StatusAccepted, header: []string{"X-Test-Caller", "plays"}},
-			"JSON by another name": {status: http.StatusAccepted, header: []string{"Content-Type", "application/x+json; charset=utf-8"}},
-			"nothing plain":        {status: http.StatusAccepted, body: strings.Replace(body, "60", "6e1", 1) + "\n"},
-			"too much is waiting":  {status: http.StatusTooManyRequests, failing: fmt.Errorf("insert: %w", task.ErrOverloaded)},
-			"no database":          {status: http.StatusServiceUnavailable, failing: task.ErrUnavailable},
-			"something else":       {status: http.StatusInternalServerError, failing: errors.New(marker)},
-			"wrong":                {status: http.StatusUnprocessableEntity, body: strings.Replace(body, target, "ftp://x", 1)},
-			"no JSON":              {status: http.StatusBadRequest, body: "{"},
-			"nothing":              {status: http.StatusBadRequest, body: " "},
-			"no type of ours":      {status: http.StatusUnsupportedMediaType, header: []string{"Content-Type", "text/plain"}},
-		} {
-			t.Run(path+" "+name, func(t *testing.T) {
-				failing, inserts = tt.failing, 0
-				if tt.body == "" {
-					tt.body = body
-				}
-				direct := s.post(path, tt.body, tt.header...)
-				directly, before := s.store.taken(), inserts
-				named := s.post(path, tt.body, append(tt.header, "Idempotency-Key", "k")...)
-				byName := s.store.taken()
-				if direct.status != tt.status || named.status != tt.status {
-					t.Errorf("got status %d, with a key %d, want %d: %s", direct.status, named.status, tt.status, direct.text)
-				}
-				if inserts != 2*before || before > 1 {
-					t.Errorf("one was submitted %d times, and with a key %d times", before, inserts-before)
-				}
-				if diff := cmp.Diff(unnamed(named), unnamed(direct)); diff != "" {
-					t.Errorf("answered with a key and without (-with +without):\n%s", diff)
-				}
-				ignore := cmpopts.IgnoreFields(task.Task{}, "ID", "IdempotencyKey", "Fingerprint")
-				if diff := cmp.Diff(byName, directly, ignore); diff != "" || (len(directly) == 1) != (tt.status == http.StatusAccepted) {
-					t.Errorf("stored with a key and without (-with +without):\n%s", diff)
-				}
-			})
-		}
-	}
-}
-
-// unnamed is an answer without what no two have in common.
-func unnamed(a *answer) map[string]any {
-	header := a.header.Clone()
-	for _, name := range []string{"Date", "Location", "Retry-After"} {
-		for i := range header[name] {
-			header[name][i] = regexp.MustCompile(`[0-9a-f-]{36}|^.*GMT$|^[123]$`).ReplaceAllString(header[name][i], "…")
-		}
-	}
-	return map[string]any{"header": header, "body": regexp.MustCompile(`"[0-9a-f-]{36}"`).ReplaceAllString(a.text, "…")}
 }
 
 // What was stored stays stored when it is sent again, though it breaks rules by
