@@ -24,7 +24,7 @@ func claimSQL(l columns) (due, one string) {
 	const set = `UPDATE tasks t SET state = 'running', claim = t.claim + 1, worker_id = $1,
     claimed_at = now(), first_claimed_at = COALESCE(t.first_claimed_at, now())`
 	returning := `
-RETURNING ` + l.with(useClaim).instead("t.", nil) + `, t.claimed_at, t.first_claimed_at`
+RETURNING ` + claimedColumns(l)
 	return `-- name: claim due tasks
 WITH due AS MATERIALIZED (
     SELECT ctid FROM tasks
@@ -36,10 +36,15 @@ WITH due AS MATERIALIZED (
 ` + set + `
 WHERE t.ctid = ANY (ARRAY(SELECT ctid FROM due))` + returning, `-- name: claim one task
 ` + set + `
-WHERE t.id = $2 AND t.state = 'pending' AND EXISTS (SELECT FROM workers WHERE id = $1)` + returning
+WHERE t.id = $2 AND t.state IN ('pending', 'waiting') AND EXISTS (SELECT FROM workers WHERE id = $1)` + returning + `, t.lane`
 }
 
-// Claim takes up to limit due tasks, the longest due first, for worker. A
+// claimedColumns is what a claim returns of t, in the order of scanClaim.
+func claimedColumns(l columns) string {
+	return l.with(useClaim).instead("t.", nil) + `, t.claimed_at, t.first_claimed_at`
+}
+
+// Claim takes up to limit due tasks without a lane, the longest due first, for worker. A
 // worker that is not registered gets none. The tasks come without what
 // a call does not need (labels, attempts, callbacks, created_by), in no
 // particular order. A write that committed after its request had given up may be
@@ -65,7 +70,7 @@ func (s *Store) Claim(ctx context.Context, worker task.ID, limit int) ([]*task.C
 }
 
 // ClaimOne takes the pending task with the given id for worker, whenever it is
-// due. It returns [task.ErrNotFound], or [task.ErrNotPending] when the task is
+// due and whatever its lane's limits: it counts for them from then on. It returns [task.ErrNotFound], or [task.ErrNotPending] when the task is
 // running or has ended.
 func (s *Store) ClaimOne(ctx context.Context, worker, id task.ID) (*task.Claim, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout) // waiting for a slot included
@@ -89,7 +94,12 @@ func (s *Store) claimOne(ctx context.Context, worker, id task.ID) (*task.Claim, 
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectExactlyOneRow(rows, s.scanClaim())
+	var lane *string
+	claim, err := pgx.CollectExactlyOneRow(rows, s.scanClaim(&lane))
+	if err == nil {
+		setLane(claim.Task, zeroNull(lane))
+	}
+	return claim, err
 }
 
 // whyNotClaimed explains a ClaimOne without a row.
@@ -105,10 +115,11 @@ func (s *Store) whyNotClaimed(ctx context.Context, id task.ID) error {
 	}
 }
 
-// scanClaim returns what reads the rows of a statement that claims.
-func (s *Store) scanClaim() pgx.RowToFunc[*task.Claim] {
+// scanClaim returns what reads the rows of a statement that claims. Further values of a
+// row go to more.
+func (s *Store) scanClaim(more ...any) pgx.RowToFunc[*task.Claim] {
 	var at, firstAt time.Time
-	r := s.sql.claimed.reader(&at, &firstAt)
+	r := s.sql.claimed.reader(append([]any{&at, &firstAt}, more...)...)
 	return func(row pgx.CollectableRow) (*task.Claim, error) {
 		t, err := r.read(row)
 		if err != nil {
@@ -122,7 +133,7 @@ func (s *Store) scanClaim() pgx.RowToFunc[*task.Claim] {
 const nextDueSQL = `-- name: when is the next task due
 SELECT now(), (SELECT run_at FROM tasks WHERE state = 'pending' AND run_at >= $1 ORDER BY run_at, id LIMIT 1)`
 
-// NextDue returns the time until the next pending task is due, by the
+// NextDue returns the time until the next pending task without a lane is due, by the
 // database's clock: negative when one is overdue. ok is false when none is
 // pending. It sees what Claim sees.
 func (s *Store) NextDue(ctx context.Context) (wait time.Duration, ok bool, err error) {

@@ -21,7 +21,7 @@ import (
 var taskColumns = columns{
 	{"id", "uuid", both, useCall, direct(func(t *task.Task) *[16]byte { return (*[16]byte)(&t.ID) })},
 	{"claim", "bigint", both, useClaim | useShow | useRedrive, direct(func(t *task.Task) *int64 { return &t.LastClaim })},
-	{"state", "text", both, useShow, direct(func(t *task.Task) *task.State { return &t.State })},
+	{"state", "text", both, useShow, stateField},
 	{"reason", "text", history, useShow, orNull(func(t *task.Task) *task.Reason { return &t.Reason })},
 	{"worker_id", "uuid", live, 0, field{}},
 	{"claimed_at", "timestamptz", live, 0, field{}},       // of a task.Claim
@@ -60,6 +60,7 @@ var taskColumns = columns{
 	{"queue", "text", both, useFlow, orNull(func(t *task.Task) *string { return &t.Queue })},
 	{"flow_key", "text", both, useFlow, orNull(func(t *task.Task) *string { return &t.FlowKey })},
 	{"priority", "smallint", both, useFlow, priorityField},
+	{"lane", "text", live, useQueued | useShow | useChange, laneField},
 	{"delay_seconds", "double precision", nowhere, useInsert, delayField}, // sent for run_at
 }
 
@@ -165,6 +166,18 @@ var (
 	callbacksField = nullable(func(t *task.Task) *string { return encodeCallbacks(&t.Spec) }, func(t *task.Task, b []byte) (err error) {
 		t.OnSuccess, t.OnFailure, err = decodeCallbacks(b)
 		return err
+	})
+	stateField = field{dest: func(t *task.Task) (any, func() error) {
+		return &t.State, func() error {
+			if t.State == waiting {
+				t.State = task.Pending
+			}
+			return nil
+		}
+	}}
+	laneField = nullable(func(t *task.Task) *string { return null(string(t.Lane())) }, func(t *task.Task, v *string) error {
+		t.HeldHost = task.Lane(zeroNull(v)).Host()
+		return nil
 	})
 	priorityField = nullable(func(t *task.Task) *int16 { return encodePriority(t.Priority) }, func(t *task.Task, v *int16) (err error) {
 		t.Priority, err = decodePriority(v)
@@ -379,7 +392,7 @@ type statements struct {
 	inserted, claimed, shown, changed, settings columns
 
 	insert, insertOnce, insertBatchOnce        insertion
-	claimDue, claimOne                         string
+	claimDue, claimOne, claimLanes             string
 	get, getWithBody, getMany, explain         string
 	whole                                      selection
 	cancel, cancelMany, makeDue                string
@@ -397,6 +410,7 @@ func newStatements(l columns) *statements {
 		finish: finishSQL(l), finishCallingBack: finishCallingBackSQL(l), finishCancelled: finishCancelledSQL(l),
 	}
 	q.claimDue, q.claimOne = claimSQL(l)
+	q.claimLanes = claimLanesSQL(l, laneFence)
 	q.get, q.getMany = getSQL(l)
 	q.cancel, q.cancelMany = cancelSQL(l)
 	q.redrive, q.redriveMany = redriveSQL(l)

@@ -94,3 +94,20 @@ func Columns() (tasks, taskHistory []string) {
 	}
 	return tasks, taskHistory
 }
+
+// ClaimLanesSQL is the statement of ClaimLanes, and LanesSQL that of Lanes.
+var (
+	ClaimLanesSQL = taskSQL.claimLanes
+	LanesSQL      = lanesSQL
+)
+
+// FenceLanes makes the statement of ClaimLanes with another condition, in place of the
+// fence, for the rows that it locks; SEEN is the version that its snapshot has.
+func (s *Store) FenceLanes(fence string) {
+	sql := *s.sql
+	sql.claimLanes = claimLanesSQL(taskColumns, fence)
+	s.sql = &sql
+}
+
+// LaneFence is the fence.
+const LaneFence = laneFence

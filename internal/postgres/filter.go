@@ -56,6 +56,9 @@ func matchLive(c *conditions, f *task.Filter) bool {
 			return false
 		}
 		matchAny(c, "state", live)
+		if f.Queue != "" && slices.Equal(live, []task.State{waiting}) {
+			c.add("lane >= %s AND lane < %s", f.Queue+"/", f.Queue+"0") // the order of an index
+		}
 	}
 	matchBoth(c, f)
 	return true

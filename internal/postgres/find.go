@@ -119,6 +119,10 @@ func searchSQL(columns selection, f *task.Filter, behind task.Position, limit in
 	for _, state := range states {
 		one.States = []task.State{state}
 		branch(columns.live, "tasks", one, matchLive)
+		if state == task.Pending {
+			one.States = []task.State{waiting}
+			branch(columns.live, "tasks", one, matchLive)
+		}
 		branch(columns.finished, "task_history", one, matchFinished)
 	}
 	if branches == nil {

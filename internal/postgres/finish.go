@@ -70,18 +70,18 @@ func finishError(id task.ID, err error) error {
 // they do, the server ends one of them and it is tried again. The fence is
 // tested where a row is locked: a claim that was overtaken meanwhile matches
 // nothing. The state is not compared with 'running', which would tempt the
-// planner to search the index of all running tasks.
+// planner to search the index of all running tasks: only these have a worker.
 func finishSQL(l columns) statement {
 	var p parameters
 	return p.statement(`-- name: finish tasks
 WITH result AS MATERIALIZED (
     SELECT ` + resultColumns(&p) + ` ORDER BY id
 ), again AS (
-    UPDATE tasks t SET state = 'pending', run_at = now() + make_interval(secs => r.wait_seconds),
-        worker_id = NULL, claimed_at = NULL,
+    UPDATE tasks t SET state = ` + waitingState("COALESCE(r.host, t.lane)") + `, run_at = now() + make_interval(secs => r.wait_seconds),
+        lane = CASE WHEN r.host IS NULL THEN t.lane ELSE ` + laneAt("t.lane", "r.host") + ` END, worker_id = NULL, claimed_at = NULL,
         attempts = ` + keptAttempts + ` || r.attempts::jsonb, attempt_count = t.attempt_count + r.counted,
         snooze_count = CASE WHEN r.snoozed THEN COALESCE(t.snooze_count, 0) + 1 ELSE t.snooze_count END
-    FROM result r WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending' AND r.state = 'pending'
+    FROM result r WHERE t.id = r.id AND t.claim = r.claim AND t.worker_id IS NOT NULL AND r.state = 'pending'
         AND t.cancel_requested_at IS NULL
     RETURNING t.id, t.claim
 ), ` + moveFinished(l, callbackOf+` IS NULL`) + `
@@ -93,7 +93,8 @@ func resultColumns(p *parameters) string {
 	return `unnest(` + p.of("id") + `::uuid[]) AS id, unnest(` + p.of("claim") + `::bigint[]) AS claim,
         unnest(` + p.of("state") + `::text[]) AS state, unnest(` + p.of("reason") + `::text[]) AS reason,
         unnest(` + p.of("wait_seconds") + `::float8[]) AS wait_seconds, unnest(` + p.of("attempts") + `::text[]) AS attempts,
-        unnest(` + p.of("counted") + `::int[]) AS counted, unnest(` + p.of("snoozed") + `::bool[]) AS snoozed`
+        unnest(` + p.of("counted") + `::int[]) AS counted, unnest(` + p.of("snoozed") + `::bool[]) AS snoozed,
+        unnest(` + p.of("host") + `::text[]) AS host`
 }
 
 // callbackOf is t's callback for the end that r is.
@@ -104,7 +105,7 @@ const callbackOf = `t.callbacks -> CASE r.state WHEN 'succeeded' THEN 'on_succes
 func moveFinished(l columns, condition string) string {
 	return `finished AS (
     DELETE FROM tasks t USING result r
-    WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending' AND r.state NOT IN ('pending', 'cancelled') AND ` + condition + `
+    WHERE t.id = r.id AND t.claim = r.claim AND t.worker_id IS NOT NULL AND r.state NOT IN ('pending', 'cancelled') AND ` + condition + `
     RETURNING ` + l.of(history).instead("t.", finishedAs("r.state", "r.reason")) + `
 ), moved AS (
     INSERT INTO task_history (` + l.of(history).names() + `)
@@ -174,7 +175,7 @@ WITH result AS MATERIALIZED (
     SELECT * FROM (SELECT ` + resultColumns(&p) + `) r WHERE state IN ('pending', 'cancelled') ORDER BY id
 ), gone AS (
     DELETE FROM tasks t USING result r
-    WHERE t.id = r.id AND t.claim = r.claim AND t.state <> 'pending'
+    WHERE t.id = r.id AND t.claim = r.claim AND t.worker_id IS NOT NULL
         AND (r.state = 'cancelled' OR t.cancel_requested_at IS NOT NULL)
     RETURNING ` + l.of(history).instead("t.", finishedAs(`'cancelled'`, `''`)) + `
 ), ` + historyOfGone(l) + `
@@ -269,6 +270,7 @@ func (s *Store) write(ctx context.Context, statement *statement, results []Resul
 		attempts = make([]string, n)
 		counted  = make([]int32, n)
 		snoozed  []*bool
+		hosts    []*string
 	)
 	for i, r := range results {
 		ids[i] = r.ID
@@ -283,9 +285,10 @@ func (s *Store) write(ctx context.Context, statement *statement, results []Resul
 		if a := r.Decision.Attempt; a != nil && a.Outcome == task.OutcomeSnoozed {
 			setNullable(&snoozed, i, n, null(true))
 		}
+		setNullable(&hosts, i, n, null(r.Decision.Host))
 	}
 	values := map[string]any{
-		"id": ids, "claim": claims, "state": states, "reason": reasons, "wait_seconds": waits, "attempts": attempts, "counted": counted, "snoozed": snoozed,
+		"id": ids, "claim": claims, "state": states, "reason": reasons, "wait_seconds": waits, "attempts": attempts, "counted": counted, "snoozed": snoozed, "host": hosts,
 	}
 	maps.Copy(values, more)
 	rows, err := s.pool.Query(ctx, statement.sql, statement.arguments(values)...)

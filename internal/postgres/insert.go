@@ -46,8 +46,8 @@ func (s *Store) Insert(ctx context.Context, t *task.Task) error {
 
 // InsertClaimed is Insert of a task that is due now and that worker begins to
 // carry out at once: it is stored as claimed, which spares a claim of its own.
-// Where the worker is not registered the task is stored as pending, and the
-// claim is nil.
+// Where the worker is not registered, or the task has a lane, it is stored as pending,
+// and the claim is nil.
 func (s *Store) InsertClaimed(ctx context.Context, worker task.ID, t *task.Task) (*task.Claim, error) {
 	in, err := s.insertOne(ctx, newTask{t, worker})
 	if err != nil || in.claim == 0 {
@@ -108,12 +108,14 @@ FROM (SELECT *, CASE WHEN claimed THEN (SELECT id FROM workers WHERE id = ` + p.
 RETURNING ` + returned)
 	}
 	const returned = `id, run_at, created_at, claim`
-	computed := maps.Clone(insertedAs)
-	computed["root_id"] = rootOfParent
+	queued := maps.Clone(insertedAs)
+	queued["state"] = `CASE WHEN t.worker_id IS NOT NULL THEN 'running' WHEN t.lane IS NOT NULL THEN 'waiting' ELSE 'pending' END`
+	children := maps.Clone(queued)
+	children["root_id"] = rootOfParent
 	return insertion{
 		plain:    form(useInsert, insertedAs, returned),
-		queued:   form(useInsert|useQueued, insertedAs, returned),
-		children: form(useInsert|useQueued, computed, returned+`, root_id`),
+		queued:   form(useInsert|useQueued, queued, returned),
+		children: form(useInsert|useQueued, children, returned+`, root_id`),
 	}
 }
 
@@ -211,10 +213,12 @@ func (s *Store) insertRows(ctx context.Context, i insertion, tasks []newTask, mo
 	queued, children := false, false
 	for i, t := range tasks {
 		ids[i] = t.ID
-		queued = queued || t.Queue != ""
+		lane := t.Lane()
+		queued = queued || lane != ""
 		children = children || t.ParentID != task.ID{}
-		// There are two workers when one has just lost its lease, and claims nothing.
-		if t.worker != (task.ID{}) && (worker == task.ID{} || worker == t.worker) {
+		// There are two workers when one has just lost its lease, and claims nothing. What
+		// has limits is claimed from its lane.
+		if lane == "" && t.worker != (task.ID{}) && (worker == task.ID{} || worker == t.worker) {
 			worker = t.worker
 			setNullable(&claimed, i, n, null(true))
 		}

@@ -46,7 +46,7 @@ func cancelSQL(l columns) (one, many string) {
     WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE state = 'running' AND cancel_requested_at IS NULL))
     RETURNING ` + l.shownOf(live) + `
 ), gone AS (
-    DELETE FROM tasks WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE state = 'pending'))
+    DELETE FROM tasks WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE state IN ('pending', 'waiting')))
     RETURNING ` + l.of(history).instead("", map[string]string{
 		"claim": "claim + 1", "state": "'cancelled'", "reason": "''", "finished_at": "now()",
 	}) + `
@@ -91,13 +91,13 @@ func makeDueSQL(l columns) string {
 	return `-- name: make task due
 WITH due AS (
     UPDATE tasks SET run_at = now(), claim = claim + 1
-    WHERE id = $1 AND state = 'pending' AND cancel_requested_at IS NULL AND run_at > now()
+    WHERE id = $1 AND state IN ('pending', 'waiting') AND cancel_requested_at IS NULL AND run_at > now()
     RETURNING ` + l.shownOf(live) + `
 )
 SELECT * FROM due
 UNION ALL
 SELECT ` + l.shownOf(live) + ` FROM tasks
-WHERE id = $1 AND state = 'pending' AND cancel_requested_at IS NULL AND run_at <= now()`
+WHERE id = $1 AND state IN ('pending', 'waiting') AND cancel_requested_at IS NULL AND run_at <= now()`
 }
 
 // MakeDue makes a pending task due, and returns it; or [task.ErrNotFound],
@@ -122,8 +122,8 @@ func redriveSQL(l columns) (one, many string) {
 		"round":      `GREATEST(round, ` + lastRound + `) + 1`,
 	}) + `
 ), again AS (
-    INSERT INTO tasks (` + l.with(useRedrive).names() + `)
-    SELECT ` + l.with(useRedrive).names() + ` FROM gone
+    INSERT INTO tasks (` + l.with(useRedrive).names() + `, lane, state)
+    SELECT ` + l.with(useRedrive).names() + `, ` + flowLane + `, ` + waitingState("queue") + ` FROM gone
     RETURNING ` + l.shownOf(live) + `
 ), named AS (
     ` + nameQueues(`(SELECT queue AS name FROM gone) n`) + `
@@ -169,7 +169,7 @@ func (s *Store) RedriveMany(ctx context.Context, ids []task.ID, wait, apart time
 
 func changeSQL(l columns) statement {
 	var p parameters
-	set := `UPDATE tasks SET claim = claim + 1, run_at = GREATEST(
+	set := `UPDATE tasks SET claim = claim + 1, state = ` + waitingState(p.of("lane")+"::text") + `, run_at = GREATEST(
     COALESCE(` + p.of("run_at") + `, now() + make_interval(secs => ` + p.of("delay_seconds") + `)), LEAST(run_at, now()))`
 	for _, c := range l.with(useChange | useContent) {
 		value := c.stored(p.of(c.name) + "::" + c.sentType())
@@ -182,7 +182,7 @@ func changeSQL(l columns) statement {
 	return p.statement(`-- name: change task
 WITH changed AS (
     ` + set + `
-    WHERE id = ` + p.of("id") + ` AND claim = ` + p.of("claim") + ` AND state = 'pending' AND cancel_requested_at IS NULL
+    WHERE id = ` + p.of("id") + ` AND claim = ` + p.of("claim") + ` AND state IN ('pending', 'waiting') AND cancel_requested_at IS NULL
     RETURNING ` + l.shownOf(live) + `
 ), named AS (
     ` + nameQueues(`(SELECT queue AS name FROM changed) n`) + `

@@ -26,6 +26,19 @@ const (
 		CASE WHEN n <= 200 THEN 'running' ELSE 'pending' END, 1,
 		CASE WHEN n <= 200 THEN now() END, CASE WHEN n <= 200 THEN ` + aWorker + ` END
 	FROM generate_series(1, 20200) n`
+	// laned is 20,000 tasks that wait in 1,000 lanes, and 200 of them that run: rows with
+	// ids behind those of backlog. Each lane has its row, and as many more are of others.
+	laned = `INSERT INTO tasks (` + taskColumns + `, run_at, queue, flow_key, priority, lane, state, claim, claimed_at, worker_id)
+	SELECT ` + taskValues + `, now() + n * interval '1 second' - interval '20 hours', 'q' || n % 10, n % 1000, 0, 'q' || n % 10 || '/' || n % 1000,
+		CASE WHEN n % 100 = 0 THEN 'running' ELSE 'waiting' END, 1,
+		CASE WHEN n % 100 = 0 THEN now() END, CASE WHEN n % 100 = 0 THEN ` + aWorker + ` END
+	FROM generate_series(100001, 120000) n;
+	INSERT INTO queues (name, max_concurrent, key_max_concurrent) SELECT 'q' || n, 1000, 2 FROM generate_series(0, 9) n;
+	INSERT INTO queue_keys (queue, key, version, max_concurrent) SELECT 'q1', n, 1, 3 FROM generate_series(1, 3000) n;
+	INSERT INTO lanes (name) SELECT 'q' || n % 10 || '/' || n FROM generate_series(0, 5000) n`
+	// askedLanes are arguments of a claim from 100 lanes.
+	askedLanes = `array_fill('q1/1'::text, '{100}'), array_fill('q1'::text, '{100}'), array_fill('1'::text, '{100}'),
+		array_fill(''::text, '{100}'), array_fill(2, '{100}'), array_fill(NULL::int, '{100}'), 200`
 	// scheduled is a million tasks that are due in an hour and later, overdue 200 that are.
 	scheduled = `INSERT INTO tasks (` + taskColumns + `, run_at)
 	SELECT ` + taskValues + `, now() + interval '1 hour' + n * interval '1 second' FROM generate_series(1, 1000000) n`
@@ -41,11 +54,14 @@ func TestPlans(t *testing.T) {
 		direct  bool   // with the settings of a direct connection
 		planned string // before or after the backlog came
 		analyze bool
+		idle    bool // no task ran when the statistics were made
 	}{
 		"planned for an empty table":                {direct: true, planned: "before"},
 		"planned with statistics of an empty table": {direct: true, planned: "before", analyze: true},
 		"planned without statistics":                {direct: true, planned: "after"},
 		"planned with fresh statistics":             {direct: true, planned: "after", analyze: true},
+		"planned with statistics of a quiet moment": {direct: true, planned: "after", analyze: true, idle: true},
+		"behind a pooler, at a quiet moment":        {planned: "after", analyze: true, idle: true},
 		"behind a pooler, without statistics":       {planned: "after"},
 		"behind a pooler, with fresh statistics":    {planned: "after", analyze: true},
 	} {
@@ -77,9 +93,11 @@ func TestPlans(t *testing.T) {
 			do("ALTER TABLE tasks SET (autovacuum_enabled = off)")
 			results := "(array_fill(" + aWorker + ", '{200}'), array_fill(1::bigint, '{200}'), " +
 				"array_fill('succeeded'::text, '{200}'), array_fill(''::text, '{200}'), array_fill(0::float8, '{200}'), " +
-				"array_fill('[]'::text, '{200}'), array_fill(1, '{200}'), NULL)"
+				"array_fill('[]'::text, '{200}'), array_fill(1, '{200}'), NULL, NULL)"
 			statements := []struct{ name, sql, arguments, index string }{
 				{"claim", postgres.ClaimDueSQL, "(" + aWorker + ", 100, now() - interval '1 hour')", "tasks_due"},
+				{"claim_lanes", postgres.ClaimLanesSQL, "(" + aWorker + ", " + askedLanes + ")", "tasks_waiting tasks_lane_running tasks_host_running lanes_pkey"},
+				{"lanes", postgres.LanesSQL, "('', 1000)", "tasks_waiting"},
 				{"due", postgres.NextDueSQL, "(now() - interval '1 hour')", "tasks_due"},
 				{"cancelled", postgres.CancelledSQL, "(" + aWorker + ")", "tasks_cancel_requested"},
 				{"cancel", postgres.CancelManySQL, "(array_fill(" + aWorker + ", '{200}'))", "tasks_pkey"},
@@ -96,15 +114,19 @@ func TestPlans(t *testing.T) {
 			}
 			if tt.planned == "before" {
 				if tt.analyze {
-					do("ANALYZE tasks, workers")
+					do("ANALYZE tasks, workers, lanes, queues, queue_keys")
 				}
 				prepare()
 			}
 			do("INSERT INTO workers (id, name) VALUES (" + aWorker + ", 'w')")
 			do(backlog)
+			do(laned)
+			if tt.idle {
+				do("UPDATE tasks SET state = CASE WHEN lane IS NULL THEN 'pending' ELSE 'waiting' END, worker_id = NULL, claimed_at = NULL WHERE state = 'running'")
+			}
 			if tt.planned == "after" {
 				if tt.analyze {
-					do("ANALYZE tasks, workers")
+					do("ANALYZE tasks, workers, lanes, queues, queue_keys")
 				}
 				prepare()
 			}
@@ -123,8 +145,10 @@ func TestPlans(t *testing.T) {
 						t.Errorf("%s: %q in its plan:\n%s", s.name, bad, plan)
 					}
 				}
-				if !strings.Contains(plan, s.index) {
-					t.Errorf("%s does not go by %s:\n%s", s.name, s.index, plan)
+				for index := range strings.FieldsSeq(s.index) {
+					if !strings.Contains(plan, index) {
+						t.Errorf("%s does not go by %s:\n%s", s.name, index, plan)
+					}
 				}
 			}
 		})

@@ -3,7 +3,7 @@
 //
 // Tables: tasks holds the tasks that are not over, task_history those that are,
 // workers the instances that hold running tasks, idempotency_keys the requests
-// that came under a key, and queues and queue_keys what limits tasks wait for. The database's now() is the only clock: due times, expiry
+// that came under a key, queues and queue_keys what limits tasks wait for, and lanes what is left of those. The database's now() is the only clock: due times, expiry
 // and silence are compared there, and Go sends durations, or moments that it read
 // there.
 //

@@ -97,7 +97,7 @@ func (s *Store) Unregister(ctx context.Context, worker task.ID) error {
 // deleted has a worker without a row, and the next reap takes it. A heartbeat that
 // lies in the future is from before the database's clock was set back: its worker
 // gets a whole lease from now on.
-const reapSQL = `-- name: reap
+var reapSQL = `-- name: reap
 WITH ahead AS (
     UPDATE workers SET heartbeat_at = now() WHERE heartbeat_at > now() + make_interval(secs => $1)
 ), gone AS (
@@ -111,7 +111,7 @@ WITH ahead AS (
     ORDER BY t.id
     FOR UPDATE SKIP LOCKED
 )
-UPDATE tasks t SET state = 'pending', run_at = now(), worker_id = NULL, claimed_at = NULL,
+UPDATE tasks t SET state = ` + waitingState("t.lane") + `, run_at = now(), worker_id = NULL, claimed_at = NULL,
     attempt_count = LEAST(t.attempt_count + 1, t.max_attempts),
     attempts = ` + keptAttempts + ` || jsonb_build_array(jsonb_build_object(
         'number', t.attempt_count + 1,

@@ -126,6 +126,9 @@ type Decision struct {
 	Reason Reason
 	// Wait is how long a Pending task waits from the moment of writing.
 	Wait time.Duration
+	// Host is the host that a Pending task waits for from now on; empty: it waits where it
+	// did before.
+	Host string
 	// Attempt goes into the task's story; nil when no attempt was made.
 	Attempt *Attempt
 	// Counted says that Attempt counts towards MaxAttempts.

@@ -91,6 +91,9 @@ type Task struct {
 	RunAt time.Time
 	// Delay is meaningful only while RunAt is zero.
 	Delay time.Duration
+	// HeldHost is the host, as [HostOf] returns it, that the task waits for because it is
+	// not healthy; mostly empty.
+	HeldHost string
 	// BodyBytes is the size of the body, also of a task that was read without it.
 	BodyBytes int
 	CreatedAt time.Time
