@@ -196,6 +196,9 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	var claiming, keeping sync.WaitGroup
 	keep, stopKeeping := context.WithCancel(calls)
 	defer stopKeeping()
+	if err := d.hosts.exchange(ctx, d.store); err != nil && ctx.Err() == nil {
+		d.log.Error("asking for unhealthy hosts failed", "error", err) // it is asked again below
+	}
 	registered := d.register(ctx, root)
 	if registered {
 		keeping.Go(func() { d.keepAlive(keep, root) })

@@ -36,8 +36,8 @@ type hostStore interface {
 // how many tasks each host holds here, how fast it frees their slots and how its calls end,
 // and shares with all instances which hosts are congested, broken or held back.
 //
-// A task that is about to start without a lane asks take. Where that says no, the task
-// belongs in the lane of its host, and so do all other due tasks of the hosts in lanes.
+// A task that is about to start without the lane of its host asks take. Where that says no, it
+// belongs in that lane, and so do all other due tasks of the hosts in lanes.
 // A claim from the lane of a host asks permits. A task that has its slot asks begin before
 // its call, and end comes after it.
 //
@@ -208,7 +208,7 @@ func (h *hosts) ownShare() int {
 	return max(h.slots-limit.Share(h.slots, h.share, 0), 1)
 }
 
-// takeAnyway is take for a task that came from a lane.
+// takeAnyway is take for a task that came from the lane of its host.
 func (h *hosts) takeAnyway(url string) *host {
 	name := task.HostOf(url)
 	h.mu.Lock()
