@@ -20,6 +20,10 @@ const (
 	hostIdle     = 5 * time.Minute
 	// congestedFor is for how long all instances take a host for congested that is so on one.
 	congestedFor = 15 * time.Second
+	// patientTimeout is from which timeout on a call says that its host is broken though others
+	// get answers from it. Else a caller who gives calls a tenth of what the host takes would open
+	// the breaker for all.
+	patientTimeout = time.Second
 	// minHostLook bounds how often the store is asked for unhealthy hosts.
 	minHostLook = 100 * time.Millisecond
 )
@@ -352,6 +356,9 @@ func (h *hosts) judge(one *host, o *task.Outcome, now time.Time) {
 	failed := isHostFailure(o)
 	if !failed {
 		one.start.Succeeded()
+	}
+	if o.TimedOut && o.Duration < patientTimeout && one.window.Succeeded(now) {
+		return // others get answers: this caller has too little patience
 	}
 	before := one.state
 	if o.RetryAfter > 0 && (o.StatusCode == 429 || o.StatusCode == 503) {

@@ -368,6 +368,21 @@ func TestBreaker(t *testing.T) {
 	}
 }
 
+// A caller with too little patience does not break a host for others.
+func TestImpatientCaller(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for patience, opens := range map[time.Duration]bool{100 * time.Millisecond: false, time.Second: true} {
+			c := newCrowd(t, newMemory(), 200)
+			c.calls(slowURL, 1, quickly)
+			c.calls(slowURL, 50, task.Outcome{Kind: task.OutcomeRetryable, TimedOut: true, Duration: patience})
+			if opened := c.get(slowHost).state.Opened > 0; opened != opens {
+				t.Errorf("50 timeouts of %v beside a success open the breaker: %t, want %t", patience, opened, opens)
+			}
+		}
+	})
+}
+
 func TestBreakerOpensAndCloses(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
