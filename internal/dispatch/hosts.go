@@ -179,6 +179,7 @@ func (h *hosts) take(url string, now time.Time) *host {
 	defer h.mu.Unlock()
 	one := h.get(name)
 	switch {
+	case one.state.Allowed > 0 && !one.state.Blocked().After(now) && one.held < one.state.Allowed: // until there are lanes
 	case !one.state.Healthy(now):
 		return nil
 	case h.share < 1 && one.held > 0 && h.isFull(one, now):
@@ -244,7 +245,7 @@ func (h *hosts) begin(j *job, now time.Time) verdict {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
-	case one.state.Blocked().After(now), one.state.Allowed > 0 && !j.fromLane:
+	case one.state.Blocked().After(now):
 		return callNever
 	case one.calls >= one.start.Allowed() && one.start.Allowed() < h.slots:
 		one.queue = append(one.queue, j)
