@@ -203,6 +203,7 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	if registered {
 		keeping.Go(func() { d.keepAlive(keep, root) })
 		keeping.Go(func() { d.keepHouse(keep) })
+		keeping.Go(func() { d.hosts.follow(keep, d.store, d.options.PollInterval) })
 		keeping.Go(func() { d.followWatched(keep) })
 		claiming.Go(func() { d.claimDue(ctx) })
 	}
