@@ -25,7 +25,7 @@ type job struct {
 	finished chan struct{}
 	// host is where the task's call goes, once it is counted there.
 	host *host
-	// fromLane: the task was claimed from a lane.
+	// fromLane: the task was claimed from the lane of its host.
 	fromLane bool
 	// declined: its host may not be called now. The task goes back without an attempt.
 	declined bool

@@ -33,6 +33,8 @@ func (p *plenty) Reap(context.Context, task.ID, []task.ID, time.Duration) (int, 
 	return 0, nil
 }
 
+func (p *plenty) Hosts(context.Context) ([]task.Host, error) { return nil, nil }
+
 func (p *plenty) Claim(_ context.Context, _ task.ID, limit int) ([]*task.Claim, error) {
 	claims := make([]*task.Claim, 0, limit)
 	for len(claims) < limit && p.next < len(p.claims) {
@@ -55,7 +57,7 @@ func BenchmarkTask(b *testing.B) {
 	for _, concurrency := range []int{1, 10, 200} {
 		b.Run(fmt.Sprintf("concurrency=%d", concurrency), func(b *testing.B) {
 			p := &plenty{claims: make([]task.Claim, b.N), done: make(chan struct{})}
-			t := &task.Task{Spec: task.Spec{Retry: task.DefaultRetryPolicy()}}
+			t := &task.Task{Spec: task.Spec{URL: "https://plays.melodia.app/plays", Retry: task.DefaultRetryPolicy()}}
 			for i := range p.claims {
 				p.claims[i] = task.Claim{Task: t, Number: 1}
 			}

@@ -196,10 +196,14 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	var claiming, keeping sync.WaitGroup
 	keep, stopKeeping := context.WithCancel(calls)
 	defer stopKeeping()
+	if err := d.hosts.exchange(ctx, d.store); err != nil && ctx.Err() == nil {
+		d.log.Error("asking for unhealthy hosts failed", "error", err) // it is asked again below
+	}
 	registered := d.register(ctx, root)
 	if registered {
 		keeping.Go(func() { d.keepAlive(keep, root) })
 		keeping.Go(func() { d.keepHouse(keep) })
+		keeping.Go(func() { d.hosts.follow(keep, d.store, d.options.PollInterval) })
 		keeping.Go(func() { d.followWatched(keep) })
 		claiming.Go(func() { d.claimDue(ctx) })
 	}

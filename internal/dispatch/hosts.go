@@ -20,6 +20,10 @@ const (
 	hostIdle     = 5 * time.Minute
 	// congestedFor is for how long all instances take a host for congested that is so on one.
 	congestedFor = 15 * time.Second
+	// patientTimeout is from which timeout on a call says that its host is broken though others
+	// get answers from it. Else a caller who gives calls a tenth of what the host takes would open
+	// the breaker for all.
+	patientTimeout = time.Second
 	// minHostLook bounds how often the store is asked for unhealthy hosts.
 	minHostLook = 100 * time.Millisecond
 )
@@ -36,8 +40,8 @@ type hostStore interface {
 // how many tasks each host holds here, how fast it frees their slots and how its calls end,
 // and shares with all instances which hosts are congested, broken or held back.
 //
-// A task that is about to start without a lane asks take. Where that says no, the task
-// belongs in the lane of its host, and so do all other due tasks of the hosts in lanes.
+// A task that is about to start without the lane of its host asks take. Where that says no, it
+// belongs in that lane, and so do all other due tasks of the hosts in lanes.
 // A claim from the lane of a host asks permits. A task that has its slot asks begin before
 // its call, and end comes after it.
 //
@@ -175,6 +179,7 @@ func (h *hosts) take(url string, now time.Time) *host {
 	defer h.mu.Unlock()
 	one := h.get(name)
 	switch {
+	case one.state.Allowed > 0 && !one.state.Blocked().After(now) && one.held < one.state.Allowed: // until there are lanes
 	case !one.state.Healthy(now):
 		return nil
 	case h.share < 1 && one.held > 0 && h.isFull(one, now):
@@ -208,7 +213,7 @@ func (h *hosts) ownShare() int {
 	return max(h.slots-limit.Share(h.slots, h.share, 0), 1)
 }
 
-// takeAnyway is take for a task that came from a lane.
+// takeAnyway is take for a task that came from the lane of its host.
 func (h *hosts) takeAnyway(url string) *host {
 	name := task.HostOf(url)
 	h.mu.Lock()
@@ -240,7 +245,7 @@ func (h *hosts) begin(j *job, now time.Time) verdict {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
-	case one.state.Blocked().After(now), one.state.Allowed > 0 && !j.fromLane:
+	case one.state.Blocked().After(now):
 		return callNever
 	case one.calls >= one.start.Allowed() && one.start.Allowed() < h.slots:
 		one.queue = append(one.queue, j)
@@ -352,6 +357,9 @@ func (h *hosts) judge(one *host, o *task.Outcome, now time.Time) {
 	failed := isHostFailure(o)
 	if !failed {
 		one.start.Succeeded()
+	}
+	if o.TimedOut && o.Duration < patientTimeout && one.window.Succeeded(now) {
+		return // others get answers: this caller has too little patience
 	}
 	before := one.state
 	if o.RetryAfter > 0 && (o.StatusCode == 429 || o.StatusCode == 503) {

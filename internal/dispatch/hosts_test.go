@@ -302,9 +302,6 @@ func TestRetryAfterHoldsTheHost(t *testing.T) {
 		time.Sleep(9 * time.Second)
 		for _, c := range []*crowd{c, other} {
 			c.wantPermits(slowURL, 100, false, 1, 1, 0)
-			if c.take(slowURL, time.Now()) != nil {
-				t.Error("a task of a recovering host got a slot beside the lane")
-			}
 		}
 		// It serves 4, and then one more may be called at a time, on all instances.
 		other.calls(slowURL, 4, quickly)
@@ -366,6 +363,21 @@ func TestBreaker(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A caller with too little patience does not break a host for others.
+func TestImpatientCaller(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for patience, opens := range map[time.Duration]bool{100 * time.Millisecond: false, time.Second: true} {
+			c := newCrowd(t, newMemory(), 200)
+			c.calls(slowURL, 1, quickly)
+			c.calls(slowURL, 50, task.Outcome{Kind: task.OutcomeRetryable, TimedOut: true, Duration: patience})
+			if opened := c.get(slowHost).state.Opened > 0; opened != opens {
+				t.Errorf("50 timeouts of %v beside a success open the breaker: %t, want %t", patience, opened, opens)
+			}
+		}
+	})
 }
 
 func TestBreakerOpensAndCloses(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -31,6 +32,8 @@ type journal struct {
 	// insists has every second submission of a load bear an idempotency key, under
 	// which it is made again until it is answered with a task.
 	insists bool
+	// urls, where there are any, take turns as the target of submissions. All are the journal's.
+	urls []string
 
 	mu          sync.Mutex
 	submissions []submission
@@ -69,6 +72,21 @@ func newJournal(t *testing.T) *journal {
 	t.Cleanup(j.client.CloseIdleConnections)
 	j.url = server.URL
 	return j
+}
+
+// alsoAt has the target listen at another address, and returns its URL there: another host.
+func (j *journal) alsoAt(address string) (url string) {
+	j.t.Helper()
+	listener, err := net.Listen("tcp", address+":0")
+	if err != nil {
+		j.t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(j.serve))
+	_ = server.Listener.Close()
+	server.Listener = listener
+	server.Start()
+	j.t.Cleanup(server.Close)
+	return server.URL
 }
 
 // callbacks are members of a request that have the target told of either end.
@@ -160,7 +178,11 @@ func (j *journal) try(ctx context.Context, n int, serviceURL, extra string) (sta
 	if extra != "" {
 		extra = "," + extra
 	}
-	body := fmt.Sprintf(`{"url":"%s/journal","payload":{"mark":%q}%s}`, j.url, mark, extra)
+	target := j.url
+	if len(j.urls) > 0 {
+		target = j.urls[n%len(j.urls)]
+	}
+	body := fmt.Sprintf(`{"url":"%s/journal","payload":{"mark":%q}%s}`, target, mark, extra)
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, serviceURL+path, strings.NewReader(body))
 	if err != nil {
 		j.t.Error(err)

@@ -36,15 +36,7 @@ type Window struct {
 // calls ended in the last 30 s, and at least 70 % of them failed; or of the latest ones,
 // where these are 100 or more. Moments must not go back.
 func (w *Window) Add(now time.Time, failed bool) (broken bool) {
-	if w.since.IsZero() {
-		w.since = now
-	}
-	number := int64(now.Sub(w.since) / bucketTime)
-	for old := min(number-w.latest, windowBuckets); old > 0; old-- {
-		w.buckets[(number-old+1)%windowBuckets].calls = 0
-		w.buckets[(number-old+1)%windowBuckets].failed = 0
-	}
-	w.latest = max(number, w.latest)
+	w.forget(now)
 	b := &w.buckets[w.latest%windowBuckets]
 	b.calls++
 	if !failed {
@@ -61,6 +53,30 @@ func (w *Window) Add(now time.Time, failed bool) (broken bool) {
 		}
 	}
 	return calls >= breakerCalls && isBroken(calls, failures)
+}
+
+// Succeeded reports whether a call of the last 30 s did not fail.
+func (w *Window) Succeeded(now time.Time) bool {
+	w.forget(now)
+	for _, b := range w.buckets {
+		if b.calls > b.failed {
+			return true
+		}
+	}
+	return false
+}
+
+// forget forgets the calls that are too old.
+func (w *Window) forget(now time.Time) {
+	if w.since.IsZero() {
+		w.since = now
+	}
+	number := int64(now.Sub(w.since) / bucketTime)
+	for old := min(number-w.latest, windowBuckets); old > 0; old-- {
+		b := &w.buckets[(number-old+1)%windowBuckets]
+		b.calls, b.failed = 0, 0
+	}
+	w.latest = max(number, w.latest)
 }
 
 // Reset forgets all calls.

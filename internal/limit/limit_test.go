@@ -107,6 +107,22 @@ func TestWindowForgets(t *testing.T) {
 	})
 }
 
+func TestWindowSucceeded(t *testing.T) {
+	t.Parallel()
+	var w Window
+	w.Add(start, true)
+	if w.Succeeded(start) {
+		t.Error("a failure is taken for a success")
+	}
+	w.Add(start, false)
+	if !w.Succeeded(start.Add(26 * time.Second)) {
+		t.Error("a success is forgotten within 26 s")
+	}
+	if w.Succeeded(start.Add(31 * time.Second)) {
+		t.Error("a success is remembered after 31 s")
+	}
+}
+
 func TestOpenFor(t *testing.T) {
 	t.Parallel()
 	for n, want := range map[int]time.Duration{

@@ -1,0 +1,135 @@
+package postgres_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/melodia/orchestrator/internal/postgres"
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+const playsHost = "https://plays.melodia.app"
+
+// sameHost compares hosts but for what passes meanwhile.
+var sameHost = cmp.Options{
+	cmpopts.IgnoreFields(task.Host{}, "Since"),
+	cmp.Comparer(func(a, b time.Duration) bool { return (a - b).Abs() < 5*time.Second }),
+}
+
+func saveHost(t *testing.T, s *postgres.Store, h task.Host) (stored task.Host, saved bool) {
+	t.Helper()
+	stored, saved, err := s.SaveHost(t.Context(), h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stored, saved
+}
+
+func wantHosts(t *testing.T, s *postgres.Store, want ...task.Host) {
+	t.Helper()
+	got, err := s.Hosts(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got, sameHost, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("hosts (-want +got):\n%s", diff)
+	}
+}
+
+func TestHosts(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t)
+	wantHosts(t, s)
+
+	h := task.Host{Name: playsHost, OpenFor: time.Minute, Opened: 2, Allowed: 1, Doubled: 64, Why: "connection refused"}
+	first, saved := saveHost(t, s, h)
+	h.Version = first.Version
+	if diff := cmp.Diff(h, first, sameHost); !saved || diff != "" {
+		t.Errorf("saved %t (-want +got):\n%s", saved, diff)
+	}
+	if first.Since.IsZero() {
+		t.Error("it is not known since when the host is broken")
+	}
+	wantHosts(t, s, h)
+
+	// A second instance that found out at the same moment learns of the first one's state.
+	other := task.Host{Name: playsHost, HeldFor: time.Hour, Allowed: 1, Doubled: 1}
+	if stored, saved := saveHost(t, s, other); saved || stored.Version != first.Version || stored.Opened != 2 {
+		t.Errorf("a host that is known was stored anew: %t, %+v", saved, stored)
+	}
+	other.Version, other.Opened = first.Version, 2
+	held, saved := saveHost(t, s, other)
+	if !saved || held.Version <= first.Version || held.OpenFor != 0 || held.HeldFor < time.Hour-time.Minute || !held.Since.Equal(first.Since) {
+		t.Errorf("saved %t: %+v, want the host held for an hour, unhealthy since the same moment", saved, held)
+	}
+	if stored, saved := saveHost(t, s, h); saved || stored.Version != held.Version {
+		t.Errorf("an older version was saved: %t, %+v", saved, stored)
+	}
+
+	congested := task.Host{Name: "https://auth.melodia.app", CongestedFor: time.Minute}
+	congested, _ = saveHost(t, s, congested)
+	wantHosts(t, s, congested, held)
+
+	healthy := task.Host{Name: playsHost, Version: first.Version}
+	if _, saved := saveHost(t, s, healthy); saved {
+		t.Error("an older version made the host healthy")
+	}
+	healthy.Version = held.Version
+	if stored, saved := saveHost(t, s, healthy); !saved || stored.Version != 0 {
+		t.Errorf("a healthy host is stored: %t, %+v", saved, stored)
+	}
+	wantHosts(t, s, congested)
+	if stored, saved := saveHost(t, s, other); saved || stored.Version != 0 {
+		t.Errorf("a host was saved that was made healthy meanwhile: %t, %+v", saved, stored)
+	}
+
+	if err := s.CloseHost(t.Context(), congested.Name); err != nil {
+		t.Error(err)
+	}
+	if err := s.CloseHost(t.Context(), congested.Name); !errors.Is(err, task.ErrNotFound) {
+		t.Errorf("closing a healthy host: %v, want %v", err, task.ErrNotFound)
+	}
+	wantHosts(t, s)
+}
+
+// Rows of hosts that are over are not shown, take no part, and go with the next one.
+func TestHostsThatAreOver(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	saveHost(t, s, task.Host{Name: "https://a.melodia.app", CongestedFor: time.Minute})
+	saveHost(t, s, task.Host{Name: "https://b.melodia.app", OpenFor: time.Minute, Opened: 1, Allowed: 1, Doubled: 64})
+	c, _ := saveHost(t, s, task.Host{Name: "https://c.melodia.app", HeldFor: time.Hour, Allowed: 1, Doubled: 1})
+	age(t, pool, "2 minutes")
+	if got, err := s.Hosts(t.Context()); err != nil || len(got) != 2 || got[0].OpenFor != 0 || got[0].Allowed != 1 || got[1].Name != c.Name {
+		t.Errorf("hosts %+v, %v; want the recovering one and the one that is held", got, err)
+	}
+	age(t, pool, "12 minutes")
+	c.HeldFor -= 14 * time.Minute
+	wantHosts(t, s, c)
+
+	// b is new again, and a is gone.
+	if b, saved := saveHost(t, s, task.Host{Name: "https://b.melodia.app", OpenFor: time.Minute, Opened: 1, Allowed: 1, Doubled: 64}); !saved || b.Opened != 1 {
+		t.Errorf("saved %t: %+v, want a host that broke for the first time", saved, b)
+	}
+	var names []string
+	if err := pool.QueryRow(t.Context(), "SELECT array_agg(name ORDER BY name) FROM hosts").Scan(&names); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"https://b.melodia.app", c.Name}, names); diff != "" {
+		t.Errorf("rows (-want +got):\n%s", diff)
+	}
+}
+
+// age moves all that is stored of hosts into the past.
+func age(t *testing.T, pool *pgxpool.Pool, by string) {
+	t.Helper()
+	if _, err := pool.Exec(t.Context(), `UPDATE hosts SET changed_at = changed_at - $1::interval, congested_until = congested_until - $1::interval,
+		held_until = held_until - $1::interval, open_until = open_until - $1::interval`, by); err != nil {
+		t.Fatal(err)
+	}
+}
