@@ -36,6 +36,9 @@ var (
 	BeginSearch = beginSearch
 )
 
+// QueueLoadsSQL is the statement of QueueLoads.
+var QueueLoadsSQL = queueLoadsSQL
+
 // CreatePartition are the statements that make one.
 var CreatePartition = createPartition
 

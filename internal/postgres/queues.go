@@ -105,14 +105,41 @@ func (s *Store) Queues(ctx context.Context, behind string, limit int) ([]task.Qu
 	return found, nil
 }
 
-const queueLoadsSQL = `-- name: what queues have to do
+// The lanes of a queue are those from "queue/" up to "queue0", since 0 is the byte behind /.
+// Of its waiting tasks each step goes to the next lane, so that the tasks of a lane are not
+// read but for the first ones; see lanesSQL.
+var queueLoadsSQL = `-- name: what queues have to do
 SELECT
-    (SELECT count(*) FROM (SELECT FROM tasks t WHERE t.queue = n.name AND t.state <> 'running' LIMIT $2) c),
-    (SELECT count(*) FROM (SELECT FROM tasks t WHERE t.queue = n.name AND t.state = 'running' LIMIT $2) c),
-    (SELECT count(*) FROM (SELECT DISTINCT t.flow_key FROM tasks t WHERE t.queue = n.name AND t.flow_key IS NOT NULL LIMIT $2) c),
-    COALESCE(extract(epoch FROM now() - (SELECT min(t.run_at) FROM tasks t WHERE t.queue = n.name AND t.state <> 'running' AND t.run_at <= now())), 0)::float8
-FROM unnest($1::text[]) WITH ORDINALITY n (name, place)
+    (SELECT count(*) FROM (SELECT FROM tasks t WHERE t.state = 'waiting' AND ` + inQueueLanes + ` LIMIT $2) c),
+    (SELECT count(*) FROM (SELECT FROM tasks t WHERE ` + runningInQueue + ` LIMIT $2) c),
+    w.keys, COALESCE(GREATEST(EXTRACT(EPOCH FROM now() - w.oldest), 0), 0)::float8
+FROM (SELECT place, name || '/' AS first, name || '0' AS behind FROM unnest($1::text[]) WITH ORDINALITY n (name, place)) n,
+LATERAL (
+    WITH RECURSIVE lane AS (
+        (SELECT t.lane AS name FROM tasks t WHERE t.state = 'waiting' AND ` + inQueueLanes + ` ORDER BY t.lane LIMIT 1)
+        UNION ALL
+        SELECT (SELECT t.lane FROM tasks t WHERE t.state = 'waiting' AND t.lane > lane.name AND t.lane < n.behind ORDER BY t.lane LIMIT 1)
+        FROM lane WHERE lane.name IS NOT NULL
+    ), busy AS MATERIALIZED (SELECT name FROM lane WHERE name IS NOT NULL LIMIT $2)
+    SELECT
+        (SELECT count(*) FROM (
+            SELECT split_part(name, ' ', 1) AS key FROM busy
+            UNION
+            SELECT split_part(lane, ' ', 1) FROM (SELECT t.lane FROM tasks t WHERE ` + runningInQueue + ` LIMIT $2) r
+            LIMIT $2) k WHERE key <> n.first) AS keys,
+        (SELECT min(LEAST(` + firstOfLane(`= 1`) + `, ` + firstOfLane(`= 0`) + `, ` + firstOfLane(`= -1`) + `)) FROM busy) AS oldest
+) w
 ORDER BY n.place`
+
+const (
+	inQueueLanes   = `t.lane >= n.first AND t.lane < n.behind`
+	runningInQueue = `t.claimed_at IS NOT NULL AND t.lane IS NOT NULL AND ` + inQueueLanes
+)
+
+// firstOfLane is when the first waiting task of the lane name is due that has a priority.
+func firstOfLane(priority string) string {
+	return `(SELECT t.run_at FROM tasks t WHERE t.state = 'waiting' AND t.lane = name AND t.priority ` + priority + ` ORDER BY t.run_at, t.id LIMIT 1)`
+}
 
 // QueueLoads returns how much each of some queues has to do, in their order. It is
 // bounded like Find.
@@ -138,7 +165,9 @@ func (s *Store) QueueLoads(ctx context.Context, names []string) ([]task.QueueLoa
 }
 
 const deleteQueueSQL = `-- name: delete a queue
-DELETE FROM queues q WHERE name = $1 AND version = $2 AND NOT EXISTS (SELECT FROM tasks t WHERE t.queue = $1)
+DELETE FROM queues q WHERE name = $1 AND version = $2 AND NOT EXISTS (
+    SELECT FROM tasks t WHERE t.state = 'waiting' AND t.lane >= $1 || '/' AND t.lane < $1 || '0')
+    AND NOT EXISTS (SELECT FROM tasks t WHERE t.claimed_at IS NOT NULL AND t.lane IS NOT NULL AND t.lane >= $1 || '/' AND t.lane < $1 || '0')
 RETURNING ` + queueColumns
 
 // DeleteQueue deletes the settings of a queue and of its flow keys, which were read in a

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/melodia/orchestrator/internal/postgres"
 	"github.com/melodia/orchestrator/internal/task"
@@ -350,5 +351,40 @@ func TestDeleteQueue(t *testing.T) {
 	}
 	if got := get(t, s, tk.ID); got.Queue != "mail" {
 		t.Errorf("the task that has ended is of queue %q", got.Queue)
+	}
+}
+
+// What a queue has to do is known without reading its tasks one by one, nor those of others.
+func TestQueueLoadsAmongMany(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	exec(t, pool, backlog)
+	exec(t, pool, laned)
+	exec(t, pool, `INSERT INTO tasks (`+taskColumns+`, run_at, queue, flow_key, priority, lane, state)
+		SELECT `+taskValues+`, now(), 'large', 'k' || n % 100, 0, 'large/k' || n % 100, 'waiting' FROM generate_series(200001, 300000) n`)
+	exec(t, pool, "ANALYZE tasks")
+	names := []string{"large", "q1", "none"}
+	got, err := s.QueueLoads(t.Context(), names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []task.QueueLoad{{Waiting: task.MaxCounted, Keys: 100}, {Waiting: 2000, Keys: 100}, {}} {
+		if got[i].Waiting != want.Waiting || got[i].Running != want.Running || got[i].Keys != want.Keys {
+			t.Errorf("%s: %+v, want %+v", names[i], got[i], want)
+		}
+	}
+	tx, err := pool.BeginTx(t.Context(), pgx.TxOptions{BeginQuery: postgres.BeginSearch})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(t.Context()) }()
+	var plan []struct{ Plan map[string]any }
+	if err := tx.QueryRow(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "+postgres.QueueLoadsSQL, names, task.MaxCounted).Scan(&plan); err != nil {
+		t.Fatal(err)
+	}
+	pages, _ := plan[0].Plan["Shared Hit Blocks"].(float64)
+	read, _ := plan[0].Plan["Shared Read Blocks"].(float64)
+	if tables := wholeReads(plan[0].Plan); len(tables) > 0 || pages+read > 8000 {
+		t.Errorf("%v are read as a whole, and %v pages: %s", tables, pages+read, indented(plan[0].Plan))
 	}
 }
