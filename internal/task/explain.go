@@ -27,8 +27,10 @@ type Facts struct {
 	InstanceSeenAt time.Time
 	// Running is how many tasks are running.
 	Running int
-	// Ahead is how many tasks are due before this one; it counts up to [MaxAhead].
+	// Ahead is how many plain tasks are due before this one; it counts up to [MaxAhead].
 	Ahead int
+	// Flow is what is known about its limits; zero unless the task is pending.
+	Flow Flow
 }
 
 // MaxAhead is how far the tasks ahead of another are counted.
@@ -118,24 +120,18 @@ func explainPending(t *Task, f Facts) string {
 		return fmt.Sprintf("It is due in %s%s.", span(wait), next)
 	}
 	due := fmt.Sprintf("It has been due for %s%s", span(-wait), next)
-	ahead := fmt.Sprintf("%d tasks are ahead of it", f.Ahead)
-	switch f.Ahead {
-	case 0:
-		ahead = "it is the next one"
-	case 1:
-		ahead = "1 task is ahead of it"
-	case MaxAhead:
-		ahead = fmt.Sprintf("%d tasks or more are ahead of it", MaxAhead)
-	}
+	w := WaitOf(t, f)
 	switch {
 	case f.Instances == 0 && f.InstanceSeenAt.IsZero():
 		return due + ", but no instance carries out tasks."
 	case f.Instances == 0:
 		return fmt.Sprintf("%s, but no instance carries out tasks: the last one was seen %s ago.", due, span(f.Now.Sub(f.InstanceSeenAt)))
-	case f.Slots > 0 && f.Running >= f.Slots:
-		return fmt.Sprintf("%s, but all %d slots of %s are busy; %s.", due, f.Slots, count(f.Instances, "instance"), ahead)
+	case w.For == WaitsForSlots:
+		return fmt.Sprintf("%s, but all %d slots of %s are busy; %s.", due, f.Slots, count(f.Instances, "instance"), w.ahead())
+	case w.For != "":
+		return fmt.Sprintf("It waits %s; %s. %s.", w.why, w.ahead(), due)
 	default:
-		return fmt.Sprintf("%s; %s.", due, ahead)
+		return fmt.Sprintf("%s; %s.", due, w.ahead())
 	}
 }
 
