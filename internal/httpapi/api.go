@@ -67,6 +67,13 @@ type store interface {
 	QueueKeys(ctx context.Context, queue, behind string, limit int) ([]task.QueueKey, error)
 	PutQueueKey(ctx context.Context, k task.QueueKey) (task.QueueKey, error)
 	DeleteQueueKey(ctx context.Context, queue, key string, version int64) error
+
+	// Hosts returns the hosts that are not healthy, in the order of their names.
+	Hosts(ctx context.Context) ([]task.Host, error)
+	// CloseHost makes a host healthy, or returns [task.ErrNotFound] where it is.
+	CloseHost(ctx context.Context, name string) error
+	// Now returns the moment by the store's clock.
+	Now(ctx context.Context) (time.Time, error)
 }
 
 // dispatcher carries out tasks.
@@ -186,6 +193,9 @@ func (a *API) routes() {
 	a.handle(a.getQueueKeyOperation(), a.getQueueKey)
 	a.handle(a.putQueueKeyOperation(), a.putQueueKey)
 	a.handle(a.deleteQueueKeyOperation(), a.deleteQueueKey)
+	// People: which hosts do tasks wait for, and why?
+	a.handle(a.listHostsOperation(), a.listHosts)
+	a.handle(a.closeHostOperation(), a.closeHost)
 	// An external engine (Cloud Tasks, Cloud Scheduler, Pub/Sub push) or an
 	// operator: carry out one task in this request.
 	a.handle(a.workerOperation(), a.work)

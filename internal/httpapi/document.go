@@ -42,6 +42,7 @@ func describe(version string) *huma.OpenAPI {
 			{Name: "tasks", Description: "Hand in tasks and see what became of them."},
 			{Name: "steering", Description: "Cancel, run, change and redrive tasks, one by one or many at once."},
 			{Name: "queues", Description: "Limits, order and pauses of the tasks of a queue, and of single flow keys."},
+			{Name: "hosts", Description: "Hosts that are slow, or fail, or asked not to be called."},
 			{Name: "worker", Description: "Carry out a task in the request itself."},
 			{Name: "health", Description: "For probes and monitoring."},
 		},
@@ -96,6 +97,7 @@ func (a *API) completeDocument() {
 		a.registry.Map()["Task"].Properties["priority"],
 		a.registry.Map()["Facts"].Properties["reason"],
 		a.registry.Map()["Facts"].Properties["last_outcome"],
+		a.registry.Map()["Facts"].Properties["waiting_for"],
 		a.registry.Map()["Ended"].Properties["reason"],
 	} {
 		p.Enum = append(p.Enum, nil) // null must be in an enum, whatever the type admits

@@ -117,6 +117,14 @@ func TestWordsAreTheDomains(t *testing.T) {
 		{"Facts", "state", []any{string(task.Pending), string(task.Running), string(task.Succeeded), string(task.Failed), string(task.Cancelled)}},
 		{"Facts", "reason", []any{string(task.AttemptsExhausted), string(task.RetryDurationExhausted), string(task.ClientError), string(task.Expired), string(task.TargetRefused), nil}},
 		{"Facts", "last_outcome", append(kinds[:len(kinds):len(kinds)], nil)},
+		{"Facts", "waiting_for", []any{
+			string(task.WaitsForResume), string(task.WaitsForQueue), string(task.WaitsForQueueRate), string(task.WaitsForKey), string(task.WaitsForKeyRate),
+			string(task.WaitsForOrder), string(task.WaitsForShare), string(task.WaitsForBreaker), string(task.WaitsForRetryAfter), string(task.WaitsForSlots), nil,
+		}},
+		{"Host", "status", []any{string(task.HostHeld), string(task.HostBroken), string(task.HostRecovering), string(task.HostCongested)}},
+		{"TaskRequest", "priority", []any{string(task.High), string(task.Normal), string(task.Low)}},
+		{"ChangeRequest", "priority", []any{string(task.High), string(task.Normal), string(task.Low)}},
+		{"Task", "priority", []any{string(task.High), string(task.Normal), string(task.Low), nil}},
 		{"Ended", "state", []any{string(task.Succeeded), string(task.Failed)}},
 		{"Ended", "reason", []any{string(task.AttemptsExhausted), string(task.RetryDurationExhausted), string(task.ClientError), string(task.Expired), string(task.TargetRefused), nil}},
 		{"Task", "reason", []any{string(task.AttemptsExhausted), string(task.RetryDurationExhausted), string(task.ClientError), string(task.Expired), string(task.TargetRefused), nil}},
@@ -268,8 +276,8 @@ func TestDocumentIsComplete(t *testing.T) {
 	if servers := allOf(d.root["servers"]); len(servers) != 1 || member(servers[0])["url"] != "/" {
 		t.Errorf("the servers are %v, want the one that the document came from", servers)
 	}
-	if len(ids) != 28+4 {
-		t.Errorf("the document has %d operations, want 28 and 4 callbacks", len(ids))
+	if len(ids) != 30+4 {
+		t.Errorf("the document has %d operations, want 30 and 4 callbacks", len(ids))
 	}
 
 	for name, schema := range member(d.root, "components", "schemas") {

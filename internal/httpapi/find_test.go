@@ -213,7 +213,7 @@ func TestExplain(t *testing.T) {
 		"expires_at": nil, "attempt_count": 0.0, "max_attempts": 10.0, "last_outcome": nil, "last_status_code": nil, "last_error": nil,
 		"running_for_seconds": nil, "holder": nil, "holder_silent_seconds": nil, "lease_seconds": 15.0, "cancel_requested_at": nil,
 		"tasks_ahead": nil, "instances": 0.0, "slots": nil, "running_tasks": 0.0, "instance_silent_seconds": nil, "finished_at": nil,
-		"parent_id": nil, "root_id": nil, "hops": 0.0,
+		"parent_id": nil, "root_id": nil, "hops": 0.0, "queue": nil, "flow_key": nil, "waiting_for": nil, "limit": nil, "running": nil, "next_permit_at": nil, "ahead": nil,
 	}
 	check := func(summary string, changes map[string]any) {
 		t.Helper()
@@ -236,7 +236,21 @@ func TestExplain(t *testing.T) {
 		"but all 400 slots of 2 instances are busy; it is the next one.", map[string]any{
 		"run_at": "2026-11-24T11:59:59.123456Z", "due_in_seconds": -1.0, "tasks_ahead": 0.0, "attempt_count": 1.0, "last_outcome": "retryable",
 		"last_status_code": 503.0, "last_error": "the target answered 503", "instances": 2.0, "slots": 400.0, "running_tasks": 400.0, "instance_silent_seconds": 1.0,
+		"waiting_for": "slots", "limit": 400.0, "running": 400.0, "ahead": 0.0,
 	})
+	plain, busy := *tk, facts
+	tk.Attempts, tk.AttemptCount, tk.Queue, tk.FlowKey = nil, 0, "mail", "tenant-42"
+	facts.Flow.Key, facts.Flow.AheadInLane, facts.Flow.AheadInQueue = task.Permits{Limits: task.Limits{MaxConcurrent: 5}, Running: 5}, 211, 300
+	waits := map[string]any{
+		"run_at": "2026-11-24T11:59:59.123456Z", "due_in_seconds": -1.0, "tasks_ahead": 211.0, "ahead": 211.0, "queue": "mail", "flow_key": "tenant-42",
+		"waiting_for": "key_concurrency", "limit": 5.0, "running": 5.0, "instances": 2.0, "slots": 400.0, "running_tasks": 400.0, "instance_silent_seconds": 1.0,
+	}
+	check("It waits for a permit: all 5 of key tenant-42 in queue mail are in use; 211 tasks of that key are ahead of it. It has been due for 1.0 s.", waits)
+	facts.Flow.Queue = task.Permits{Limits: task.Limits{MaxPerSecond: 2}, Running: 7, Used: 2}
+	waits["waiting_for"], waits["limit"], waits["running"], waits["ahead"], waits["tasks_ahead"] = "queue_rate", 2.0, 7.0, 300.0, 300.0
+	waits["next_permit_at"] = "2026-11-24T12:00:00.623456Z"
+	check("It waits for a permit: queue mail gives 2 a second, the next one in 0.5 s; 300 tasks of that queue are ahead of it. It has been due for 1.0 s.", waits)
+	*tk, facts = plain, busy
 	tk.State, tk.CancelRequestedAt = task.Running, storedAt
 	facts.ClaimedAt, facts.Holder, facts.HolderSeenAt = storedAt.Add(-3*time.Second), "a", storedAt.Add(-2*time.Second)
 	check("Cancelling it was asked for 0.0 s ago; attempt 2 has been under way for 3.0 s, held by the instance a, last seen 2.0 s ago.", map[string]any{

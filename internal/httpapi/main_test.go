@@ -59,6 +59,7 @@ type fakeStore struct {
 	// redrive is told with how many hops tasks are redriven.
 	redrive func(hops int)
 	fakeQueues
+	fakeHosts
 
 	mu      sync.Mutex
 	tasks   []*task.Task

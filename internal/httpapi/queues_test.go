@@ -480,3 +480,41 @@ func TestQueueKeys(t *testing.T) {
 	s.refused(s.do(http.MethodPut, "/queues/mail/keys/a%20"+marker, `{}`), http.StatusUnprocessableEntity, `["path","key"] string_pattern_mismatch`)
 	s.refused(s.do(http.MethodPut, "/queues/mail/keys/%2E%2E", `{}`), http.StatusUnprocessableEntity, `["path","key"] invalid`)
 }
+
+// What a task leaves out is what its queue says, and otherwise what the service says.
+func TestDefaultsOfQueues(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.do(http.MethodPut, "/queues/mail", `{"defaults":{"timeout_seconds":120,"retry":{"max_attempts":3,"min_backoff_seconds":5}}}`)
+	s.do(http.MethodPut, "/queues/default", `{"defaults":{"timeout_seconds":7}}`)
+	plain := s.only(s.post("/enqueue", `{"url":"`+target+`"}`)).Spec
+	for fields, want := range map[string]func(*task.Spec){
+		`"queue":"mail"`: func(s *task.Spec) {
+			s.Queue, s.Timeout, s.Retry.MaxAttempts, s.Retry.MinBackoff = "mail", 2*time.Minute, 3, 5*time.Second
+		},
+		`"queue":"mail","timeout_seconds":1,"retry":{"max_attempts":1}`: func(s *task.Spec) {
+			s.Queue, s.Timeout, s.Retry.MaxAttempts, s.Retry.MinBackoff = "mail", time.Second, 1, 5*time.Second
+		},
+		`"queue":"other"`: func(s *task.Spec) { s.Queue = "other" },
+		`"flow_key":"a"`:  func(s *task.Spec) { s.Queue, s.FlowKey, s.Timeout = "default", "a", 7*time.Second },
+	} {
+		spec := plain
+		spec.Priority = task.Normal
+		want(&spec)
+		request := `{"url":"` + target + `",` + fields + `}`
+		for path, body := range map[string]string{
+			"/enqueue": request, "/schedule": strings.TrimSuffix(request, "}") + `,"delay_seconds":0}`,
+			"/tasks/batch": `{"tasks":[{"url":"` + target + `"},` + request + `]}`,
+		} {
+			if a := s.post(path, body); a.status != http.StatusAccepted {
+				t.Fatalf("%s %s: got %d: %s", path, body, a.status, a.text)
+			}
+			stored := s.store.taken()
+			if diff := gocmp.Diff(spec, stored[len(stored)-1].Spec); diff != "" {
+				t.Errorf("%s %s (-want +got):\n%s", path, fields, diff)
+			}
+		}
+	}
+	// Together they may break a rule that neither breaks alone.
+	s.refused(s.post("/enqueue", `{"url":"`+target+`","queue":"mail","retry":{"max_backoff_seconds":1}}`), http.StatusUnprocessableEntity, `["body","retry","max_backoff_seconds"] out_of_range`)
+}

@@ -32,12 +32,6 @@ const (
 	WaitsForSlots WaitingFor = "slots"
 )
 
-// waits are all of them.
-var waits = []WaitingFor{
-	WaitsForResume, WaitsForQueue, WaitsForQueueRate, WaitsForKey, WaitsForKeyRate, WaitsForOrder,
-	WaitsForShare, WaitsForBreaker, WaitsForRetryAfter, WaitsForSlots,
-}
-
 // Flow is what is known about the limits of a pending task at one moment.
 type Flow struct {
 	// PausedAt is since when the queue is paused; zero: it is not.
