@@ -179,7 +179,11 @@ func (d *Dispatcher) run(j *job) (next *job) {
 		j.decision = d.notNow(j)
 	} else {
 		d.attempt(j)
-		for _, ready := range d.hosts.end(j.host, &j.outcome, time.Now()) {
+		end := d.hosts.end
+		if j.finished != nil {
+			end = d.hosts.endAnyway
+		}
+		for _, ready := range end(j.host, &j.outcome, time.Now()) {
 			d.launch(ready)
 		}
 	}
