@@ -26,7 +26,7 @@ SELECT current_user, coalesce(current_schema(), ''), current_setting('search_pat
     coalesce(has_schema_privilege(current_schema(), 'CREATE'), false),
     coalesce((SELECT string_agg(c.relname, ' ' ORDER BY c.relname) FROM pg_class c
         WHERE c.relnamespace = to_regnamespace(quote_ident(current_schema())) AND c.relkind IN ('r', 'p')
-            AND c.relname IN ('tasks', 'task_history', 'workers', 'idempotency_keys', 'queues', 'queue_keys', 'goose_db_version')
+            AND c.relname IN ('tasks', 'task_history', 'workers', 'idempotency_keys', 'queues', 'queue_keys', 'lanes', 'hosts', 'goose_db_version')
             AND NOT pg_has_role(c.relowner, 'USAGE')), '')`
 
 // checkRights returns a [*RightsError] unless the role may create tables and alter

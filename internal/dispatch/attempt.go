@@ -7,7 +7,6 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/melodia/orchestrator/internal/limit"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -23,6 +22,8 @@ type job struct {
 	// finished is closed when the result of a direct call is written, or never will be.
 	// It is nil where the task has a slot.
 	finished chan struct{}
+	// slot is whose slot the task has; nil where it has none.
+	slot *claimant
 	// host is where the task's call goes, once it is counted there.
 	host *host
 	// fromLane: the task was claimed from the lane of its host.
@@ -53,8 +54,8 @@ func (j *job) now() time.Time { return j.claim.At.Add(time.Since(j.claimed)) }
 // free slots, or will be in a moment.
 func (d *Dispatcher) claimDue(ctx context.Context) {
 	var pause, failing time.Duration
-	for d.waitForSlots(ctx) && d.waitForDue(ctx, &pause) {
-		limit := d.slots.take()
+	for d.waitForSlots(ctx, d.slots.plain) && d.waitForDue(ctx, &pause) {
+		limit := d.slots.take(d.slots.plain)
 		if limit == 0 {
 			continue // tasks that were submitted meanwhile have the slots
 		}
@@ -65,9 +66,11 @@ func (d *Dispatcher) claimDue(ctx context.Context) {
 		claims, err := d.store.Claim(s.writes, s.worker, limit)
 		claimed := time.Now()
 		for _, c := range claims {
-			d.startClaimed(newJob(s, c, claimed))
+			j := newJob(s, c, claimed)
+			j.slot = d.slots.plain
+			d.startClaimed(j)
 		}
-		d.slots.fetched(limit, len(claims))
+		d.slots.fetched(d.slots.plain, limit, len(claims))
 		switch {
 		case err != nil:
 			d.log.Error("claiming failed", "error", err)
@@ -88,14 +91,15 @@ func (d *Dispatcher) claimDue(ctx context.Context) {
 	}
 }
 
-// startClaimed is start of a task that came from no lane, unless its host may not have it.
+// startClaimed is start of a task that does not wait for its host, unless that may not
+// have it: then it does from now on.
 func (d *Dispatcher) startClaimed(j *job) {
 	if j.host = d.hosts.take(j.claim.Task.URL, j.claimed); j.host != nil {
 		d.start(j)
 		return
 	}
 	d.results.hold(j)
-	d.slots.decline()
+	d.slots.decline(j)
 	d.giveBack(j)
 	d.slots.attempts.Done()
 }
@@ -104,12 +108,12 @@ func (d *Dispatcher) startClaimed(j *job) {
 func (d *Dispatcher) giveBack(j *job) {
 	j.cutOff(nil)
 	j.decision = d.notNow(j)
-	d.results.write(j, func(j *job, _ bool) { d.finish(j) })
+	d.results.write(j, d.returned)
 }
 
-// notNow is the decision on a task whose host may not be called now.
+// notNow is the decision on a task whose host may not be called now: it waits for it.
 func (d *Dispatcher) notNow(j *job) task.Decision {
-	return task.Decision{State: task.Pending, Wait: jitter(limit.SlowAfter)}
+	return task.Decision{State: task.Pending, Host: task.HostOf(j.claim.Task.URL)}
 }
 
 // start has a claimed task carried out in a slot that was taken for it: at once, or when
@@ -179,12 +183,16 @@ func (d *Dispatcher) run(j *job) (next *job) {
 		j.decision = d.notNow(j)
 	} else {
 		d.attempt(j)
-		for _, ready := range d.hosts.end(j.host, &j.outcome, time.Now()) {
+		end := d.hosts.end
+		if j.finished != nil {
+			end = d.hosts.endAnyway
+		}
+		for _, ready := range end(j.host, &j.outcome, time.Now()) {
 			d.launch(ready)
 		}
 	}
 	if j.finished == nil {
-		next = d.slots.release(&j.outcome)
+		next = d.slots.release(j)
 		if next != nil && !d.mayRun(next) {
 			next = nil
 		}
@@ -260,14 +268,38 @@ func (d *Dispatcher) complete(j *job) {
 // logs the attempt. It does neither when the decision did not take effect.
 func (d *Dispatcher) completed(j *job, written bool) {
 	if written {
-		if j.decision.State == task.Pending {
-			d.notify(j.decision.Wait)
-		} else {
+		if j.decision.State != task.Pending {
 			d.watches.end(j.claim.Task.ID)
 		}
 		d.report(j)
 	}
+	d.returned(j, written)
+}
+
+// returned ends a job, whose result is written or never will be: its task may be due again,
+// and its lane may start another one.
+func (d *Dispatcher) returned(j *job, written bool) {
+	was := j.claim.Task.Lane()
+	if written && j.decision.State == task.Pending {
+		is := was
+		if j.decision.Host != "" {
+			is = was.At(j.decision.Host)
+		}
+		d.noteDue(is, j.decision.Wait)
+	}
+	if was != "" {
+		d.lanes.freed(was)
+	}
 	d.finish(j)
+}
+
+// noteDue notes that a task which waits in a lane, or in none, is due in wait.
+func (d *Dispatcher) noteDue(lane task.Lane, wait time.Duration) {
+	if lane == "" {
+		d.notify(wait)
+	} else if d.options.Concurrency > 0 {
+		d.lanes.note(lane, wait)
+	}
 }
 
 // finish ends a job, whose result is written or never will be.
@@ -293,7 +325,7 @@ func (d *Dispatcher) releaseWaiting() {
 	for _, j := range waiting {
 		j.cutOff(nil)
 		j.decision.State = task.Pending
-		d.results.write(j, func(j *job, _ bool) { d.finish(j) })
+		d.results.write(j, d.returned)
 		d.slots.attempts.Done()
 	}
 }

@@ -33,7 +33,8 @@ func (p *plenty) Reap(context.Context, task.ID, []task.ID, time.Duration) (int, 
 	return 0, nil
 }
 
-func (p *plenty) Hosts(context.Context) ([]task.Host, error) { return nil, nil }
+func (p *plenty) Hosts(context.Context) ([]task.Host, error)                    { return nil, nil }
+func (p *plenty) Lanes(context.Context, task.Lane, int) ([]task.LaneDue, error) { return nil, nil }
 
 func (p *plenty) Claim(_ context.Context, _ task.ID, limit int) ([]*task.Claim, error) {
 	claims := make([]*task.Claim, 0, limit)

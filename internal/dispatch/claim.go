@@ -24,16 +24,17 @@ func longer(pause, limit time.Duration) time.Duration {
 	return min(max(2*pause, minPause), limit)
 }
 
-// waitForSlots waits until a slot is free, or in a backlog until enough are free to be worth
+// waitForSlots waits until a slot is free for c, or in a backlog until enough are free to be worth
 // a claim. It reports whether ctx is still going on.
-func (d *Dispatcher) waitForSlots(ctx context.Context) bool {
-	minFetch := d.slots.minFetch()
+func (d *Dispatcher) waitForSlots(ctx context.Context, c *claimant) bool {
+	defer d.slots.free(c, 0)
+	minFetch := d.slots.minFetch(c)
 	wanted := 1 // once some are free, more are gathered
 	var gathered <-chan time.Time
 	look := time.NewTicker(slotLook)
 	defer look.Stop()
 	for looks := 1; ; {
-		free := d.slots.free(wanted)
+		free := d.slots.free(c, wanted)
 		if free >= minFetch {
 			return ctx.Err() == nil
 		}
@@ -57,7 +58,7 @@ func (d *Dispatcher) waitForSlots(ctx context.Context) bool {
 				d.releaseWaiting()
 				looks = 1
 			}
-		case <-d.slots.freed:
+		case <-c.freed:
 		}
 	}
 }

@@ -73,7 +73,7 @@ func (d *Dispatcher) ExecuteUnstored(ctx context.Context, t *task.Task) (task.Ou
 	defer context.AfterFunc(d.root.calls, cancel)()
 	host := d.hosts.beginAnyway(t.URL)
 	o := d.deliver(ctx, task.Call{Task: t, Attempt: 1, At: t.RunAt, ViaWorkerEndpoint: true})
-	for _, ready := range d.hosts.end(host, &o, time.Now()) {
+	for _, ready := range d.hosts.endAnyway(host, &o, time.Now()) {
 		d.launch(ready)
 	}
 	return o.Heed(0), nil

@@ -26,6 +26,7 @@ import (
 // store is where tasks are kept. Its errors are logged and survived.
 type store interface {
 	hostStore
+	laneStore
 
 	Register(ctx context.Context, worker task.ID, name string, concurrency int) error
 	Heartbeat(ctx context.Context, worker task.ID) (known bool, err error)
@@ -106,6 +107,7 @@ type Dispatcher struct {
 	due       *alarm // when the next task is due, as far as is known here
 	slots     *slots
 	hosts     *hosts
+	lanes     *lanes
 	results   *results
 	watches   *watches
 	shortages shortages
@@ -127,13 +129,16 @@ func New(o Options, s store, by deliverer) *Dispatcher {
 		log:       o.Log,
 		due:       newAlarm(),
 		slots:     newSlots(o.Concurrency),
+		lanes:     newLanes(),
 		watches:   newWatches(),
 		begun:     make(chan struct{}),
 		jobs:      make(chan *job),
 	}
 	d.hosts = newHosts(o.Concurrency, cmp.Or(o.HostShare, 1), o.Log)
-	d.hosts.mayStart, d.hosts.launch = d.Wake, d.launch
+	d.hosts.mayStart, d.hosts.launch = d.lanes.wakeHosts, d.launch
 	d.slots.spare = &d.hosts.spare
+	d.slots.plain.wants = func() bool { return d.slots.plain.backlog || d.due.ringing() }
+	d.slots.laned.wants = func() bool { return d.lanes.ready.Load() > 0 }
 	d.results = newResults(s, o.Log, d.notify)
 	return d
 }
@@ -163,7 +168,10 @@ func (d *Dispatcher) notify(wait time.Duration) {
 
 // Wake says that a stored task may be due earlier than is known here. It never
 // blocks.
-func (d *Dispatcher) Wake() { d.notify(0) }
+func (d *Dispatcher) Wake() {
+	d.notify(0)
+	d.lanes.look()
+}
 
 // CameBack says that the call of a task came to this service itself and waits here, perhaps
 // for other tasks: from now on the calls to that host have a share of the slots that is
@@ -206,6 +214,10 @@ func (d *Dispatcher) Run(ctx context.Context) {
 		keeping.Go(func() { d.hosts.follow(keep, d.store, d.options.PollInterval) })
 		keeping.Go(func() { d.followWatched(keep) })
 		claiming.Go(func() { d.claimDue(ctx) })
+		if d.options.Concurrency > 0 {
+			keeping.Go(func() { d.followLanes(keep) })
+			claiming.Go(func() { d.claimLanes(ctx) })
+		}
 	}
 
 	<-ctx.Done()

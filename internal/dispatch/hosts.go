@@ -58,6 +58,8 @@ type hosts struct {
 	// before. launch has a task carried out that waited for its host's slow start.
 	mayStart func()
 	launch   func(j *job)
+	// holdBack, if not nil, moves due tasks of these hosts to their lanes.
+	holdBack func(ctx context.Context, names []string)
 
 	// unhealthy is how many hosts have a state; where it is zero nothing is in a lane.
 	unhealthy atomic.Int32
@@ -67,6 +69,7 @@ type hosts struct {
 	changed chan struct{} // told when a state is to be stored; buffered
 
 	mu      sync.Mutex
+	total   int // slots that all hosts hold
 	byName  map[string]*host
 	busy    *host // the first of a ring
 	slowly  int   // held by hosts that were slow at the last look
@@ -78,7 +81,7 @@ type hosts struct {
 // host is what the instance knows about one.
 type host struct {
 	name       string
-	held       int
+	held       int // slots, and calls by request
 	calls      int
 	queue      []*job
 	waking     bool // a timer of the slow start runs
@@ -153,15 +156,13 @@ func (h *hosts) permits(name string, free int, othersWait bool) (n, running int,
 	case h.share >= 1:
 	case one.ours:
 		h.congest(one, now)
-		h.measure(now)
-		n = min(n, free-int(h.spare.Load()), h.ownShare()-one.held)
+		n = min(n, h.slots-h.total, h.ownShare()-one.held)
 	case !one.pace.Slow(now):
 		h.relieve(one, now)
 	default:
 		h.congest(one, now)
-		h.measure(now)
-		// What slow hosts may have beyond the slots is for others.
-		if n = min(n, free-int(h.spare.Load())); othersWait {
+		// The calls that there may be beyond the slots are for others.
+		if n = min(n, h.slots-h.total); othersWait {
 			n = min(n, h.limit(one, now)-one.held)
 		}
 	}
@@ -187,6 +188,7 @@ func (h *hosts) take(url string, now time.Time) *host {
 		return nil
 	}
 	h.count(one)
+	h.total++
 	return one
 }
 
@@ -220,6 +222,7 @@ func (h *hosts) takeAnyway(url string) *host {
 	defer h.mu.Unlock()
 	one := h.get(name)
 	h.count(one)
+	h.total++
 	return one
 }
 
@@ -228,6 +231,7 @@ func (h *hosts) drop(one *host) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.release(one)
+	h.total--
 }
 
 // verdict says what becomes of a task that has its slot.
@@ -321,7 +325,17 @@ func (h *hosts) takeQueue() (queued []*job) {
 // end counts a task out whose call ended at now with o. It returns the tasks of its host that
 // may be launched in its place; mostly none.
 func (h *hosts) end(one *host, o *task.Outcome, now time.Time) (ready []*job) {
+	return h.ended(one, o, now, 1)
+}
+
+// endAnyway is end of a call that is made by request, and has no slot.
+func (h *hosts) endAnyway(one *host, o *task.Outcome, now time.Time) (ready []*job) {
+	return h.ended(one, o, now, 0)
+}
+
+func (h *hosts) ended(one *host, o *task.Outcome, now time.Time, slots int) (ready []*job) {
 	h.mu.Lock()
+	h.total -= slots
 	before := one.state
 	one.calls--
 	one.used = now
@@ -572,6 +586,9 @@ func (h *hosts) follow(ctx context.Context, store hostStore, interval time.Durat
 	for {
 		if err := h.exchange(ctx, store); err != nil && ctx.Err() == nil {
 			h.log.Error("sharing the states of hosts failed", "error", err)
+		}
+		if names := h.lanes(); names != nil && h.holdBack != nil {
+			h.holdBack(ctx, names)
 		}
 		timer := time.NewTimer(jitter(interval))
 		select {

@@ -135,7 +135,7 @@ func (d *Dispatcher) reap(ctx context.Context) {
 		d.log.Error("reaping failed", "error", err)
 	case count > 0:
 		d.log.Warn("took over lost tasks", "count", count)
-		d.notify(0)
+		d.Wake()
 	}
 }
 

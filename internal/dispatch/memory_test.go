@@ -38,6 +38,7 @@ type tables struct {
 	rows    map[task.ID]*row
 	workers map[task.ID]time.Time // their heartbeats
 	claimed map[*task.Task]int64  // the claim number under which a task was handed out
+	flow    flow
 	asked   []asked
 
 	hosts hostRows
@@ -334,7 +335,7 @@ func (m *memory) InsertBatch(ctx context.Context, b *task.Batch) error {
 func (m *memory) InsertClaimed(ctx context.Context, worker task.ID, t *task.Task) (c *task.Claim, err error) {
 	err = m.do(ctx, asked{op: "InsertClaimed", worker: worker}, func() {
 		r := m.insert(t)
-		if _, known := m.workers[worker]; known {
+		if _, known := m.workers[worker]; known && t.Lane() == "" {
 			t.State = task.Running
 			c = m.take(r, t, worker, t.CreatedAt)
 		}
@@ -357,7 +358,7 @@ func (m *tables) insert(t *task.Task) *row {
 func (m *memory) NextDue(ctx context.Context) (wait time.Duration, ok bool, err error) {
 	err = m.do(ctx, asked{op: "NextDue"}, func() {
 		for _, r := range m.rows {
-			if in := r.RunAt.Sub(m.now()); r.State == task.Pending && (!ok || in < wait) {
+			if in := r.RunAt.Sub(m.now()); r.State == task.Pending && r.Lane() == "" && (!ok || in < wait) {
 				wait, ok = in, true
 			}
 		}
@@ -375,7 +376,7 @@ func (m *memory) Claim(ctx context.Context, worker task.ID, limit int) (claims [
 		}
 		var due []*row
 		for _, r := range m.rows {
-			if r.State == task.Pending && !r.locked && !r.RunAt.After(m.now()) {
+			if r.State == task.Pending && r.Lane() == "" && !r.locked && !r.RunAt.After(m.now()) {
 				due = append(due, r)
 			}
 		}
@@ -472,6 +473,7 @@ func (m *memory) finish(c *task.Claim, d task.Decision) (matched, calledBack boo
 		r.State, r.Reason, r.worker = d.State, d.Reason, task.ID{}
 		if d.State == task.Pending {
 			r.RunAt = m.now().Add(d.Wait)
+			r.HeldHost = cmp.Or(d.Host, r.HeldHost)
 		} else {
 			r.FinishedAt = m.now()
 			calledBack = m.callBack(r)

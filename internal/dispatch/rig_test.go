@@ -144,6 +144,11 @@ func (r *rig) run() {
 	r.t.Cleanup(func() {
 		r.stop()
 		r.results.writing.Wait() // closing the real store waits for that
+		r.hosts.mu.Lock()
+		defer r.hosts.mu.Unlock()
+		if r.hosts.total != 0 || r.hosts.busy != nil {
+			r.t.Errorf("hosts hold %d slots in the end, want none", r.hosts.total)
+		}
 	})
 }
 

@@ -39,7 +39,7 @@ var errBusy = fmt.Errorf("%w: as many calls as may be are under way", task.ErrOv
 // Whenever mu is free:
 //   - tasks wait only while size tasks or more have calls;
 //   - at most size + spare tasks got their calls while spare was what it is;
-//   - taken = tasks with calls + tasks that wait + tasks being claimed or submitted +
+//   - taken = plain.taken + laned.taken = tasks with calls + tasks that wait + tasks being claimed or submitted +
 //     slots that rest, and is 2 * size + spare at most;
 //   - tasks being claimed or submitted + unfinished tasks are maxUnfinished * size at most;
 //   - attempts is above zero while a call is under way, a task waits or one is being submitted;
@@ -49,8 +49,8 @@ type slots struct {
 	size int
 	// spare is how many calls more there may be: see hosts.
 	spare *atomic.Int32
-	// freed is told when as many slots are free as the claim loop wants. Its buffer is one.
-	freed chan struct{}
+	// plain and laned share the slots. While both have due tasks each may have half of them.
+	plain, laned *claimant
 	// attempts are the calls under way, with the writing that follows them, the tasks that
 	// wait, and the submissions with a slot. mu is held where it may grow from zero.
 	attempts sync.WaitGroup
@@ -62,31 +62,45 @@ type slots struct {
 	resting    int    // slots whose last call met a shortage
 	unfinished int    // tasks that were assigned and are not finished
 	waiting    []*job // prefetched, the oldest first
-	wanted     int    // free slots that the claim loop waits for
-	backlog    bool   // more was due than the last claim asked for
 	stopping   bool
 	throughput throughput
 	ceiling    ceiling
 }
 
-func newSlots(size int) *slots {
-	return &slots{size: size, spare: new(atomic.Int32), freed: make(chan struct{}, 1)}
+// claimant is one of the two claim loops, with the slots that its tasks have. mu of slots
+// guards it.
+type claimant struct {
+	// freed is told when as many slots are free as the loop wants. Its buffer is one.
+	freed chan struct{}
+	// wants reports whether tasks are due that have no slot. It is called with mu held.
+	wants   func() bool
+	taken   int
+	wanted  int  // free slots that the loop waits for; 0: it does not wait
+	backlog bool // more was due than the last claim asked for
 }
 
-// free returns how many tasks may be claimed. freed is told once there are wanted or more.
-func (s *slots) free(wanted int) int {
+func newSlots(size int) *slots {
+	return &slots{size: size, spare: new(atomic.Int32), plain: newClaimant(), laned: newClaimant()}
+}
+
+func newClaimant() *claimant {
+	return &claimant{freed: make(chan struct{}, 1), wants: func() bool { return false }}
+}
+
+// free returns how many tasks c may claim. Its freed is told once there are wanted or more.
+func (s *slots) free(c *claimant, wanted int) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.wanted = wanted
-	return s.available()
+	c.wanted = wanted
+	return s.available(c)
 }
 
 // minFetch returns the number of free slots worth a round trip to the store: one, or a
 // quarter of the capacity while there is a backlog.
-func (s *slots) minFetch() int {
+func (s *slots) minFetch(c *claimant) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.backlog {
+	if !c.backlog {
 		return 1
 	}
 	return max(min(s.capacity()/4, maxFetch), 1)
@@ -94,23 +108,36 @@ func (s *slots) minFetch() int {
 
 // take takes slots for a claim and returns their number: all free ones while there is a
 // backlog, otherwise half of them, so that submissions meanwhile find some.
-func (s *slots) take() int {
+func (s *slots) take(c *claimant) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.available()
-	if !s.backlog {
+	n := s.available(c)
+	if !c.backlog {
 		n = (n + 1) / 2
 	}
-	s.taken += n
+	s.count(c, n)
 	return n
 }
 
-// fetched notes that a claim for limit slots returned count tasks. It frees the slots that are left.
-func (s *slots) fetched(limit, count int) {
+// wants reports whether tasks are due that c has no slot for.
+func (s *slots) wants(c *claimant) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.backlog = count == limit
-	s.taken -= limit - count
+	return c.wants()
+}
+
+// count counts slots as taken for c, or freed where n is negative. mu is held.
+func (s *slots) count(c *claimant, n int) {
+	s.taken += n
+	c.taken += n
+}
+
+// fetched notes that a claim for limit slots returned count tasks. It frees the slots that are left.
+func (s *slots) fetched(c *claimant, limit, count int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.backlog = count == limit
+	s.count(c, count-limit)
 	s.notify()
 }
 
@@ -120,10 +147,10 @@ func (s *slots) fetched(limit, count int) {
 func (s *slots) reserve() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stopping || s.backlog || s.available() == 0 {
+	if s.stopping || s.plain.backlog || s.available(s.plain) == 0 {
 		return false
 	}
-	s.taken++
+	s.count(s.plain, 1)
 	s.attempts.Add(1)
 	return true
 }
@@ -132,7 +159,7 @@ func (s *slots) reserve() bool {
 func (s *slots) giveBack() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.taken--
+	s.count(s.plain, -1)
 	s.notify()
 }
 
@@ -167,17 +194,17 @@ func (s *slots) place(j *job) (start bool) {
 	return true
 }
 
-// release ends the call of a slot, whose outcome was o. It returns the task that waited
-// longest, which starts now; nil where none waits.
-func (s *slots) release(o *task.Outcome) (next *job) {
+// release ends the call of a job with a slot. It returns the task that waited longest,
+// which starts now; nil where none waits.
+func (s *slots) release(j *job) (next *job) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if o.Shortage == "" {
-		s.taken--
-		s.throughput.add(o.Duration)
+	if j.outcome.Shortage == "" {
+		s.count(j.slot, -1)
+		s.throughput.add(j.outcome.Duration)
 	} else {
 		s.resting++
-		time.AfterFunc(jitter(shortageRest), s.endRest)
+		time.AfterFunc(jitter(shortageRest), func() { s.endRest(j.slot) })
 	}
 	s.calls--
 	next = s.next()
@@ -208,21 +235,21 @@ func (s *slots) limit() int { return s.size + int(s.spare.Load()) }
 
 // decline notes that a task which was claimed gets no slot. The caller has its result
 // written and then calls attempts.Done.
-func (s *slots) decline() {
+func (s *slots) decline(j *job) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.taken--
+	s.count(j.slot, -1)
 	s.unfinished++
 	s.attempts.Add(1)
 	s.notify()
 }
 
 // endRest frees a slot that rested after a shortage.
-func (s *slots) endRest() {
+func (s *slots) endRest(c *claimant) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.resting--
-	s.taken--
+	s.count(c, -1)
 	s.notify()
 }
 
@@ -241,7 +268,9 @@ func (s *slots) takeWaiting() []*job {
 	defer s.mu.Unlock()
 	waiting := s.waiting
 	s.waiting = nil
-	s.taken -= len(waiting)
+	for _, j := range waiting {
+		s.count(j.slot, -1)
+	}
 	return waiting
 }
 
@@ -294,18 +323,29 @@ func (s *slots) status() (calls int, stopping bool) {
 	return s.calls + s.direct, s.stopping
 }
 
-// notify wakes the claim loop when as many slots are free as it wants. mu is held.
+// notify wakes a claim loop that waits, when as many slots are free as it wants. mu is held.
 func (s *slots) notify() {
-	if s.available() >= s.wanted {
-		signal(s.freed)
+	for _, c := range [...]*claimant{s.plain, s.laned} {
+		if c.wanted > 0 && s.available(c) >= c.wanted {
+			signal(c.freed)
+		}
 	}
 }
 
-// available is how many tasks may be claimed. While results cannot be written, it falls
-// to zero after maxUnfinished * size tasks. mu is held.
-func (s *slots) available() int {
+// available is how many tasks c may claim. While results cannot be written, it falls to
+// zero after maxUnfinished * size tasks. What the other claimant lacks of its half is left to it,
+// if it wants that. mu is held.
+func (s *slots) available(c *claimant) int {
 	unassigned := s.taken - s.calls - len(s.waiting) // being claimed or submitted, and slots that rest
-	return max(min(s.capacity()-s.taken, maxUnfinished*s.size-s.unfinished-unassigned, maxFetch), 0)
+	n := min(s.capacity()-s.taken, maxUnfinished*s.size-s.unfinished-unassigned)
+	other := s.plain
+	if c == s.plain {
+		other = s.laned
+	}
+	if lacks := s.size/2 - other.taken; lacks > 0 && n > 0 && other.wants() {
+		n -= lacks
+	}
+	return max(min(n, maxFetch), 0)
 }
 
 // capacity is how many slots may be taken: all, and in a backlog those again that should
@@ -313,7 +353,7 @@ func (s *slots) available() int {
 // rest, at most. mu is held.
 func (s *slots) capacity() int {
 	capacity := s.limit()
-	if s.backlog {
+	if s.plain.backlog || s.laned.backlog {
 		capacity += min(s.throughput.within(prefetchTime, s.size), s.size)
 	}
 	if s.ceiling.since.IsZero() {

@@ -40,7 +40,7 @@ func TestSlotsInvariants(t *testing.T) {
 // playSlots returns what is wrong, or nothing.
 func playSlots(size int, steps []step) string {
 	s := newSlots(size)
-	var claims []int   // how many tasks each claim under way asks for
+	var claims []claim // under way
 	var reserved int   // submissions under way
 	var calls []*job   // under way
 	var waiting []*job // in the order in which they should start
@@ -58,22 +58,25 @@ func playSlots(size int, steps []step) string {
 			time.Sleep(time.Duration(step.n) * time.Millisecond)
 			synctest.Wait()
 		case "claim":
-			if n := s.take(); n > 0 {
-				claims = append(claims, n)
+			by := []*claimant{s.plain, s.laned}[step.n%2]
+			s.plain.wants = func() bool { return step.n%3 == 0 }
+			s.laned.wants = func() bool { return step.n%5 == 0 }
+			if n := s.take(by); n > 0 {
+				claims = append(claims, claim{by, n})
 			}
 		case "claimed":
 			if len(claims) == 0 {
 				continue
 			}
-			count := claims[0]
+			by, count := claims[0].by, claims[0].limit
 			if step.odd {
 				count = min(count, step.n)
 			}
 			for range count {
-				j := &job{}
+				j := &job{slot: by}
 				assigned(j, s.assign(j))
 			}
-			s.fetched(claims[0], count)
+			s.fetched(by, claims[0].limit, count)
 			claims = claims[1:]
 		case "reserve":
 			if s.reserve() {
@@ -84,7 +87,7 @@ func playSlots(size int, steps []step) string {
 				continue
 			}
 			reserved--
-			if j := (&job{}); step.kind == "submitted" {
+			if j := (&job{slot: s.plain}); step.kind == "submitted" {
 				start, _ := s.assignReserved(j)
 				assigned(j, start)
 			} else {
@@ -95,13 +98,14 @@ func playSlots(size int, steps []step) string {
 			if len(calls) == 0 {
 				continue
 			}
-			o := task.Outcome{Duration: time.Duration(step.n) * time.Millisecond / 10}
+			ended := calls[0]
+			ended.outcome = task.Outcome{Duration: time.Duration(step.n) * time.Millisecond / 10}
 			if step.kind == "short" {
-				o.Shortage = task.ShortageDescriptors
+				ended.outcome.Shortage = task.ShortageDescriptors
 				s.lower()
 			}
 			calls = calls[1:]
-			next := s.release(&o)
+			next := s.release(ended)
 			switch {
 			case len(waiting) > 0 && next == waiting[0]:
 				calls, waiting = append(calls, next), waiting[1:]
@@ -123,8 +127,8 @@ func playSlots(size int, steps []step) string {
 			waiting = nil
 		}
 		claimed := reserved
-		for _, n := range claims {
-			claimed += n
+		for _, c := range claims {
+			claimed += c.limit
 		}
 		if problem := s.check(len(calls), len(waiting), claimed, written); problem != "" {
 			return fmt.Sprintf("after %+v: %s", step, problem)
@@ -132,8 +136,8 @@ func playSlots(size int, steps []step) string {
 	}
 
 	// When all is over, all slots are free.
-	for _, n := range claims {
-		s.fetched(n, 0)
+	for _, c := range claims {
+		s.fetched(c.by, c.limit, 0)
 	}
 	for range reserved {
 		s.giveBack()
@@ -143,8 +147,9 @@ func playSlots(size int, steps []step) string {
 		s.attempts.Done()
 		written++
 	}
-	for range calls {
-		s.release(&task.Outcome{})
+	for _, j := range calls {
+		j.outcome = task.Outcome{}
+		s.release(j)
 		s.attempts.Done()
 		written++
 	}
@@ -157,11 +162,22 @@ func playSlots(size int, steps []step) string {
 	if problem := s.check(0, 0, 0, 0); problem != "" {
 		return "in the end: " + problem
 	}
-	if s.resting > 0 || s.available() < size {
-		return fmt.Sprintf("in the end %d slots rest and %d of %d are free", s.resting, s.available(), size)
+	s.plain.wants, s.laned.wants = never, never
+	for _, c := range []*claimant{s.plain, s.laned} {
+		if s.resting > 0 || s.available(c) < size || c.taken != 0 {
+			return fmt.Sprintf("in the end %d slots rest, %d are taken and %d of %d are free", s.resting, c.taken, s.available(c), size)
+		}
 	}
 	return ""
 }
+
+// claim is one under way.
+type claim struct {
+	by    *claimant
+	limit int
+}
+
+func never() bool { return false }
 
 // check returns which invariant is broken.
 func (s *slots) check(calls, waiting, claimed, written int) string {
@@ -174,6 +190,8 @@ func (s *slots) check(calls, waiting, claimed, written int) string {
 		return fmt.Sprintf("%d tasks wait, want %d, while %d of %d slots have calls", len(s.waiting), waiting, calls, s.size)
 	case s.taken != want || want > 2*s.size:
 		return fmt.Sprintf("%d slots are taken, want %d of %d: %d calls, %d waiting, %d being claimed, %d resting", s.taken, want, s.size, calls, waiting, claimed, s.resting)
+	case s.plain.taken+s.laned.taken != s.taken:
+		return fmt.Sprintf("%d slots are taken, %d for plain tasks and %d for others", s.taken, s.plain.taken, s.laned.taken)
 	case s.unfinished != calls+waiting+written || s.unfinished+claimed > maxUnfinished*s.size:
 		return fmt.Sprintf("%d tasks are unfinished, want %d; %d more are being claimed", s.unfinished, calls+waiting+written, claimed)
 	}
@@ -183,21 +201,21 @@ func (s *slots) check(calls, waiting, claimed, written int) string {
 func TestTakeLeavesRoomForSubmissions(t *testing.T) {
 	t.Parallel()
 	s := newSlots(9)
-	if got := s.take(); got != 5 {
+	if got := s.take(s.plain); got != 5 {
 		t.Errorf("a claim takes %d of 9 free slots, want half", got)
 	}
 	if !s.reserve() {
 		t.Error("a submission found no slot beside the claim")
 	}
-	s.fetched(5, 5)
+	s.fetched(s.plain, 5, 5)
 	if s.reserve() {
 		t.Error("a submission got a slot before the tasks of a backlog")
 	}
-	if got := s.take(); got != 3 {
+	if got := s.take(s.plain); got != 3 {
 		t.Errorf("a claim takes %d of 3 free slots in a backlog, want all", got)
 	}
-	s.fetched(3, 2)
-	if got := s.minFetch(); got != 1 {
+	s.fetched(s.plain, 3, 2)
+	if got := s.minFetch(s.plain); got != 1 {
 		t.Errorf("minFetch is %d without a backlog, want 1", got)
 	}
 }
@@ -207,7 +225,7 @@ func TestFreedTellsOfEnoughSlots(t *testing.T) {
 	s := newSlots(4)
 	told := func() bool {
 		select {
-		case <-s.freed:
+		case <-s.plain.freed:
 			return true
 		default:
 			return false
@@ -216,7 +234,7 @@ func TestFreedTellsOfEnoughSlots(t *testing.T) {
 	for range 4 {
 		s.reserve()
 	}
-	if got := s.free(2); got != 0 {
+	if got := s.free(s.plain, 2); got != 0 {
 		t.Fatalf("%d slots are free, want 0", got)
 	}
 	if s.giveBack(); told() {
@@ -306,15 +324,43 @@ func TestUnwrittenResultsBoundClaims(t *testing.T) {
 	s := newSlots(2)
 	for range maxUnfinished*2 - 1 {
 		s.reserve()
-		s.assignReserved(&job{})
-		s.release(&task.Outcome{})
+		j := &job{slot: s.plain}
+		s.assignReserved(j)
+		s.release(j)
 		s.attempts.Done() // of the reservation
 		s.attempts.Done()
 	}
-	if got := s.take(); got != 1 {
+	if got := s.take(s.plain); got != 1 {
 		t.Fatalf("a claim takes %d slots, want the 1 that the limit on unwritten results leaves", got)
 	}
-	if got := s.free(1); got != 0 {
+	if got := s.free(s.plain, 1); got != 0 {
 		t.Errorf("%d more tasks may be claimed during that claim, want 0", got)
 	}
+}
+
+// While plain tasks and those of lanes are due, each may have half of the slots; alone
+// they may have all.
+func TestSlotsAreShared(t *testing.T) {
+	t.Parallel()
+	s := newSlots(10)
+	take := func(c *claimant, want int) {
+		t.Helper()
+		c.backlog = true
+		if got := s.take(c); got != want {
+			t.Errorf("a claim takes %d slots, want %d", got, want)
+		}
+	}
+	wants := func() bool { return true }
+	take(s.plain, 10)
+	s.fetched(s.plain, 10, 8)
+	s.laned.wants = wants
+	take(s.plain, 0) // 2 are free, and lanes lack 5
+	take(s.laned, 2)
+	s.plain.wants = wants
+	s.count(s.plain, -4) // 4 calls end
+	take(s.plain, 1)     // plain tasks have 4 of their half, lanes 2
+	take(s.laned, 3)
+	s.count(s.laned, -5)
+	s.laned.wants = never
+	take(s.plain, 5)
 }

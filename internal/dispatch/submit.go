@@ -2,7 +2,6 @@ package dispatch
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/melodia/orchestrator/internal/task"
@@ -13,15 +12,18 @@ import (
 // the store otherwise: after [task.ErrUnavailable] the task may or may not be
 // stored.
 //
-// A task that is due at once is stored as claimed when a slot is free and there is no
+// A plain task that is due at once is stored as claimed when a slot is free and there is no
 // backlog. It starts without a query for due tasks. Its Body is the Dispatcher's from then on.
 func (d *Dispatcher) Submit(ctx context.Context, t *task.Task) error {
 	s, host := d.reserve(t)
 	if s == nil {
+		if d.hosts.inLane(t.URL) {
+			t.HeldHost = task.HostOf(t.URL)
+		}
 		if err := d.store.Insert(ctx, t); err != nil {
 			return err
 		}
-		d.notify(t.RunAt.Sub(t.CreatedAt)) // both by the database's clock
+		d.noteDue(t.Lane(), t.RunAt.Sub(t.CreatedAt)) // both by the database's clock
 		return nil
 	}
 	defer d.slots.attempts.Done()
@@ -35,7 +37,7 @@ func (d *Dispatcher) Submit(ctx context.Context, t *task.Task) error {
 		return err // a task that is stored as claimed all the same is reaped
 	}
 	j := newJob(s, claim, time.Now())
-	j.host = host
+	j.host, j.slot = host, d.slots.plain
 	d.results.hold(j)
 	start, ok := d.slots.assignReserved(j)
 	switch {
@@ -54,11 +56,17 @@ func (d *Dispatcher) Submit(ctx context.Context, t *task.Task) error {
 // SubmitBatch is Submit of tasks that are stored together, or not at all. None of
 // them begins before it has been claimed.
 func (d *Dispatcher) SubmitBatch(ctx context.Context, b *task.Batch) error {
+	for _, t := range b.Tasks {
+		if d.hosts.inLane(t.URL) {
+			t.HeldHost = task.HostOf(t.URL)
+		}
+	}
 	if err := d.store.InsertBatch(ctx, b); err != nil {
 		return err
 	}
-	first := slices.MinFunc(b.Tasks, func(x, y *task.Task) int { return x.RunAt.Compare(y.RunAt) })
-	d.notify(first.RunAt.Sub(first.CreatedAt))
+	for _, t := range b.Tasks {
+		d.noteDue(t.Lane(), t.RunAt.Sub(t.CreatedAt))
+	}
 	return nil
 }
 
@@ -66,7 +74,7 @@ func (d *Dispatcher) SubmitBatch(ctx context.Context, b *task.Batch) error {
 // the session that it begins in; otherwise nil. After reserve, Run does not end before
 // attempts.Done.
 func (d *Dispatcher) reserve(t *task.Task) (*session, *host) {
-	if !t.RunAt.IsZero() || t.Delay > 0 {
+	if !t.RunAt.IsZero() || t.Delay > 0 || t.Queue != "" {
 		return nil, nil
 	}
 	s := d.session.Load()

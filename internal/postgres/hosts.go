@@ -145,3 +145,49 @@ func (s *Store) CloseHost(ctx context.Context, name string) error {
 	}
 	return nil
 }
+
+// maxHeldBack is how many due tasks one statement looks at: about 30 ms, in which the rows
+// that it moves are locked.
+const maxHeldBack = 5000
+
+// hostOfURL is the host among $1 to which a URL leads. It knows hosts only as [task.HostOf]
+// writes them: the rare task that writes its host otherwise is moved when it is claimed.
+func hostOfURL(url string) string {
+	return `(SELECT name FROM unnest($1::text[]) name WHERE starts_with(` + url + `, name) AND substr(` + url + `, length(name) + 1, 1) IN ('', '/', '?') LIMIT 1)`
+}
+
+// Rows are found by their place: they were read in this statement, and one that changes
+// meanwhile is left for the next time.
+var holdBackSQL = `-- name: move tasks to the lanes of their hosts
+WITH due AS MATERIALIZED (
+    SELECT ctid AS tid, url FROM tasks
+    WHERE state = 'pending' AND run_at >= $2 AND run_at <= now()
+    ORDER BY run_at, id
+    LIMIT $3
+), locked AS MATERIALIZED (
+    SELECT ctid AS tid FROM tasks
+    WHERE ctid = ANY (ARRAY(SELECT tid FROM due WHERE ` + hostOfURL("due.url") + ` IS NOT NULL)) AND state = 'pending'
+    FOR UPDATE SKIP LOCKED
+), moved AS (
+    UPDATE tasks t SET state = 'waiting', lane = ' ' || ` + hostOfURL("t.url") + `
+    WHERE t.ctid = ANY (ARRAY(SELECT tid FROM locked))
+    RETURNING t.id
+)
+SELECT (SELECT count(*) FROM moved), (SELECT count(*) FROM due)`
+
+// HoldBack moves due tasks without a lane to the lanes of these hosts, as far as they are
+// the host's, the longest due first. It looks at some thousand tasks at a time: more reports
+// that there may be others. A task that is about to be claimed stays where it is.
+func (s *Store) HoldBack(ctx context.Context, hosts []string) (moved int, more bool, err error) {
+	if len(hosts) == 0 {
+		return 0, false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var looked int
+	err = s.pool.QueryRow(ctx, holdBackSQL, hosts, s.lowWater.from(), maxHeldBack).Scan(&moved, &looked)
+	if err != nil {
+		return 0, false, fmt.Errorf("move tasks to the lanes of %d hosts: %w", len(hosts), classify(err))
+	}
+	return moved, looked == maxHeldBack && moved > 0, nil
+}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/melodia/orchestrator/internal/postgres"
@@ -131,5 +132,89 @@ func age(t *testing.T, pool *pgxpool.Pool, by string) {
 	if _, err := pool.Exec(t.Context(), `UPDATE hosts SET changed_at = changed_at - $1::interval, congested_until = congested_until - $1::interval,
 		held_until = held_until - $1::interval, open_until = open_until - $1::interval`, by); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestHoldBack(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	lanes := make(map[string]string)
+	store := func(url, lane string, delay time.Duration) {
+		n := newTask(func(t *task.Task) { t.URL, t.Delay = url, delay })
+		insert(t, s, n)
+		lanes[n.ID.String()] = lane
+	}
+	const host, port = "https://plays.melodia.app", "http://127.0.0.1:8081"
+	for range 3 {
+		store(host+"/plays?id=1", " "+host, 0)
+		store(host, " "+host, 0)
+		store(host+"?id=1", " "+host, 0)
+		store(port+"/x", " "+port, 0)
+	}
+	store(host+":8443/plays", "", 0)
+	store(host+".example/plays", "", 0)
+	store("https://auth.melodia.app/?u="+host+"/", "", 0)
+	store(port+"0/x", "", 0)
+	store(host+"/later", "", time.Hour)
+
+	if moved, more, err := s.HoldBack(t.Context(), nil); moved != 0 || more || err != nil {
+		t.Errorf("HoldBack of no host = %d, %t, %v", moved, more, err)
+	}
+	if moved, more, err := s.HoldBack(t.Context(), []string{host, port, "https://other.melodia.app"}); moved != 12 || more || err != nil {
+		t.Errorf("HoldBack = %d, %t, %v; want 12 tasks and no more", moved, more, err)
+	}
+	rows, err := pool.Query(t.Context(), "SELECT id::text, COALESCE(lane, ''), state, claim FROM tasks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var id, lane, state string
+	var claim int64
+	if _, err := pgx.ForEachRow(rows, []any{&id, &lane, &state, &claim}, func() error {
+		if waits := state == "waiting"; lane != lanes[id] || waits != (lane != "") || claim != 0 {
+			t.Errorf("a task is %s in the lane %q under claim %d, want the lane %q", state, lane, claim, lanes[id])
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if moved, _, err := s.HoldBack(t.Context(), []string{host, port}); moved != 0 || err != nil {
+		t.Errorf("HoldBack again = %d, %v; want none", moved, err)
+	}
+}
+
+// Claims go on beside it, and no task is in both.
+func TestHoldBackBesideClaims(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	worker := newID()
+	if err := s.Register(t.Context(), worker, "w", 10); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, pool, `INSERT INTO tasks (`+taskColumns+`, run_at) SELECT `+taskValues+`, now() - interval '1 hour' FROM generate_series(1, 8000) n`)
+	claimed := make(chan int)
+	go func() {
+		n := 0
+		for range 20 {
+			claims, err := s.Claim(t.Context(), worker, 50)
+			if err != nil {
+				t.Error(err)
+			}
+			n += len(claims)
+		}
+		claimed <- n
+	}()
+	moved := 0
+	for more := true; more; {
+		n, again, err := s.HoldBack(t.Context(), []string{playsHost})
+		if err != nil {
+			t.Fatal(err)
+		}
+		moved, more = moved+n, again
+	}
+	got := <-claimed
+	waiting := query[int](t, pool, "SELECT count(*) FROM tasks WHERE state = 'waiting'")
+	running := query[int](t, pool, "SELECT count(*) FROM tasks WHERE state = 'running' AND lane IS NULL")
+	if waiting != moved || running != got || moved == 0 {
+		t.Errorf("%d tasks wait and %d run, want %d that were moved and %d that were claimed", waiting, running, moved, got)
 	}
 }

@@ -110,6 +110,7 @@ var needed = map[string][]string{
 	"queues":               {"SELECT", "INSERT", "UPDATE", "DELETE"},
 	"queue_keys":           {"SELECT", "INSERT", "UPDATE", "DELETE"},
 	"lanes":                {"SELECT", "INSERT", "UPDATE", "DELETE"},
+	"hosts":                {"SELECT", "INSERT", "UPDATE", "DELETE"},
 	versionTable:           {"SELECT"},
 }
 
@@ -142,7 +143,7 @@ WHERE is_applied AND version_id > 0`
 const invalidSQL = `-- name: indexes that are invalid
 SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
 WHERE NOT i.indisvalid AND c.relnamespace = to_regnamespace(quote_ident(current_schema()))
-    AND i.indrelid IN (SELECT oid FROM pg_class WHERE relname ~ '^(tasks|task_history.*|workers|idempotency_keys|queues|queue_keys|lanes)$')
+    AND i.indrelid IN (SELECT oid FROM pg_class WHERE relname ~ '^(tasks|task_history.*|workers|idempotency_keys|queues|queue_keys|lanes|hosts)$')
 ORDER BY c.relname`
 
 func inspect(ctx context.Context, p *pool) (*Inspection, error) {

@@ -3,9 +3,10 @@
 //
 // Tables: tasks holds the tasks that are not over, task_history those that are,
 // workers the instances that hold running tasks, idempotency_keys the requests
-// that came under a key, queues and queue_keys what limits tasks wait for, and lanes what is left of those. The database's now() is the only clock: due times, expiry
-// and silence are compared there, and Go sends durations, or moments that it read
-// there.
+// that came under a key, queues and queue_keys what limits tasks wait for, lanes what
+// is left of those, and hosts those that are not healthy. The database's now() is the
+// only clock: due times, expiry and silence are compared there, and Go sends durations,
+// or moments that it read there.
 //
 // It works behind a pooler in transaction mode: there is no session state, no
 // LISTEN, and no lock that outlives a transaction.

@@ -1,0 +1,241 @@
+package dispatch
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// in puts a task into a queue.
+func in(queue, key string) func(*task.Task) {
+	return func(t *task.Task) { t.Queue, t.FlowKey, t.Priority = queue, key, task.Normal }
+}
+
+// submitTo submits the nth task, which is due in delay, to a queue.
+func (r *rig) submitTo(n int, delay time.Duration, queue, key string) {
+	r.t.Helper()
+	tk := newTask(n, delay)
+	in(queue, key)(tk)
+	if err := r.Submit(r.t.Context(), tk); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// roughly checks when calls were made, each up to slack later.
+func (r *rig) roughly(slack time.Duration, want ...time.Duration) {
+	r.t.Helper()
+	var got []time.Duration
+	for _, c := range r.delivered() {
+		got = append(got, c.after)
+	}
+	slices.Sort(got)
+	if !slices.EqualFunc(got, want, func(g, w time.Duration) bool { return g >= w && g <= w+slack }) {
+		r.t.Errorf("calls were made after %v, want %v", got, want)
+	}
+}
+
+func TestQueuesWithALimit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		m.setQueue(task.Queue{Name: "mail", QueueSettings: task.QueueSettings{Limits: task.Limits{MaxConcurrent: 2}}})
+		r := start(t, options(), m, takes(time.Second, succeeded))
+		r.knows()
+		synctest.Wait()
+		for n := range 6 {
+			r.submitTo(n, 0, "mail", fmt.Sprint(n%3))
+		}
+		time.Sleep(4 * time.Second)
+		r.roughly(20*time.Millisecond, 0, 0, time.Second, time.Second, 2*time.Second, 2*time.Second)
+	})
+}
+
+func TestQueuesWithARate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		m.setQueue(task.Queue{Name: "mail", QueueSettings: task.QueueSettings{Limits: task.Limits{MaxPerSecond: 5, Burst: 1}}})
+		r := start(t, options(), m, takes(time.Millisecond, succeeded))
+		r.knows()
+		synctest.Wait()
+		for n := range 4 {
+			r.submitTo(n, 0, "mail", "")
+		}
+		time.Sleep(2 * time.Second)
+		r.roughly(20*time.Millisecond, 0, 200*time.Millisecond, 400*time.Millisecond, 600*time.Millisecond)
+		if n := len(m.calls("ClaimLanes")); n > 12 {
+			t.Errorf("%d claims for 4 tasks", n)
+		}
+	})
+}
+
+func TestF3PausedQueuesWait(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		m.setQueue(task.Queue{Name: "mail", PausedAt: time.Now()})
+		r := start(t, options(), m, takes(time.Millisecond, succeeded))
+		r.knows()
+		synctest.Wait()
+		r.submitTo(1, 0, "mail", "")
+		r.submitTo(2, 0, "other", "")
+		time.Sleep(10 * time.Second)
+		r.roughly(10*time.Millisecond, 0)
+		m.setQueue(task.Queue{Name: "mail"})
+		time.Sleep(2 * time.Second)
+		if n := len(r.delivered()); n != 2 {
+			t.Errorf("%d calls after the pause, want 2", n)
+		}
+		if n := len(m.calls("ClaimLanes")); n > 20 {
+			t.Errorf("%d claims during a pause of 10 s", n)
+		}
+	})
+}
+
+func TestOrderedKeysWaitForRetries(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		m.setQueue(task.Queue{Name: "mail", QueueSettings: task.QueueSettings{PerKey: task.KeyLimits{Ordered: true}}})
+		var r *rig
+		r = newRig(t, options(), m, func(_ context.Context, c task.Call) task.Outcome {
+			if c.Task.ID == taskID(0) && c.Attempt == 1 {
+				return broken
+			}
+			return succeeded
+		})
+		r.knows()
+		r.run()
+		synctest.Wait()
+		for n := range 3 {
+			r.submitTo(n, 0, "mail", "k")
+		}
+		time.Sleep(5 * time.Second)
+		var order []task.ID
+		for _, c := range r.delivered() {
+			order = append(order, c.Task.ID)
+		}
+		if want := []task.ID{taskID(0), taskID(0), taskID(1), taskID(2)}; !slices.Equal(order, want) {
+			t.Errorf("calls of %v, want %v", order, want)
+		}
+	})
+}
+
+// A look finds what other instances stored, and a claim at the time what is due later.
+func TestF7LanesOfOthersAreFound(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		m.store(1, 0, in("early", ""))
+		r := start(t, options(), m, takes(time.Millisecond, succeeded))
+		r.knows()
+		synctest.Wait()
+		m.store(2, 0, in("mail", "a"))
+		m.store(3, 10*time.Second, in("mail", "b"))
+		m.store(4, 2*time.Hour, in("mail", "c"))
+		time.Sleep(2 * time.Second)
+		if n := len(r.delivered()); n != 2 {
+			t.Fatalf("%d calls within 2 s, want 2", n)
+		}
+		time.Sleep(9 * time.Second)
+		if n := len(r.delivered()); n != 3 {
+			t.Fatalf("%d calls after 11 s, want 3", n)
+		}
+		time.Sleep(2 * time.Hour)
+		if c := r.delivered(); len(c) != 4 || c[3].after > 2*time.Hour+10*time.Millisecond {
+			t.Errorf("%d calls, the last one after %v, want 4, and that 2 h after", len(c), c[len(c)-1].after)
+		}
+	})
+}
+
+// A permit that another instance gives back is used within a poll interval.
+func TestPermitsOfOthersAreUsed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		m.setQueue(task.Queue{Name: "mail", QueueSettings: task.QueueSettings{Limits: task.Limits{MaxConcurrent: 1}}})
+		held := m.store(1, 0, in("mail", ""))
+		m.change(held, func(r *row) { r.State, r.worker, r.claimedAt = task.Running, newID('o', 1), time.Now() })
+		m.workers[newID('o', 1)] = time.Now().Add(time.Hour)
+		r := start(t, options(), m, takes(time.Millisecond, succeeded))
+		r.knows()
+		synctest.Wait()
+		r.submitTo(2, 0, "mail", "")
+		time.Sleep(10 * time.Second)
+		if n := len(r.delivered()); n != 0 {
+			t.Fatalf("%d calls while another instance has the only permit", n)
+		}
+		m.change(held, func(r *row) { r.State = task.Succeeded })
+		time.Sleep(time.Second + 300*time.Millisecond)
+		if n := len(r.delivered()); n != 1 {
+			t.Errorf("%d calls after that, want 1", n)
+		}
+	})
+}
+
+// Neither a queue with many keys, nor a key with many tasks, nor plain tasks keep a lane
+// waiting for more than a round.
+func TestF5LanesHaveTurns(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		for n := range 3000 {
+			m.store(10_000+n, -time.Hour, in("many", fmt.Sprint(n%1000)))
+			m.store(20_000+n, -time.Hour, in("deep", ""))
+			m.store(30_000+n, -time.Hour)
+		}
+		o := options()
+		o.Concurrency = 50
+		r := start(t, o, m, takes(100*time.Millisecond, succeeded))
+		r.knows()
+		time.Sleep(3 * time.Second)
+		began := time.Since(r.began)
+		r.submitTo(1, 0, "fresh", "")
+		r.submitTo(2, 0, "many", "fresh")
+		r.submitTo(3, 0, "", "")
+		time.Sleep(3 * time.Second)
+		first := map[task.ID]time.Duration{}
+		counts := map[string]int{}
+		for _, c := range r.delivered() {
+			first[c.Task.ID] = c.after - began
+			counts[c.Task.Queue]++
+		}
+		if late := first[taskID(1)]; late == 0 || late > 250*time.Millisecond {
+			t.Errorf("the task of a fresh queue began after %v, want some 100 ms", late)
+		}
+		for _, queue := range []string{"many", "deep"} {
+			if n := counts[queue]; n < 500 || n > 900 {
+				t.Errorf("%d calls of queue %s in 6 s, want about a quarter of 3000", n, queue)
+			}
+		}
+		if n := counts[""]; n < 1200 || n > 1800 {
+			t.Errorf("%d calls of plain tasks in 6 s, want about half of 3000", n)
+		}
+	})
+}
+
+// F4: what waits for a limit makes no attempt, and is not claimed.
+func TestF4WaitingCostsNoAttempt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		m.setQueue(task.Queue{Name: "mail", QueueSettings: task.QueueSettings{Limits: task.Limits{MaxConcurrent: 1}}})
+		r := start(t, options(), m, takes(time.Second, succeeded))
+		r.knows()
+		synctest.Wait()
+		for n := range 20 {
+			r.submitTo(n, 0, "mail", fmt.Sprint(n))
+		}
+		time.Sleep(30 * time.Second)
+		for n := range 20 {
+			if got := m.row(taskID(n)); got.claims != 1 || got.AttemptCount != 1 || got.State != task.Succeeded {
+				t.Errorf("task %d is %s after %d claims and %d attempts, want one of each", n, got.State, got.claims, got.AttemptCount)
+			}
+		}
+	})
+}

@@ -1,0 +1,185 @@
+package dispatch
+
+import (
+	"cmp"
+	"context"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// flow is what a store in memory knows about limits.
+type flow struct {
+	queues map[string]task.Queue
+	keys   map[string]task.QueueKey // by "queue/key"
+	used   map[string]bucket        // by "queue/" or "queue/key"
+	heads  map[string]task.ID       // of ordered keys
+}
+
+type bucket struct {
+	at   time.Time
+	used float64
+}
+
+// setQueue writes the settings of a queue.
+func (m *tables) setQueue(q task.Queue) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.flow.queues == nil {
+		m.flow = flow{queues: map[string]task.Queue{}, keys: map[string]task.QueueKey{}, used: map[string]bucket{}, heads: map[string]task.ID{}}
+	}
+	m.flow.queues[q.Name] = q
+}
+
+// permits is how many more tasks may start under some limits, given those that run.
+func (m *tables) permits(name string, l task.Limits, running int) (n int, wait time.Duration) {
+	n, wait = math.MaxInt, -1
+	if l.MaxConcurrent > 0 {
+		n = l.MaxConcurrent - running
+	}
+	if l.MaxPerSecond > 0 && n > 0 {
+		b := m.flow.used[name]
+		b.used = max(b.used-m.now().Sub(b.at).Seconds()*l.MaxPerSecond, 0)
+		b.at = m.now()
+		m.flow.used[name] = b
+		if free := int(math.Floor(float64(l.EffectiveBurst()) - b.used + 1e-9)); free < n {
+			n = free
+			if n < 1 {
+				wait = time.Duration((b.used + 1 - float64(l.EffectiveBurst())) / l.MaxPerSecond * float64(time.Second))
+			}
+		}
+	}
+	return n, wait
+}
+
+func (m *memory) ClaimLanes(ctx context.Context, worker task.ID, asks []task.LaneAsk, limit int) (claims []*task.Claim, states []task.LaneState, err error) {
+	err = m.do(ctx, asked{op: "ClaimLanes", worker: worker, limit: limit}, func() {
+		_, known := m.workers[worker]
+		for _, a := range asks {
+			state := task.LaneState{Lane: a.Lane, Wait: -1}
+			for n := 0; ; n++ {
+				var next *row
+				if next, state = m.nextOf(a, min(a.Most-n, limit-len(claims))); next == nil || !known {
+					break
+				}
+				c := m.take(next, next.sent(), worker, m.now())
+				claims = append(claims, c)
+				for _, name := range []string{a.Lane.Queue() + "/", string(a.Lane.At(""))} {
+					b := m.flow.used[name]
+					b.used++
+					if m.flow.used != nil {
+						m.flow.used[name] = b
+						m.flow.heads[name] = next.ID
+					}
+					if name == a.Lane.Queue()+"/" && a.Lane.Key() == "" {
+						break
+					}
+				}
+			}
+			states = append(states, state)
+		}
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return claims, states, nil
+}
+
+// nextOf returns the task of a lane that is claimed next, nil where none may be, and what
+// is left then.
+func (m *tables) nextOf(a task.LaneAsk, most int) (*row, task.LaneState) {
+	state := func(b task.Blocked, wait time.Duration) (*row, task.LaneState) {
+		return nil, task.LaneState{Lane: a.Lane, Blocked: b, Wait: wait}
+	}
+	queue, key, host := a.Lane.Queue(), a.Lane.Key(), a.Lane.Host()
+	q := m.flow.queues[queue]
+	perKey := q.PerKey
+	if own, ok := m.flow.keys[queue+"/"+key]; ok {
+		perKey = own.KeyLimits
+	}
+	if perKey.Ordered {
+		perKey.MaxConcurrent = 1
+	}
+	if !q.PausedAt.IsZero() {
+		return state(task.BlockedByPause, -1)
+	}
+	var waiting []*row
+	var inQueue, inKey, inHost int
+	var head *row
+	for _, r := range m.rows {
+		l := r.Lane()
+		switch {
+		case r.State == task.Running:
+			inQueue += ofBool(l.Queue() == queue)
+			inKey += ofBool(l.Queue() == queue && l.Key() == key)
+			inHost += ofBool(l.Host() == host)
+		case r.State == task.Pending && l == a.Lane:
+			waiting = append(waiting, r)
+			if r.ID == m.flow.heads[string(a.Lane.At(""))] && perKey.Ordered && key != "" {
+				head = r
+			}
+		}
+	}
+	if n, wait := m.permits(queue+"/", q.Limits, inQueue); queue != "" && n <= 0 {
+		return state(task.BlockedByQueue, wait)
+	}
+	if n, wait := m.permits(string(a.Lane.At("")), perKey.Limits, inKey); key != "" && n <= 0 {
+		return state(task.BlockedByKey, wait)
+	}
+	if host != "" && a.Running > 0 && inHost >= a.Running {
+		return state(task.BlockedByHost, -1)
+	}
+	if head != nil {
+		waiting = []*row{head}
+	}
+	if len(waiting) == 0 {
+		return state("", -1)
+	}
+	slices.SortFunc(waiting, func(x, y *row) int {
+		return cmp.Or(x.RunAt.Add(-x.Priority.Lead()).Compare(y.RunAt.Add(-y.Priority.Lead())), slices.Compare(x.ID[:], y.ID[:]))
+	})
+	soonest := time.Duration(math.MaxInt64)
+	for _, r := range waiting {
+		if in := r.RunAt.Sub(m.now()); in <= 0 {
+			if most <= 0 {
+				return state("", 0)
+			}
+			return r, task.LaneState{}
+		} else if in < soonest {
+			soonest = in
+		}
+	}
+	return state("", soonest)
+}
+
+func ofBool(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// Lanes is not among the calls that the store counts: it comes with each poll.
+func (m *memory) Lanes(ctx context.Context, behind task.Lane, limit int) (lanes []task.LaneDue, err error) {
+	err = m.quietly(ctx, "Lanes", func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		due := map[task.Lane]time.Duration{}
+		for _, r := range m.rows {
+			if l := r.Lane(); r.State == task.Pending && l > behind && l != "" {
+				wait, ok := due[l]
+				if in := r.RunAt.Sub(m.now()); !ok || in < wait {
+					due[l] = in
+				}
+			}
+		}
+		for l, wait := range due {
+			lanes = append(lanes, task.LaneDue{Lane: l, Wait: wait})
+		}
+		slices.SortFunc(lanes, func(a, b task.LaneDue) int { return cmp.Compare(a.Lane, b.Lane) })
+		lanes = lanes[:min(limit, len(lanes))]
+	})
+	return lanes, err
+}
