@@ -531,12 +531,13 @@ func fill(tb testing.TB, pool *pgxpool.Pool, f filling) {
 		// By the milliseconds of a moment and the number of the task.
 		id      = `(lpad(to_hex((EXTRACT(EPOCH FROM at) * 1000)::bigint), 12, '0') || '7000' || '8' || lpad(to_hex(n), 15, '0'))::uuid`
 		columns = `id, created_at, timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds, max_attempts,
-			max_doublings, retry_client_errors, method, url, content_type, headers, labels, body, created_by, claim, run_at, attempt_count, state`
+			max_doublings, retry_client_errors, method, url, content_type, headers, labels, body, created_by, claim, queue, flow_key, run_at, attempt_count, state`
 		values = id + `, at, 30, 0, 1, 3600, 10, 16, false, 'POST',
 			'https://' || CASE WHEN n % ($1 / 20) = 0 THEN 'rare' ELSE 'plays' || n % 20 END || '.melodia.app/songs/' || n * 7919 % 100000 || '/register',
 			'application/json', '{}',
 			jsonb_build_object('kind', (ARRAY['play', 'notify', 'metric', 'mail'])[1 + n % 4], 'user', (n * 7919 % 100000)::text),
-			'{"song_id": 42, "user_id": 7}', CASE WHEN n % ($1 / 20) = 1 THEN 'rare' WHEN n % 2 = 0 THEN 'plays@melodia.app' END, 1`
+			'{"song_id": 42, "user_id": 7}', CASE WHEN n % ($1 / 20) = 1 THEN 'rare' WHEN n % 2 = 0 THEN 'plays@melodia.app' END, 1,
+			CASE WHEN n % ($1 / 20) = 2 THEN 'rare' WHEN n % 3 = 0 THEN 'mail' END, CASE WHEN n % ($1 / 20) = 2 OR n % 3 = 0 THEN 'k' || n % 1000 END`
 		rows = ` FROM (SELECT n, now() - ($1 - n) * ($2 * interval '24 hours' / $1) - interval '2 minutes' AS at
 			FROM generate_series(1::bigint, $1) n) s`
 	)
