@@ -128,6 +128,6 @@ func since(moment, now time.Time) *float64 {
 	if moment.IsZero() {
 		return nil
 	}
-	seconds := now.Sub(moment).Seconds()
+	seconds := max(now.Sub(moment).Seconds(), 0) // a search reads what was committed since its moment
 	return &seconds
 }

@@ -240,7 +240,7 @@ func TestExplain(t *testing.T) {
 	})
 	plain, busy := *tk, facts
 	tk.Attempts, tk.AttemptCount, tk.Queue, tk.FlowKey = nil, 0, "mail", "tenant-42"
-	facts.Flow.Key, facts.Flow.AheadInLane, facts.Flow.AheadInQueue = task.Permits{Limits: task.Limits{MaxConcurrent: 5}, Running: 5}, 211, 300
+	facts.Flow = task.Flow{InLane: true, Key: task.Permits{Limits: task.Limits{MaxConcurrent: 5}, Running: 5}, AheadInLane: 211, AheadInQueue: 300}
 	waits := map[string]any{
 		"run_at": "2026-11-24T11:59:59.123456Z", "due_in_seconds": -1.0, "tasks_ahead": 211.0, "ahead": 211.0, "queue": "mail", "flow_key": "tenant-42",
 		"waiting_for": "key_concurrency", "limit": 5.0, "running": 5.0, "instances": 2.0, "slots": 400.0, "running_tasks": 400.0, "instance_silent_seconds": 1.0,

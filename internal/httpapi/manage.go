@@ -53,6 +53,7 @@ func (a *API) runOperation() huma.Operation {
 		OperationID: "run-task", Method: http.MethodPost, Path: "/tasks/{id}/run", Tags: []string{"steering"}, Security: needs(scopeManage),
 		Summary: "Run a task now",
 		Description: "Makes a pending task due, whatever it waits for: its run_at, or the time of a retry. One that is due already keeps its place. " +
+			"The limits and a pause of its queue do not hold this one call up, which counts there while it is under way; a host that is not healthy does. " +
 			"The call itself is made by whichever instance is free. 409: it is running, has ended, or is being cancelled.",
 		Parameters: a.parameters(TaskPath{}), Responses: a.oneTask(), Errors: steerErrors,
 	}

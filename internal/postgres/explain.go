@@ -103,6 +103,7 @@ func (r *flowRow) dests() []any {
 func (r *flowRow) flow() task.Flow {
 	left := func(seconds *float64) time.Duration { return duration(max(zeroNull(seconds), 0)) }
 	return task.Flow{
+		InLane:   r.aheadInLane != nil,
 		PausedAt: zeroNull(r.pausedAt),
 		Queue:    task.Permits{Limits: r.queue.limits(), Running: zeroNull(r.queueRunning), Used: zeroNull(r.queueUsed)},
 		Key:      task.Permits{Limits: r.key.limits(), Running: zeroNull(r.keyRunning), Used: zeroNull(r.keyUsed)},

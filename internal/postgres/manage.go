@@ -86,22 +86,25 @@ func (s *Store) CancelMany(ctx context.Context, ids []task.ID) (count int, runni
 	return count, running, nil
 }
 
-// An overdue task keeps its place.
+// An overdue task keeps its place, unless it waits for the limits of its queue alone: that
+// one is claimed like a plain task. It keeps its lane, and so counts there while it runs.
 func makeDueSQL(l columns) string {
+	const unlimited = `state = 'waiting' AND strpos(lane, ' ') = 0`
 	return `-- name: make task due
 WITH due AS (
-    UPDATE tasks SET run_at = now(), claim = claim + 1
-    WHERE id = $1 AND state IN ('pending', 'waiting') AND cancel_requested_at IS NULL AND run_at > now()
+    UPDATE tasks SET run_at = now(), claim = claim + 1, state = CASE WHEN ` + unlimited + ` THEN 'pending' ELSE state END
+    WHERE id = $1 AND state IN ('pending', 'waiting') AND cancel_requested_at IS NULL AND (run_at > now() OR ` + unlimited + `)
     RETURNING ` + l.shownOf(live) + `
 )
 SELECT * FROM due
 UNION ALL
 SELECT ` + l.shownOf(live) + ` FROM tasks
-WHERE id = $1 AND state IN ('pending', 'waiting') AND cancel_requested_at IS NULL AND run_at <= now()`
+WHERE id = $1 AND state IN ('pending', 'waiting') AND cancel_requested_at IS NULL AND run_at <= now() AND NOT COALESCE(` + unlimited + `, false)`
 }
 
 // MakeDue makes a pending task due, and returns it; or [task.ErrNotFound],
-// [task.ErrNotPending] or [task.ErrCancelRequested].
+// [task.ErrNotPending] or [task.ErrCancelRequested]. This one call for it does not wait for
+// the limits and the pause of its queue; a host that is not healthy it does wait for.
 func (s *Store) MakeDue(ctx context.Context, id task.ID) (*task.Task, error) {
 	return s.manage(ctx, "run", id, (*task.Task).Changeable, s.sql.makeDue, [16]byte(id))
 }

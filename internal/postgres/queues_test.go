@@ -388,3 +388,39 @@ func TestQueueLoadsAmongMany(t *testing.T) {
 		t.Errorf("%v are read as a whole, and %v pages: %s", tables, pages+read, indented(plan[0].Plan))
 	}
 }
+
+// A task that is run by hand does not wait for the limits of its queue, and counts there.
+func TestRunInSpiteOfLimits(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	worker := register(t, s)
+	exec(t, pool, "INSERT INTO queues (name, max_concurrent, paused_at) VALUES ('mail', 1, now())")
+	due, later := newTask(inQueue("mail", "a", task.Normal)), newTask(inQueue("mail", "a", task.Normal), func(tk *task.Task) { tk.Delay = time.Hour })
+	held := newTask(inQueue("mail", "a", task.Normal), func(tk *task.Task) { tk.HeldHost = "https://plays.melodia.app" })
+	for _, tk := range []*task.Task{due, later, held} {
+		insert(t, s, tk)
+		exec(t, pool, "UPDATE tasks SET run_at = run_at - interval '10 min' WHERE id = $1", [16]byte(tk.ID))
+		before := get(t, s, tk.ID)
+		got, err := s.MakeDue(t.Context(), tk.ID)
+		if err != nil || got.State != task.Pending || got.Queue != "mail" || got.RunAt.After(query[time.Time](t, pool, "SELECT now()")) {
+			t.Fatalf("MakeDue = %+v, %v", got, err)
+		}
+		if changed := tk != held; changed != (got.LastClaim > before.LastClaim) || changed == got.RunAt.Equal(before.RunAt) {
+			t.Errorf("MakeDue made %+v of %+v", got, before)
+		}
+	}
+	claims := claim(t, s, worker, 10)
+	if len(claims) != 2 {
+		t.Fatalf("claimed %d tasks, want those that wait for no host", len(claims))
+	}
+	if loads, err := s.QueueLoads(t.Context(), []string{"mail"}); err != nil || loads[0].Running != 2 {
+		t.Errorf("QueueLoads = %+v, %v; want both running ones", loads, err)
+	}
+	// A retry waits as before.
+	c := claims[0]
+	finish(t, s, c, failedOnce(c))
+	exec(t, pool, "UPDATE tasks SET run_at = now() - interval '1 s' WHERE id = $1", [16]byte(c.Task.ID))
+	if again := claim(t, s, worker, 10); len(again) != 0 {
+		t.Errorf("the retry of a paused queue was claimed: %+v", again[0].Task)
+	}
+}

@@ -34,6 +34,9 @@ const (
 
 // Flow is what is known about the limits of a pending task at one moment.
 type Flow struct {
+	// InLane: the task waits for limits at all. Otherwise the rest is zero: it is a plain
+	// task, or one call for it is made in spite of limits.
+	InLane bool
 	// PausedAt is since when the queue is paused; zero: it is not.
 	PausedAt   time.Time
 	Queue, Key Permits
@@ -95,10 +98,13 @@ func WaitOf(t *Task, f Facts) Wait {
 	if t.State != Pending || t.RunAt.After(f.Now) {
 		return Wait{}
 	}
-	w := waitForLimit(t, f)
+	var w Wait
+	if f.Flow.InLane {
+		w = waitForLimit(t, f)
+	}
 	switch {
 	case w.For != "":
-	case t.Lane() != "":
+	case f.Flow.InLane:
 		w.Ahead = f.Flow.AheadInLane
 		w.of = " of its queue and key"
 		if t.FlowKey == "" {
