@@ -462,7 +462,7 @@ func (d *Dispatcher) claimLanes(ctx context.Context) {
 		s := d.session.Load()
 		plain := d.slots.wants(d.slots.plain)
 		asks := d.lanes.take(limit, func(one task.Lane) (most, running int, again time.Duration) {
-			most, running, again = d.hosts.permits(one.Host(), limit, plain || d.lanes.ready.Load() > 0)
+			most, running, again = d.hosts.permits(one.Host(), limit, plain || d.lanes.ready.Load() > 1)
 			if most == 0 && again == 0 {
 				again = slotLook
 			}
