@@ -3,11 +3,16 @@
 package e2e
 
 import (
+	"context"
+	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/melodia/orchestrator/internal/postgres"
 	"github.com/melodia/orchestrator/internal/postgres/pgtest"
@@ -97,7 +102,7 @@ func throughFaults(t *testing.T, database func() string, serviceURL string, faul
 	// It is well again, and its breaker need not be waited for.
 	for _, host := range hostsIn(t, database()) {
 		if host == h.broken {
-			closeHost(t, f.instances[0], database(), host)
+			closeHost(f.instances[0], host)
 		}
 	}
 	got := h.check(database())
@@ -158,4 +163,65 @@ func TestF6SickHostsThroughDatabaseCrashes(t *testing.T) {
 		c.start()
 		p.lead(c.url())
 	})
+}
+
+// backlogSQL stores many plain tasks that are due, for one URL.
+const backlogSQL = `INSERT INTO tasks (id, run_at, created_at, timeout_seconds, max_retry_duration_seconds, min_backoff_seconds, max_backoff_seconds,
+    max_attempts, max_doublings, retry_client_errors, method, url, content_type, headers, labels, queue, lane, state)
+SELECT gen_random_uuid(), now() - interval '1 minute', now(), 1800, 0, 1, 3600, 10, 16, false, 'POST', $1, '', '{}', '{}',
+    NULLIF($3, ''), CASE WHEN $3 <> '' THEN $3 || '/' END, CASE WHEN $3 <> '' THEN 'waiting' ELSE 'pending' END
+FROM generate_series(1, $2)`
+
+// F9: a fast host behind 100,000 tasks of a slow one. The figure is logged.
+func TestF9FastHostBehindManyTasks(t *testing.T) {
+	database := pgtest.URL(t)
+	slow, fast := newHanging(t), newTarget(t, statusOf)
+	execute(t, database, backlogSQL, slow.url+"/slow", 100_000, "")
+	p := start(t, "serve", "DATABASE_URL="+database, "LOG_LEVEL=info")
+	began := time.Now()
+	p.submit("/enqueue", `{"url":"`+fast.url+`/200/first"}`)
+	fast.called(t, "/200/first", 1)
+	t.Logf("a fast host behind 100,000 tasks of a slow one was called after %.2f s", time.Since(began).Seconds())
+	// Now it is known that the other one is slow.
+	t.Logf("and then %.0f ms after the submission (median of 20)", latency(p, fast, 20).Seconds()*1000)
+}
+
+// A million due tasks in a paused queue delay no task elsewhere. The figure is logged.
+func TestManyTasksInAPausedQueue(t *testing.T) {
+	database := pgtest.URL(t)
+	fast := newTarget(t, statusOf)
+	execute(t, database, "INSERT INTO queues (name, paused_at) VALUES ('paused', now())")
+	execute(t, database, backlogSQL, fast.url+"/paused", 1_000_000, "paused")
+	p := start(t, "serve", "DATABASE_URL="+database, "LOG_LEVEL=info")
+	t.Logf("a fresh task elsewhere was called %.0f ms after its submission (median of 20)", latency(p, fast, 20).Seconds()*1000)
+	if n := len(fast.got("/paused")); n > 0 {
+		t.Errorf("%d tasks of a paused queue were called", n)
+	}
+}
+
+func execute(t *testing.T, database, sql string, arguments ...any) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(t.Context())) }()
+	if _, err := conn.Exec(t.Context(), sql, arguments...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// latency is the median of the times from the submission of a task to its call.
+func latency(p *process, target *target, n int) time.Duration {
+	p.t.Helper()
+	var times []time.Duration
+	for i := range n {
+		path := fmt.Sprint("/200/", i)
+		began := time.Now()
+		p.submit("/enqueue", `{"url":"`+target.url+path+`"}`)
+		target.called(p.t, path, 1)
+		times = append(times, target.got(path)[0].at.Sub(began))
+	}
+	slices.Sort(times)
+	return times[n/2]
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -207,8 +208,8 @@ func TestBrokenHost(t *testing.T) {
 	request := `{"url":"` + host + `/","retry":{"max_attempts":3,"min_backoff_seconds":0.01,"max_backoff_seconds":0.01}}`
 	first := p.submitMany(20, request)
 	eventually(t, func() bool { return len(hostsIn(t, database)) == 1 }, func() string { return "the breaker does not open" })
-	if got := hostsIn(t, database); got[0] != host {
-		t.Errorf("unhealthy hosts: %v, want %s", got, host)
+	if got := p.do(http.MethodGet, "/hosts", ""); !strings.Contains(got.raw, host) || !strings.Contains(got.raw, `"status":"broken"`) || !strings.Contains(got.raw, "connection refused") {
+		t.Errorf("GET /hosts = %s, want %s broken, and why", got.raw, host)
 	}
 	eventually(t, func() bool { return p.count("tasks of a host wait") == 1 }, func() string { return "no log line tells of it" })
 	// An instance that starts knows of it before its first claim.
@@ -223,7 +224,7 @@ func TestBrokenHost(t *testing.T) {
 	server := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), ReadHeaderTimeout: patience}
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(func() { _ = server.Close() })
-	closeHost(t, p, database, host)
+	closeHost(p, host)
 	probes := 0 // that were made before the host listened, if that took 30 s
 	for _, id := range waiting {
 		got := p.await(id, ended)
@@ -237,15 +238,10 @@ func TestBrokenHost(t *testing.T) {
 }
 
 // closeHost makes a host healthy by hand.
-func closeHost(t *testing.T, _ *process, database, host string) {
-	t.Helper()
-	conn, err := pgx.Connect(t.Context(), database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = conn.Close(context.WithoutCancel(t.Context())) }()
-	if tag, err := conn.Exec(t.Context(), "DELETE FROM hosts WHERE name = $1", host); err != nil || tag.RowsAffected() != 1 {
-		t.Fatalf("close %s: %v, %v", host, tag, err)
+func closeHost(p *process, host string) {
+	p.t.Helper()
+	if a := p.do(http.MethodPost, "/hosts/"+url.PathEscape(host)+"/close", ""); a.status != http.StatusNoContent && a.status != http.StatusNotFound {
+		p.t.Fatalf("close %s: %d %s", host, a.status, a.raw)
 	}
 }
 
