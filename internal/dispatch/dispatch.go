@@ -27,6 +27,7 @@ import (
 type store interface {
 	hostStore
 	laneStore
+	holdBackStore
 
 	Register(ctx context.Context, worker task.ID, name string, concurrency int) error
 	Heartbeat(ctx context.Context, worker task.ID) (known bool, err error)
@@ -108,6 +109,7 @@ type Dispatcher struct {
 	slots     *slots
 	hosts     *hosts
 	lanes     *lanes
+	heldBack  *heldBack
 	results   *results
 	watches   *watches
 	shortages shortages
@@ -130,6 +132,7 @@ func New(o Options, s store, by deliverer) *Dispatcher {
 		due:       newAlarm(),
 		slots:     newSlots(o.Concurrency),
 		lanes:     newLanes(),
+		heldBack:  newHeldBack(),
 		watches:   newWatches(),
 		begun:     make(chan struct{}),
 		jobs:      make(chan *job),
@@ -216,6 +219,7 @@ func (d *Dispatcher) Run(ctx context.Context) {
 		claiming.Go(func() { d.claimDue(ctx) })
 		if d.options.Concurrency > 0 {
 			keeping.Go(func() { d.followLanes(keep) })
+			keeping.Go(func() { d.holdBack(keep) })
 			claiming.Go(func() { d.claimLanes(ctx) })
 		}
 	}

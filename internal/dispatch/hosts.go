@@ -58,8 +58,6 @@ type hosts struct {
 	// before. launch has a task carried out that waited for its host's slow start.
 	mayStart func()
 	launch   func(j *job)
-	// holdBack, if not nil, moves due tasks of these hosts to their lanes.
-	holdBack func(ctx context.Context, names []string)
 
 	// unhealthy is how many hosts have a state; where it is zero nothing is in a lane.
 	unhealthy atomic.Int32
@@ -180,7 +178,6 @@ func (h *hosts) take(url string, now time.Time) *host {
 	defer h.mu.Unlock()
 	one := h.get(name)
 	switch {
-	case one.state.Allowed > 0 && !one.state.Blocked().After(now) && one.held < one.state.Allowed: // until there are lanes
 	case !one.state.Healthy(now):
 		return nil
 	case h.share < 1 && one.held > 0 && h.isFull(one, now):
@@ -249,7 +246,7 @@ func (h *hosts) begin(j *job, now time.Time) verdict {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
-	case one.state.Blocked().After(now):
+	case one.state.Blocked().After(now), one.state.Allowed > 0 && !j.fromLane:
 		return callNever
 	case one.calls >= one.start.Allowed() && one.start.Allowed() < h.slots:
 		one.queue = append(one.queue, j)
@@ -586,9 +583,6 @@ func (h *hosts) follow(ctx context.Context, store hostStore, interval time.Durat
 	for {
 		if err := h.exchange(ctx, store); err != nil && ctx.Err() == nil {
 			h.log.Error("sharing the states of hosts failed", "error", err)
-		}
-		if names := h.lanes(); names != nil && h.holdBack != nil {
-			h.holdBack(ctx, names)
 		}
 		timer := time.NewTimer(jitter(interval))
 		select {

@@ -298,6 +298,9 @@ func TestRetryAfterHoldsTheHost(t *testing.T) {
 		time.Sleep(9 * time.Second)
 		for _, c := range []*crowd{c, other} {
 			c.wantPermits(slowURL, 100, false, 1, 1, 0)
+			if c.take(slowURL, time.Now()) != nil {
+				t.Error("a task of a recovering host got a slot beside the lane")
+			}
 		}
 		// It serves 4, and then one more may be called at a time, on all instances.
 		other.calls(slowURL, 4, quickly)

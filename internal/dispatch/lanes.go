@@ -70,14 +70,15 @@ type lane struct {
 
 // group is the lanes of a queue, or of a host.
 type group struct {
-	name  string
-	lanes int // known
-	ready []*lane
-	inRing,
-	blocked bool
-	asked bool
-	freed bool  // while it is asked
-	until *lane // stands in timed for a group that is blocked
+	name    string
+	lanes   int // known
+	ready   []*lane
+	inRing  bool
+	blocked bool // it is not asked before the moment of until
+	paused  bool
+	asked   bool
+	freed   bool  // while it is asked
+	until   *lane // stands in timed for the group
 }
 
 func newLanes() *lanes {
@@ -183,8 +184,19 @@ func (l *lanes) wakeHosts() {
 	}
 }
 
-// look says that the store may have lanes with due tasks that are not known here.
-func (l *lanes) look() { signal(l.lookNow) }
+// look says that the store may have lanes with due tasks that are not known here, or that
+// a pause may have ended.
+func (l *lanes) look() {
+	signal(l.lookNow)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	for _, g := range l.groups {
+		if g.paused && g.until.index >= 0 {
+			l.retime(g.until, now)
+		}
+	}
+}
 
 // found notes lanes that a look has found.
 func (l *lanes) found(due []task.LaneDue) {
@@ -307,7 +319,7 @@ func (l *lanes) answer(states []task.LaneState, claims map[task.Lane]int, poll t
 			continue
 		}
 		g := one.group
-		one.asked = false
+		one.asked, g.paused = false, s.Blocked == task.BlockedByPause
 		if s.Blocked != task.BlockedByOthers {
 			one.pause = 0
 		}
@@ -462,7 +474,7 @@ func (d *Dispatcher) claimLanes(ctx context.Context) {
 		s := d.session.Load()
 		plain := d.slots.wants(d.slots.plain)
 		asks := d.lanes.take(limit, func(one task.Lane) (most, running int, again time.Duration) {
-			most, running, again = d.hosts.permits(one.Host(), limit, plain || d.lanes.ready.Load() > 0)
+			most, running, again = d.hosts.permits(one.Host(), limit, plain || d.lanes.ready.Load() > 1)
 			if most == 0 && again == 0 {
 				again = slotLook
 			}
@@ -504,7 +516,9 @@ func (d *Dispatcher) startLaned(j *job) {
 		d.start(j)
 		return
 	}
-	d.startClaimed(j)
+	if !d.startClaimed(j) {
+		d.heldBack.add(t.Lane())
+	}
 }
 
 // waitForLanes waits until a lane is ready, and reports whether ctx is still going on.

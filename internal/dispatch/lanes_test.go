@@ -239,3 +239,47 @@ func TestF4WaitingCostsNoAttempt(t *testing.T) {
 		}
 	})
 }
+
+// The tasks of a broken host go out of the way of others, in a queue too, and none makes an
+// attempt while the host is broken.
+func TestF9TasksOfABrokenHostAreMoved(t *testing.T) {
+	t.Parallel()
+	for name, queue := range map[string]string{"plain": "", "in a queue with a limit": "mail"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				m := newMemory()
+				m.setQueue(task.Queue{Name: "mail", QueueSettings: task.QueueSettings{Limits: task.Limits{MaxConcurrent: 3}}})
+				for n := range 5000 {
+					m.store(10_000+n, -time.Hour, in(queue, ""), func(tk *task.Task) { tk.URL = "https://broken.example/" })
+				}
+				for n := range 3 {
+					m.store(n, 0, in(queue, ""))
+				}
+				refused := task.Outcome{Kind: task.OutcomeRetryable, Error: "connection refused"}
+				r := newRig(t, options(), m, func(_ context.Context, c task.Call) task.Outcome {
+					if c.Task.URL == "https://broken.example/" {
+						return refused
+					}
+					return succeeded
+				})
+				r.run()
+				time.Sleep(20 * time.Second)
+				calls := map[string]int{}
+				for _, c := range r.delivered() {
+					calls[task.HostOf(c.Task.URL)]++
+				}
+				if calls[targetHost] != 3 || calls["https://broken.example"] > 40 {
+					t.Errorf("calls by host: %v, want all 3 of the healthy one and some few of the broken one", calls)
+				}
+				attempts := 0
+				for n := range 5000 {
+					attempts += m.row(taskID(10_000 + n)).AttemptCount
+				}
+				if attempts != calls["https://broken.example"] {
+					t.Errorf("%d attempts for %d calls", attempts, calls["https://broken.example"])
+				}
+			})
+		})
+	}
+}

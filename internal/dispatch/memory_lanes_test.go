@@ -183,3 +183,19 @@ func (m *memory) Lanes(ctx context.Context, behind task.Lane, limit int) (lanes 
 	})
 	return lanes, err
 }
+
+func (m *memory) HoldBack(ctx context.Context, hosts []string) (moved int, more bool, err error) {
+	return m.HoldBackInLane(ctx, "", hosts)
+}
+
+func (m *memory) HoldBackInLane(ctx context.Context, lane task.Lane, hosts []string) (moved int, more bool, err error) {
+	err = m.do(ctx, asked{op: "HoldBack"}, func() {
+		for _, r := range m.rows {
+			if r.State == task.Pending && r.Lane() == lane && slices.Contains(hosts, task.HostOf(r.URL)) && !m.flow.queues[lane.Queue()].PerKey.Ordered {
+				r.HeldHost = task.HostOf(r.URL)
+				moved++
+			}
+		}
+	})
+	return moved, false, err
+}

@@ -635,7 +635,8 @@ func describeArrivals(arrivals []*arrival) string {
 	return b.String()
 }
 
-const transitionsSQL = `SELECT a.id::text, a.was, a.became, a.old_claim, a.claim, a.run_at, a.at, CASE WHEN a.lost THEN w.last_seen END AS last_seen, a.told
+// A task that waits in a lane is pending for callers. held says that it moved to one.
+const transitionsSQL = `SELECT a.id::text, replace(a.was, 'waiting', 'pending'), replace(a.became, 'waiting', 'pending'), a.was = 'pending' AND a.became = 'waiting' AS held, a.old_claim, a.claim, a.run_at, a.at, CASE WHEN a.lost THEN w.last_seen END AS last_seen, a.told
 FROM audit a LEFT JOIN audit_workers w ON w.id = a.worker_id ORDER BY a.seq`
 
 func (j *journal) checkTransitions(f *figures, conn *pgx.Conn, byID map[string]*story) {
@@ -651,6 +652,7 @@ func (j *journal) checkTransitions(f *figures, conn *pgx.Conn, byID map[string]*
 	tasks := map[string]*open{}
 	var id string
 	var was, became *string
+	var held *bool
 	var oldClaim, claim *int64
 	var runAt, at time.Time
 	var lastSeen *time.Time
@@ -659,7 +661,7 @@ func (j *journal) checkTransitions(f *figures, conn *pgx.Conn, byID map[string]*
 	if err != nil {
 		j.t.Fatal(err)
 	}
-	_, err = pgx.ForEachRow(rows, []any{&id, &was, &became, &oldClaim, &claim, &runAt, &at, &lastSeen, &told}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&id, &was, &became, &held, &oldClaim, &claim, &runAt, &at, &lastSeen, &told}, func() error {
 		illegal := func() {
 			j.t.Errorf("task %s went from %s (claim %d) to %s (claim %d)", id, or(was, "nothing"), or(oldClaim, 0), or(became, "its end"), or(claim, 0))
 		}
@@ -699,6 +701,7 @@ func (j *journal) checkTransitions(f *figures, conn *pgx.Conn, byID map[string]*
 			}
 			o.state = "ended"
 			return nil
+		case or(held, false) && *claim == o.claim:
 		case *was == "pending" && *became == "pending": // changed by somebody
 			if *claim != o.claim+1 {
 				illegal()

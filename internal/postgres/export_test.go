@@ -102,6 +102,9 @@ func Columns() (tasks, taskHistory []string) {
 var (
 	ClaimLanesSQL = taskSQL.claimLanes
 	LanesSQL      = lanesSQL
+
+	HoldBackSQL       = holdBackSQL
+	HoldBackInLaneSQL = holdBackInLaneSQL
 )
 
 // FenceLanes makes the statement of ClaimLanes with another condition, in place of the

@@ -191,3 +191,37 @@ func (s *Store) HoldBack(ctx context.Context, hosts []string) (moved int, more b
 	}
 	return moved, looked == maxHeldBack && moved > 0, nil
 }
+
+// The tasks of an ordered key stay where they are: the key waits with its first one.
+var holdBackInLaneSQL = `-- name: move tasks of a lane to those of their hosts
+WITH waiting AS MATERIALIZED (
+    SELECT ctid AS tid, url FROM tasks
+    WHERE state = 'waiting' AND lane = $2
+        AND NOT ($4::text <> '' AND COALESCE((SELECT ordered FROM queue_keys WHERE queue = $3 AND key = $4), (SELECT key_ordered FROM queues WHERE name = $3), false))
+    ORDER BY lane, priority, run_at, id
+    LIMIT $5
+), locked AS MATERIALIZED (
+    SELECT ctid AS tid FROM tasks
+    WHERE ctid = ANY (ARRAY(SELECT tid FROM waiting WHERE ` + hostOfURL("waiting.url") + ` IS NOT NULL)) AND state = 'waiting' AND lane = $2
+    FOR UPDATE SKIP LOCKED
+), moved AS (
+    UPDATE tasks t SET lane = t.lane || ' ' || ` + hostOfURL("t.url") + `
+    WHERE t.ctid = ANY (ARRAY(SELECT tid FROM locked))
+    RETURNING t.id
+)
+SELECT (SELECT count(*) FROM moved), (SELECT count(*) FROM waiting)`
+
+// HoldBackInLane is HoldBack of the tasks that wait in a lane without a host, due or not.
+func (s *Store) HoldBackInLane(ctx context.Context, lane task.Lane, hosts []string) (moved int, more bool, err error) {
+	if len(hosts) == 0 {
+		return 0, false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var looked int
+	err = s.pool.QueryRow(ctx, holdBackInLaneSQL, hosts, string(lane), lane.Queue(), lane.Key(), maxHeldBack).Scan(&moved, &looked)
+	if err != nil {
+		return 0, false, fmt.Errorf("move tasks of a lane to those of %d hosts: %w", len(hosts), classify(err))
+	}
+	return moved, looked == maxHeldBack && moved > 0, nil
+}

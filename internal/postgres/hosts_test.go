@@ -218,3 +218,31 @@ func TestHoldBackBesideClaims(t *testing.T) {
 		t.Errorf("%d tasks wait and %d run, want %d that were moved and %d that were claimed", waiting, running, moved, got)
 	}
 }
+
+func TestHoldBackInLane(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	worker := register(t, s)
+	exec(t, pool, `INSERT INTO queues (name, key_ordered) VALUES ('ordered', true)`)
+	exec(t, pool, `INSERT INTO queue_keys (queue, key, version, ordered) VALUES ('ordered', 'free', 1, false)`)
+	other := func(tk *task.Task) { tk.URL = "https://auth.melodia.app/" }
+	for _, to := range []func(*task.Task){
+		inQueue("mail", "", task.Normal), inQueue("mail", "k", task.High), inQueue("ordered", "k", task.Normal), inQueue("ordered", "free", task.Normal),
+	} {
+		insert(t, s, newTask(to), newTask(to), newTask(to, other))
+	}
+	for lane, want := range map[task.Lane]int{"mail/": 2, "mail/k": 2, "ordered/k": 0, "ordered/free": 2, "nothing/": 0} {
+		if moved, more, err := s.HoldBackInLane(t.Context(), lane, []string{playsHost}); moved != want || more || err != nil {
+			t.Errorf("HoldBackInLane of %s = %d, %t, %v; want %d", lane, moved, more, err, want)
+		}
+		if moved, _, err := s.HoldBackInLane(t.Context(), lane, []string{playsHost}); moved != 0 || err != nil {
+			t.Errorf("HoldBackInLane of %s again = %d, %v; want none", lane, moved, err)
+		}
+	}
+	if got, _ := claimLanes(t, s, worker, 10, ask("mail/", "mail/k")...); len(got) != 2 || got[0].Task.URL != "https://auth.melodia.app/" {
+		t.Errorf("claimed %d tasks that stayed, want the 2 of the other host", len(got))
+	}
+	if got, _ := claimLanes(t, s, worker, 10, ask("mail/ "+task.Lane(playsHost), "mail/k "+task.Lane(playsHost))...); len(got) != 4 {
+		t.Errorf("claimed %d tasks that were moved, want 4", len(got))
+	}
+}

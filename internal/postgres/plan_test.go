@@ -97,6 +97,8 @@ func TestPlans(t *testing.T) {
 			statements := []struct{ name, sql, arguments, index string }{
 				{"claim", postgres.ClaimDueSQL, "(" + aWorker + ", 100, now() - interval '1 hour')", "tasks_due"},
 				{"claim_lanes", postgres.ClaimLanesSQL, "(" + aWorker + ", " + askedLanes + ")", "tasks_waiting tasks_lane_running tasks_host_running lanes_pkey"},
+				{"hold_back", postgres.HoldBackSQL, "('{https://plays.melodia.app}', now() - interval '1 hour', 5000)", "tasks_due"},
+				{"hold_back_in_lane", postgres.HoldBackInLaneSQL, "('{https://plays.melodia.app}', 'q1/1', 'q1', '1', 5000)", "tasks_waiting"},
 				{"lanes", postgres.LanesSQL, "('', 1000)", "tasks_waiting"},
 				{"due", postgres.NextDueSQL, "(now() - interval '1 hour')", "tasks_due"},
 				{"cancelled", postgres.CancelledSQL, "(" + aWorker + ")", "tasks_cancel_requested"},
