@@ -103,7 +103,7 @@ func TestChangeOfFlow(t *testing.T) {
 		}
 		changed, err := tk.Change(tt.change, began)
 		var got []string
-		errs, _ := err.(task.Errors) //nolint:errorlint // Change wraps nothing
+		errs, _ := err.(task.Errors)
 		for _, e := range errs {
 			got = append(got, strings.Join(e.Path, ".")+" "+e.Kind)
 		}

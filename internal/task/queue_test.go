@@ -15,7 +15,7 @@ var service = task.Spec{Timeout: 30 * time.Second, Retry: task.DefaultRetryPolic
 
 func rulesOf(t *testing.T, err error) (rules []string) {
 	t.Helper()
-	errs, ok := err.(task.Errors) //nolint:errorlint // Check wraps nothing
+	errs, ok := err.(task.Errors)
 	if err != nil && !ok {
 		t.Fatalf("%v is not Errors", err)
 	}
