@@ -86,7 +86,7 @@ func (a *API) putQueueKey(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if !task.IsFlowKey(in.Key) {
-		return invalid([]FieldProblem{{Loc: Loc{"path", "key"}, Msg: "must not be . or .. alone", Type: "invalid"}})
+		return noPathName("key")
 	}
 	request := new(KeyLimitsRequest)
 	if err := a.readBody(r, request); err != nil {

@@ -267,6 +267,11 @@ type (
 	}
 )
 
+// noPathName says that a part of the path is no name, although its pattern lets it pass.
+func noPathName(part string) error {
+	return invalid([]FieldProblem{{Loc: Loc{"path", part}, Msg: "must not be . or .. alone", Type: "invalid"}})
+}
+
 func errQueueVersion() error {
 	return newProblem(http.StatusPreconditionFailed, "The settings are not in a version that If-Match names. Read them again, with their ETag, and decide anew.")
 }
@@ -338,6 +343,9 @@ func (a *API) writeQueue(w http.ResponseWriter, r *http.Request, done string, ch
 	var in queueWriteInput
 	if err := a.readParams(r, &in); err != nil {
 		return err
+	}
+	if !task.IsQueueName(in.Name) {
+		return noPathName("name")
 	}
 	request := new(QueueRequest)
 	if err := a.readBody(r, request); err != nil {

@@ -280,6 +280,7 @@ func TestQueueSettingsThatBreakRules(t *testing.T) {
 		s.refused(s.do(http.MethodPut, path, `{}`), http.StatusUnprocessableEntity, `["path","name"] string_pattern_mismatch`)
 		s.refused(s.get(path), http.StatusUnprocessableEntity, `["path","name"] string_pattern_mismatch`)
 	}
+	s.refused(s.do(http.MethodPut, "/queues/%2E%2E", `{}`), http.StatusUnprocessableEntity, `["path","name"] invalid`)
 	s.refused(s.do(http.MethodPut, "/queues/mail", ""), http.StatusBadRequest)
 	s.refused(s.do(http.MethodPut, "/queues/mail", "{"), http.StatusBadRequest)
 	s.refused(s.do(http.MethodPut, "/queues/mail", "{}", "Content-Type", "text/plain"), http.StatusUnsupportedMediaType)
