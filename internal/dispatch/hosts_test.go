@@ -21,7 +21,6 @@ const (
 var (
 	away      = task.Outcome{Kind: task.OutcomeRetryable, Error: "connection refused", Duration: time.Millisecond}
 	quickly   = task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200, Duration: time.Millisecond}
-	slowly    = task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200, Duration: 5 * time.Second}
 	overloads = task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 429, RetryAfter: 10 * time.Second, Duration: time.Millisecond}
 )
 
