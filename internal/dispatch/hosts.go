@@ -70,7 +70,6 @@ type hosts struct {
 	total   int // slots that all hosts hold
 	byName  map[string]*host
 	busy    *host // the first of a ring
-	slowly  int   // held by hosts that were slow at the last look
 	looked  time.Time
 	sweepAt int // size of byName at which hosts are forgotten
 	dirty   map[*host]struct{}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,7 +22,6 @@ const (
 var (
 	away      = task.Outcome{Kind: task.OutcomeRetryable, Error: "connection refused", Duration: time.Millisecond}
 	quickly   = task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200, Duration: time.Millisecond}
-	slowly    = task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200, Duration: 5 * time.Second}
 	overloads = task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 429, RetryAfter: 10 * time.Second, Duration: time.Millisecond}
 )
 
@@ -213,10 +213,10 @@ func TestNewHostStartsSlowly(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, newMemory(), 200)
-		launched := 0
+		var launched atomic.Int64
 		begin := func(j *job) {
 			if c.begin(j, time.Now()) == callNow {
-				launched++
+				launched.Add(1)
 			}
 		}
 		c.launch = begin
@@ -224,24 +224,24 @@ func TestNewHostStartsSlowly(t *testing.T) {
 		for range 100 {
 			begin(&job{host: c.take(slowURL, time.Now())})
 		}
-		if launched != 10 {
-			t.Errorf("%d calls begin at once, want 10", launched)
+		if got := launched.Load(); got != 10 {
+			t.Errorf("%d calls begin at once, want 10", got)
 		}
 		// A success is worth one call in its place, and one more.
 		for _, j := range c.end(c.get(slowHost), &quickly, time.Now()) {
 			begin(j)
 		}
-		if launched != 12 {
-			t.Errorf("%d calls began after a success, want 12", launched)
+		if got := launched.Load(); got != 12 {
+			t.Errorf("%d calls began after a success, want 12", got)
 		}
 		// A failure is worth one in its place.
 		for _, j := range c.end(c.get(slowHost), &away, time.Now()) {
 			begin(j)
 		}
-		if launched != 13 {
-			t.Errorf("%d calls began after a failure, want 13", launched)
+		if got := launched.Load(); got != 13 {
+			t.Errorf("%d calls began after a failure, want 13", got)
 		}
-		for launched < 100 && time.Since(started) < time.Minute {
+		for launched.Load() < 100 && time.Since(started) < time.Minute {
 			time.Sleep(time.Millisecond)
 			synctest.Wait()
 		}
