@@ -138,7 +138,7 @@ func (a *API) routes() {
 	a.handle(a.enqueueOperation(), a.enqueue)
 	a.handle(a.scheduleOperation(), a.schedule)
 	a.handle(a.batchOperation(), a.submitBatch)
-	// Whoever submitted a task: what became of it (Location of the first two).
+	// The caller that submitted a task: its state and attempts (Location of the first two).
 	a.handle(a.getTaskOperation(), a.getTask)
 	// People, and services that look after their own: which tasks are there, how
 	// many, and why has one not run?

@@ -12,7 +12,7 @@ type CallbackRequest struct {
 	Headers map[string]string `json:"headers,omitempty" maxProperties:"50" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of that call. The rules are those of the task's headers."`
 }
 
-// Callback is whom the end of a task is told.
+// Callback is where the end of a task is reported.
 type Callback struct {
 	URL     string            `json:"url" example:"https://example.com/ended" doc:"Where the result is POSTed."`
 	Headers map[string]string `json:"headers" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of that call. Values of secret ones read [redacted]."`

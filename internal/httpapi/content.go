@@ -64,7 +64,7 @@ func readContent(payload json.RawMessage, text, encoded *string) (c task.Content
 var errNotBase64 = errors.New("must be base64 of the standard or the URL alphabet, with or without padding, without spaces and line breaks")
 
 // decodeBase64 reads either alphabet of RFC 4648 (§4, §5), with or without its
-// padding. Like most readers, and unlike Go's, it admits no line breaks. Where bits
+// padding. Like most readers, and unlike Go's, it allows no line breaks. Where bits
 // are left over they must be zero (§3.5): others come from a text that was cut.
 func decodeBase64(text string) ([]byte, error) {
 	if strings.ContainsAny(text, "\r\n") {

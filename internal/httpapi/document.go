@@ -38,7 +38,7 @@ func describe(version string) *huma.OpenAPI {
 			License: &huma.License{Name: "MIT", Identifier: "MIT"},
 		},
 		Tags: []*huma.Tag{
-			{Name: "tasks", Description: "Hand in tasks and see what became of them."},
+			{Name: "tasks", Description: "Submit tasks, and see their state and attempts."},
 			{Name: "steering", Description: "Cancel, run, change and redrive tasks, one by one or many at once."},
 			{Name: "worker", Description: "Carry out a task in the request itself."},
 			{Name: "health", Description: "For probes and monitoring."},
@@ -95,7 +95,7 @@ func (a *API) completeDocument() {
 		a.registry.Map()["Facts"].Properties["last_outcome"],
 		a.registry.Map()["Ended"].Properties["reason"],
 	} {
-		p.Enum = append(p.Enum, nil) // null must be in an enum, whatever the type admits
+		p.Enum = append(p.Enum, nil) // null must be in an enum, whatever the type allows
 	}
 	a.completeSchemas()
 	// Swagger UI sends each parameter's example as its value. A filter's would find
@@ -147,7 +147,7 @@ func (a *API) completeDocument() {
 }
 
 // completeSchemas puts right what is wrong in any schema: patternDescription is huma's
-// own word, and a document may have words of its own behind x- alone (OpenAPI 3.1 §4.9).
+// own keyword, and a document may have keywords of its own behind x- alone (OpenAPI 3.1 §4.9).
 func (a *API) completeSchemas() {
 	complete := func(s *huma.Schema) {
 		if s.PatternDescription != "" {

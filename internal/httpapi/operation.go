@@ -20,8 +20,8 @@ import (
 type handler func(http.ResponseWriter, *http.Request) error
 
 // handle registers an operation: what the document says of it, and who answers it.
-// The document's words are what requests are held against: who may make them, and
-// with which parameters; huma has no part in that.
+// Requests are held against what the document says of who may make them, and with
+// which parameters; huma has no part in that.
 func (a *API) handle(operation huma.Operation, answer handler) {
 	if operation.Responses == nil {
 		operation.Responses = make(map[string]*huma.Response)
@@ -34,7 +34,7 @@ func (a *API) handle(operation huma.Operation, answer handler) {
 			a.write(w, r, err)
 		}
 	}
-	// In this order: what strangers send is not kept, and a query is refused when its
+	// In this order: what callers without a scope send is not kept, and a query is refused when its
 	// request has arrived, so that a client that is still sending reads why.
 	chain := a.checkParameters(&operation, a.awaitAnswers(&operation, http.HandlerFunc(last)))
 	chain = a.door.ReadBody(chain)

@@ -21,12 +21,12 @@ import (
 // value that was sent.
 type Problem struct {
 	Type     string         `json:"type" example:"about:blank" doc:"The kind of problem. about:blank: the status says it."`
-	Title    string         `json:"title" example:"Unprocessable Entity" doc:"The status in words."`
+	Title    string         `json:"title" example:"Unprocessable Entity" doc:"The name of the status."`
 	Status   int            `json:"status" example:"422" doc:"The HTTP status code."`
 	Detail   string         `json:"detail" example:"The request breaks 1 rule, see errors." doc:"What is wrong and what to do, in one sentence."`
 	Instance string         `json:"instance" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"The id of this answer. On 500 the log has the cause under it. Of the answers 401 and 403, and of 429 and 503, the log has one a second, with their number."`
 	Errors   []FieldProblem `json:"errors,omitzero" nullable:"false" doc:"On 422: what is wrong, field by field; at most 50 of it."`
-	Result   *WorkResult    `json:"result,omitzero" doc:"On 502 and 504 of /worker-endpoint: what came of the call."`
+	Result   *WorkResult    `json:"result,omitzero" doc:"On 502 and 504 of /worker-endpoint: the result of the call."`
 
 	header http.Header
 }

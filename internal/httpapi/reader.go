@@ -186,7 +186,7 @@ func (r *reader) text() (string, error) {
 }
 
 // number reads 5.0 and 5e0 as 5 too: JSON has one kind of number. One that does not
-// fit a float64 is infinite, which no field admits.
+// fit a float64 is infinite, which no field allows.
 func (r *reader) number(v reflect.Value, s *shape) error {
 	digits, err := r.ReadValue()
 	if err != nil {
@@ -239,7 +239,7 @@ func (r *reader) record(v reflect.Value, s *shape) error {
 		return err
 	}
 	before, members, seen := len(r.mistakes), 0, uint64(0)
-	for r.PeekKind() != '}' {
+	for r.PeekKind() == '"' {
 		quoted, err := r.ReadValue()
 		if err != nil {
 			return err
@@ -316,7 +316,7 @@ func (r *reader) table(v reflect.Value, s *shape) error {
 	texts, _ := v.Addr().Interface().(*map[string]string)
 	nullable, _ := v.Addr().Interface().(*map[string]*string)
 	members := 0
-	for r.PeekKind() != '}' {
+	for r.PeekKind() == '"' {
 		name, err := r.text()
 		if err != nil {
 			return err

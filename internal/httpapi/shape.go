@@ -140,7 +140,7 @@ func rulesOf(schema *huma.Schema) rules {
 
 const wantTime = "must be a time like 2026-12-24T21:00:00Z (RFC 3339 with an offset)"
 
-// checkText reports each rule that a text breaks, by the words for people and for
+// checkText reports each rule that a text breaks: a message for people, and a kind for
 // programs.
 func (r *rules) checkText(text string, mistake func(message, kind string)) {
 	if r.minLength != nil && utf8.RuneCountInString(text) < *r.minLength {

@@ -31,8 +31,8 @@ type TaskRequest struct {
 	Retry          *RetryRequest     `json:"retry,omitempty" doc:"When a failed attempt is tried again."`
 	Labels         map[string]string `json:"labels,omitempty" maxProperties:"16" example:"{\"kind\":\"play\"}" doc:"Kept with the task and shown with it; not sent to the target. At most 16, names up to 64 and values up to 256 bytes."`
 	ExpiresAt      *string           `json:"expires_at,omitempty" format:"date-time" example:"2030-12-31T23:59:59Z" doc:"No attempt starts after this moment: the task then fails with reason expired. It must not be before run_at, or before delay_seconds from now."`
-	OnSuccess      *CallbackRequest  `json:"on_success,omitempty" doc:"Whom to tell when the task has succeeded. Not at /worker-endpoint."`
-	OnFailure      *CallbackRequest  `json:"on_failure,omitempty" doc:"Whom to tell when the task has failed, for whatever reason. A cancelled task tells nobody. Not at /worker-endpoint."`
+	OnSuccess      *CallbackRequest  `json:"on_success,omitempty" doc:"Where to report that the task has succeeded. Not at /worker-endpoint."`
+	OnFailure      *CallbackRequest  `json:"on_failure,omitempty" doc:"Where to report that the task has failed, for whatever reason. The end of a cancelled task is not reported. Not at /worker-endpoint."`
 }
 
 // AuthRequest asks for an ID token to go with the call.
@@ -75,7 +75,7 @@ func (r *BatchTask) when() (task.When, task.Errors) {
 func (r *TaskRequest) spec(defaults task.Spec) (s task.Spec, errs task.Errors) {
 	s = defaults
 	s.URL, s.Headers, s.Labels = r.URL, r.Headers, r.Labels
-	s.OnSuccess, s.OnFailure = (*task.Callback)(r.OnSuccess), (*task.Callback)(r.OnFailure) // CallbackRequest is a Callback with words for callers
+	s.OnSuccess, s.OnFailure = (*task.Callback)(r.OnSuccess), (*task.Callback)(r.OnFailure) // CallbackRequest is a Callback with texts for callers
 	set(&s.Method, r.Method)
 	content, errs := readContent(r.Payload, r.Body, r.BodyBase64)
 	s.Body, s.ContentType = content.Body, content.ContentType
@@ -211,7 +211,7 @@ func duration(seconds *float64) *time.Duration {
 	return d
 }
 
-// Task is a stored task and its story.
+// Task is a stored task and its attempts.
 type Task struct {
 	ID             string            `json:"id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"UUID, version 7."`
 	State          task.State        `json:"state" enum:"pending,running,succeeded,failed,cancelled" example:"pending" doc:"pending waits for run_at, the first time or for a retry. failed is the dead letter."`
@@ -228,17 +228,17 @@ type Task struct {
 	AttemptCount   int               `json:"attempt_count" example:"0" doc:"Ended attempts that count towards max_attempts: all since the last redrive but those that were interrupted or snoozed."`
 	FinishedAt     Timestamp         `json:"finished_at" nullable:"true" example:"2026-12-25T00:00:01.000000Z" doc:"When it ended. Null until then."`
 	Reason         *task.Reason      `json:"reason" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" example:"attempts_exhausted" doc:"Why it failed. Null unless it did. client_error is a 4xx that is not retried, a redirect, or any answer with Orchestrator-Retry: never. target_refused: the service's settings do not admit the target, or not that it is sent the task's ID token or secrets."`
-	// Not for tasks that have ended: then it has been heard, or came too late.
+	// Null once the task has ended: then the cancellation was carried out, or came too late.
 	CancelRequestedAt Timestamp `json:"cancel_requested_at" nullable:"true" example:"2026-12-25T00:00:00.500000Z" doc:"Since when it is being cancelled while its call is still under way. Null otherwise."`
-	OnSuccess         *Callback `json:"on_success" doc:"Whom its success is told. Null: nobody."`
-	OnFailure         *Callback `json:"on_failure" doc:"Whom its failure is told. Null: nobody."`
-	CreatedBy         *string   `json:"created_by" example:"plays@melodia.app" doc:"Who handed it in: the name of an API key, or an email. Null where callers are not known."`
+	OnSuccess         *Callback `json:"on_success" doc:"Where its success is reported. Null: nowhere."`
+	OnFailure         *Callback `json:"on_failure" doc:"Where its failure is reported. Null: nowhere."`
+	CreatedBy         *string   `json:"created_by" example:"plays@melodia.app" doc:"The caller that submitted it: the name of an API key, or an email. Null where callers are not known."`
 	PayloadBytes      int       `json:"payload_bytes" example:"14" doc:"The size of the call's body, as payload, body or body_base64 gave it. 0: it is empty, or there is none."`
 	ContentType       *string   `json:"content_type" example:"application/json" doc:"The Content-Type of the call's body. Null: it has no body."`
-	ParentID          *string   `json:"parent_id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2a" doc:"The task whose call led to this one: it was handed in with that task's Orchestrator-Task-Id. Of a callback: the task that ended. Null: none."`
+	ParentID          *string   `json:"parent_id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2a" doc:"The task whose call led to this one: it was submitted with that task's Orchestrator-Task-Id. Of a callback: the task that ended. Null: none."`
 	RootID            *string   `json:"root_id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a29" doc:"The first task of the chain that parent_id belongs to. Null without a parent."`
 	Attempts          []Attempt `json:"attempts" nullable:"false" doc:"What was tried, oldest first: the last 200, of a task that was redriven again and again."`
-	// One of these at most, behind all that is short.
+	// At most one of these is there. payload comes last of all: see encodeWithBody.
 	Payload    json.RawMessage `json:"payload,omitzero" example:"{\"song_id\":42}" doc:"With include=payload: the body of the call, where it came as payload; the same bytes."`
 	Body       *string         `json:"body,omitzero" example:"a line of text" doc:"With include=payload: the body of the call, where it came as body."`
 	BodyBase64 *string         `json:"body_base64,omitzero" example:"AAEC/w==" doc:"With include=payload: the body of the call, where it came as body_base64: in the standard alphabet, with padding."`

@@ -12,9 +12,9 @@ import (
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-// submitErrors are the statuses that a body that asks for something can be
-// answered with, besides 422 and 500.
-var submitErrors = []int{
+// bodyErrors are the statuses that a request with a body can be answered with,
+// besides 422 and 500.
+var bodyErrors = []int{
 	http.StatusBadRequest, http.StatusForbidden, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge,
 	http.StatusUnsupportedMediaType, http.StatusTooManyRequests, http.StatusServiceUnavailable,
 }
@@ -24,7 +24,7 @@ func (a *API) enqueueOperation() huma.Operation {
 		OperationID: "enqueue-task", Method: http.MethodPost, Path: "/enqueue", Tags: []string{"tasks"}, Security: needs(scopeSubmit),
 		Summary:     "Carry out a call now",
 		Description: "Stores a task that is due at once. 202 is answered after the commit, never before; the call follows within milliseconds, and may be under way already (state running).",
-		Parameters:  a.submitParameters(), Responses: a.storedTask(), Errors: onceErrors, Callbacks: a.documentCallbacks("enqueue-task"),
+		Parameters:  a.submitParameters(), Responses: a.storedTask(), Errors: submitErrors, Callbacks: a.documentCallbacks("enqueue-task"),
 		RequestBody: jsonBody(a.body(TaskRequest{}), map[string]*huma.Example{
 			"call": example("Register a play", `{"url":"`+a.ExampleURL+`","payload":{"song_id":42,"user_id":7},"labels":{"kind":"play"}}`),
 			"retries": example("With a retry policy of its own",
@@ -43,7 +43,7 @@ func (a *API) scheduleOperation() huma.Operation {
 		OperationID: "schedule-task", Method: http.MethodPost, Path: "/schedule", Tags: []string{"tasks"}, Security: needs(scopeSubmit),
 		Summary:     "Carry out a call later",
 		Description: "Stores a task that is due at a given moment: exactly one of run_at and delay_seconds. 202 is answered after the commit, never before.",
-		Parameters:  a.submitParameters(), Responses: a.storedTask(), Errors: onceErrors, Callbacks: a.documentCallbacks("schedule-task"),
+		Parameters:  a.submitParameters(), Responses: a.storedTask(), Errors: submitErrors, Callbacks: a.documentCallbacks("schedule-task"),
 		RequestBody: jsonBody(a.body(ScheduleRequest{}), map[string]*huma.Example{
 			"delay": example("In five seconds", `{"url":"`+a.ExampleURL+`","delay_seconds":5,"payload":{"user_id":7,"text":"Your mix is ready"}}`),
 			"local": example("At 21:00 in Buenos Aires", `{"url":"`+a.ExampleURL+`","run_at":"2030-12-24T21:00:00","time_zone":"America/Argentina/Buenos_Aires","payload":{"user_id":7}}`),
@@ -129,7 +129,7 @@ func etagHeader(example string) header {
 func (a *API) getTaskOperation() huma.Operation {
 	return huma.Operation{
 		OperationID: getTaskID, Method: http.MethodGet, Path: "/tasks/{id}", Tags: []string{"tasks"}, Security: needs(scopeRead),
-		Summary: "See what became of a task",
+		Summary: "See a task and its attempts",
 		Description: "Returns the task and every attempt, until its retention ends. With wait_seconds the answer comes when the task has ended. " +
 			"With include=payload it holds the body of the call, as payload, body or body_base64. 403: the caller may not see that.",
 		Parameters: a.parameters(getTaskInput{}), Responses: a.oneTask(),
