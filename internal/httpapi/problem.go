@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -84,62 +83,34 @@ func invalid(fields []FieldProblem) *Problem {
 	return p
 }
 
-// Texts that say nothing about the cause: that is for the log alone.
-const (
-	internalDetail    = "Something went wrong inside the service. The instance of this problem leads to the cause in its log."
-	unavailableDetail = "The service cannot reach its database at the moment, or is shutting down. If this was a submission, the task may or may not have been stored."
-	overloadedDetail  = "More is under way than the service can take on. Nothing was stored or carried out; try again after the time in Retry-After."
-)
-
 // problemOf returns the problem to answer an error with.
 func problemOf(err error) *Problem {
 	var p *Problem
-	var refusal *httpserver.Refusal
 	var fields task.Errors
 	var batch intake.BatchError
 	var hops *intake.HopsError
-	var shortage task.Shortage
 	switch {
 	case errors.As(err, &p):
-	case errors.As(err, &refusal):
-		p = newProblem(refusal.Status, refusal.Detail)
-		p.header = refusal.Header
+		return p
 	case errors.As(err, &fields):
-		p = invalid(fieldProblems(fields, Loc{"body"}))
+		return invalid(fieldProblems(fields, Loc{"body"}))
 	case errors.As(err, &batch):
-		p = batchProblem(batch)
+		return batchProblem(batch)
 	case errors.As(err, &hops):
-		p = newProblem(http.StatusLoopDetected, "More calls of tasks led to this request than MAX_HOPS allows, which is "+strconv.Itoa(hops.Max)+
+		return newProblem(http.StatusLoopDetected, "More calls of tasks led to this request than MAX_HOPS allows, which is "+strconv.Itoa(hops.Max)+
 			". Nothing was stored or carried out. Look for tasks that call this service again and again; if the chain has an end, raise MAX_HOPS.").neverAgain()
 	case errors.Is(err, intake.ErrRepeatGone):
-		p = newProblem(http.StatusConflict, goneDetail)
+		return newProblem(http.StatusConflict, goneDetail)
 	case errors.Is(err, intake.ErrRepeatUnread):
-		p = newProblem(http.StatusServiceUnavailable, storedDetail).retryLater()
-	case errors.Is(err, task.ErrNotFound):
-		p = newProblem(http.StatusNotFound, "There is no task with this id, or its retention is over.")
-	case errors.Is(err, task.ErrNotPending):
-		p = newProblem(http.StatusConflict, "The task is running or has ended; only a pending task can be carried out or changed.")
-	case errors.Is(err, task.ErrEnded):
-		p = newProblem(http.StatusConflict, "The task has ended; only a pending or running task can be cancelled.")
-	case errors.Is(err, task.ErrCancelRequested):
-		p = newProblem(http.StatusConflict, "The task is being cancelled already.")
-	case errors.Is(err, task.ErrNotRedrivable):
-		p = newProblem(http.StatusConflict, "The task has neither failed nor been cancelled; only such a task can be redriven.")
-	case errors.Is(err, task.ErrChanged):
-		p = newProblem(http.StatusConflict, "The task was changed by others at the same moment, and nothing was done. Read it again, and decide anew.")
+		return newProblem(http.StatusServiceUnavailable, storedDetail).retryLater()
 	case errors.Is(err, task.ErrKeyTaken):
-		p = newProblem(http.StatusConflict, "Another request was made under this Idempotency-Key. Nothing was stored; use another key for another request. A repeat must have the same path and, byte for byte, the same body.")
+		return newProblem(http.StatusConflict, "Another request was made under this Idempotency-Key. Nothing was stored; use another key for another request. A repeat must have the same path and, byte for byte, the same body.")
 	case errors.Is(err, task.ErrTooBroad):
-		p = newProblem(http.StatusServiceUnavailable, "The search took longer than it may. Ask for less: add a range of time, like created_after.").retryLater()
-	case errors.Is(err, task.ErrOverloaded):
-		p = newProblem(http.StatusTooManyRequests, overloadedDetail).retryLater()
-	case errors.As(err, &shortage):
-		p = newProblem(http.StatusServiceUnavailable, "The request cannot be checked at the moment: "+string(shortage)+". Nothing was stored or carried out; try again after the time in Retry-After.").retryLater()
-	case errors.Is(err, task.ErrUnavailable), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		p = newProblem(http.StatusServiceUnavailable, unavailableDetail).retryLater()
-	default:
-		p = newProblem(http.StatusInternalServerError, internalDetail)
+		return newProblem(http.StatusServiceUnavailable, "The search took longer than it may. Ask for less: add a range of time, like created_after.").retryLater()
 	}
+	refusal := httpserver.RefusalOf(err)
+	p = newProblem(refusal.Status, refusal.Detail)
+	p.header = refusal.Header
 	return p
 }
 
