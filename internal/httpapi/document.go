@@ -78,25 +78,6 @@ var meanings = map[string]string{
 
 // completeDocument puts right what huma cannot say.
 func (a *API) completeDocument() {
-	callback := Callback{URL: "https://example.com/ended", Headers: map[string]string{"X-Tenant": "melodia"}}
-	for property, example := range map[string]any{
-		"auth": Auth{Type: "oidc", Audience: "https://plays-4fk2.run.app"}, "on_success": callback, "on_failure": callback,
-	} {
-		p := a.registry.Map()["Task"].Properties[property]
-		*p = huma.Schema{
-			Description: p.Description,
-			OneOf:       []*huma.Schema{{Ref: p.Ref}, {Type: "null"}},
-			Examples:    []any{example},
-		}
-	}
-	for _, p := range []*huma.Schema{
-		a.registry.Map()["Task"].Properties["reason"],
-		a.registry.Map()["Facts"].Properties["reason"],
-		a.registry.Map()["Facts"].Properties["last_outcome"],
-		a.registry.Map()["Ended"].Properties["reason"],
-	} {
-		p.Enum = append(p.Enum, nil) // null must be in an enum, whatever the type allows
-	}
 	a.completeSchemas()
 	// Swagger UI sends each parameter's example as its value. A filter's would find
 	// nothing of what was just stored.
@@ -150,6 +131,9 @@ func (a *API) completeDocument() {
 // own keyword, and a document may have keywords of its own behind x- alone (OpenAPI 3.1 §4.9).
 func (a *API) completeSchemas() {
 	complete := func(s *huma.Schema) {
+		if s.Nullable && s.Enum != nil {
+			s.Enum = append(s.Enum, nil) // null must be in an enum, whatever the type allows
+		}
 		if s.PatternDescription != "" {
 			s.Extensions = map[string]any{"x-pattern-description": s.PatternDescription}
 			s.PatternDescription = ""

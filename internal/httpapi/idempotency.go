@@ -70,7 +70,3 @@ func isRefusal(err error) bool {
 
 // submitErrors are the statuses that a submission can be answered with, besides 422 and 500.
 var submitErrors = append([]int{http.StatusConflict, http.StatusLoopDetected}, bodyErrors...)
-
-const storedDetail = "This was submitted before and is stored. Its state cannot be read at the moment: send the same again after Retry-After."
-
-const goneDetail = "What was submitted under this Idempotency-Key has ended, and its retention is over. Nothing was stored; use another key for something new."

@@ -6,10 +6,8 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/go-chi/chi/v5"
 
 	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/intake"
@@ -83,6 +81,12 @@ func invalid(fields []FieldProblem) *Problem {
 	return p
 }
 
+// The texts about what was submitted before under the same idempotency key.
+const (
+	storedDetail = "This was submitted before and is stored. Its state cannot be read at the moment: send the same again after Retry-After."
+	goneDetail   = "What was submitted under this Idempotency-Key has ended, and its retention is over. Nothing was stored; use another key for something new."
+)
+
 // problemOf returns the problem to answer an error with.
 func problemOf(err error) *Problem {
 	var p *Problem
@@ -112,60 +116,6 @@ func problemOf(err error) *Problem {
 	p = newProblem(refusal.Status, refusal.Detail)
 	p.header = refusal.Header
 	return p
-}
-
-// write answers with a problem.
-func (a *API) write(w http.ResponseWriter, r *http.Request, err error) {
-	p := problemOf(err)
-	p.Instance = a.Guard.Report(r.Context(), p.Status, err)
-	httpserver.RenewWriteDeadline(w, r)
-	for name, values := range p.header {
-		w.Header()[name] = values
-	}
-	b, err := encode(p)
-	if err != nil {
-		panic(err) // it has no value that does not encode
-	}
-	w.Header()["Content-Type"] = []string{"application/problem+json"}
-	w.WriteHeader(p.Status)
-	_, _ = w.Write(b) // the caller is gone
-}
-
-func (a *API) notFound(w http.ResponseWriter, r *http.Request) {
-	detail := "There is nothing at this path."
-	if !a.HideDocs {
-		detail += " GET /docs lists what there is."
-	}
-	a.write(w, r, newProblem(http.StatusNotFound, detail))
-}
-
-func (a *API) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
-	allowed := a.allowedMethods(r)
-	if allowed == nil { // chi does not look for a path when it does not know the method
-		a.notFound(w, r)
-		return
-	}
-	p := newProblem(http.StatusMethodNotAllowed, "This path does not take this method, only "+strings.Join(allowed, ", ")+".")
-	p.header = http.Header{"Allow": {strings.Join(allowed, ", ")}}
-	a.write(w, r, p)
-}
-
-// allowedMethods are the methods that the path of r takes.
-func (a *API) allowedMethods(r *http.Request) (allowed []string) {
-	path := r.URL.RawPath // as chi does
-	if path == "" {
-		path = r.URL.Path
-	}
-	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodPut, http.MethodDelete} {
-		if !a.router.Match(chi.NewRouteContext(), method, path) {
-			continue
-		}
-		allowed = append(allowed, method)
-		if method == http.MethodGet {
-			allowed = append(allowed, http.MethodHead)
-		}
-	}
-	return allowed
 }
 
 // fieldProblems are what is wrong with the object that at leads to.

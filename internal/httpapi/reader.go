@@ -14,10 +14,6 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// maxMembers is far more than any request has. To name every wrong one of tens
-// of thousands would take seconds.
-const maxMembers = 64
-
 // readJSON reads a text of the given shape into v, a pointer to a value of the
 // shape's type. It goes through the text once, and returns every mistake that it
 // finds, each with its way from that of the text on: in the order of the text, but what is

@@ -37,6 +37,10 @@ type field struct {
 	*shape
 }
 
+// maxMembers is far more than any request has. To name every wrong one of tens
+// of thousands would take seconds.
+const maxMembers = 64
+
 type kind int
 
 const (

@@ -52,6 +52,12 @@ type RetryRequest struct {
 	RetryClientErrors       *bool    `json:"retry_client_errors,omitempty" example:"false" doc:"Also retry answers 400 to 499 that count as permanent otherwise."`
 }
 
+// CallbackRequest asks that the end of a task be told.
+type CallbackRequest struct {
+	URL     string            `json:"url" minLength:"1" maxLength:"2048" example:"https://example.com/ended" doc:"Where to POST the result. The rules are those of the task's url."`
+	Headers map[string]string `json:"headers,omitempty" maxProperties:"50" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of that call. The rules are those of the task's headers."`
+}
+
 // ScheduleRequest is a TaskRequest and a moment: run_at or delay_seconds.
 type ScheduleRequest struct {
 	TaskRequest
@@ -260,6 +266,12 @@ type Retry struct {
 	RetryClientErrors       bool    `json:"retry_client_errors" example:"false" doc:"Whether permanent answers 400 to 499 are retried too."`
 }
 
+// Callback is where the end of a task is reported.
+type Callback struct {
+	URL     string            `json:"url" example:"https://example.com/ended" doc:"Where the result is POSTed."`
+	Headers map[string]string `json:"headers" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of that call. Values of secret ones read [redacted]."`
+}
+
 // Attempt is one ended attempt.
 type Attempt struct {
 	Round             int       `json:"round" example:"1" doc:"1 until the first redrive, and 1 more after each."`
@@ -333,6 +345,13 @@ func authView(audience string) *Auth {
 	return &Auth{Type: "oidc", Audience: audience}
 }
 
+func callbackView(c *task.Callback) *Callback {
+	if c == nil {
+		return nil
+	}
+	return &Callback{URL: c.URL, Headers: redact(c.Headers)}
+}
+
 func retryView(p task.RetryPolicy) Retry {
 	return Retry{
 		MaxAttempts:             p.MaxAttempts,
@@ -384,6 +403,22 @@ func (t Timestamp) MarshalJSONTo(e *jsontext.Encoder) error {
 // Schema is huma.SchemaProvider.
 func (Timestamp) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeString, Format: "date-time"}
+}
+
+// documentTask completes what the document says of tasks.
+func (a *API) documentTask() {
+	a.documentDefaults()
+	callback := Callback{URL: "https://example.com/ended", Headers: map[string]string{"X-Tenant": "melodia"}}
+	for property, example := range map[string]any{
+		"auth": Auth{Type: "oidc", Audience: "https://plays-4fk2.run.app"}, "on_success": callback, "on_failure": callback,
+	} {
+		p := a.registry.Map()["Task"].Properties[property]
+		*p = huma.Schema{
+			Description: p.Description,
+			OneOf:       []*huma.Schema{{Ref: p.Ref}, {Type: "null"}}, // huma has no word for an object or null
+			Examples:    []any{example},
+		}
+	}
 }
 
 // documentDefaults says in words which values the settings give to what a request

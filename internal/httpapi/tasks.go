@@ -2,22 +2,19 @@ package httpapi
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"net/http"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/task"
 )
-
-// bodyErrors are the statuses that a request with a body can be answered with,
-// besides 422 and 500.
-var bodyErrors = []int{
-	http.StatusBadRequest, http.StatusForbidden, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge,
-	http.StatusUnsupportedMediaType, http.StatusTooManyRequests, http.StatusServiceUnavailable,
-}
 
 func (a *API) enqueueOperation() huma.Operation {
 	return huma.Operation{
@@ -104,6 +101,13 @@ func (a *API) newTask(r request) (*task.Task, error) {
 }
 
 const getTaskID = "get-task"
+
+// includePayload is the value of the query parameter include.
+const includePayload = "payload"
+
+// shownGrowth is how many times its size a body takes while it becomes a part of an
+// answer: three, or eight where all of it must be escaped.
+const shownGrowth = 8
 
 type getTaskInput struct {
 	TaskPath
@@ -192,5 +196,60 @@ func await(ctx context.Context, done <-chan struct{}, seconds *float64) {
 	case <-done:
 	case <-timer.C:
 	case <-ctx.Done():
+	}
+}
+
+// answerWithBody answers with a task and the body of its call.
+func (a *API) answerWithBody(w http.ResponseWriter, r *http.Request, id task.ID) error {
+	b, tag, err := a.encodeWithBody(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	answers := a.Guard.Answers()
+	defer answers.Release(len(b))
+	if !answers.Reserve(len(b), len(b)) {
+		return httpserver.TooManyAnswers()
+	}
+	w.Header()["Etag"] = []string{tag}
+	a.send(w, r, http.StatusOK, b)
+	return nil
+}
+
+// encodeWithBody returns a task with the body of its call, and its ETag. What the answer is
+// made of counts among the answers meanwhile.
+func (a *API) encodeWithBody(ctx context.Context, id task.ID) (b []byte, tag string, err error) {
+	t, err := a.Store.GetWithBody(ctx, id)
+	if err != nil {
+		return nil, "", err
+	}
+	answers, reserved := a.Guard.Answers(), shownGrowth*len(t.Body)
+	defer answers.Release(reserved)
+	if !answers.Reserve(reserved, reserved) {
+		return nil, "", httpserver.TooManyAnswers()
+	}
+	v := taskView(t)
+	v.show(t)
+	payload := v.Payload
+	v.Payload = nil
+	b, err = encode(v)
+	if payload != nil { // byte for byte: the encoder would drop its white space
+		b = slices.Concat(b[:len(b)-1], []byte(`,"payload":`), payload, []byte("}"))
+	}
+	return b, etag(t), err
+}
+
+// show puts the body of t where it came from. Whatever else is stored is shown as
+// base64: it can always be read back.
+func (v *Task) show(t *task.Task) {
+	switch {
+	case t.Body == nil:
+	case t.ContentType == jsonContent && jsontext.Value(t.Body).IsValid():
+		v.Payload = t.Body
+	case t.ContentType != bytesContent && utf8.Valid(t.Body):
+		text := string(t.Body)
+		v.Body = &text
+	default:
+		encoded := base64.StdEncoding.EncodeToString(t.Body)
+		v.BodyBase64 = &encoded
 	}
 }
