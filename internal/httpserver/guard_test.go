@@ -313,7 +313,7 @@ func TestGuardsOfEveryRequest(t *testing.T) {
 		t.Errorf("the log does not say where it panicked: %s", d.log.String())
 	}
 	defer func() {
-		if recover() != http.ErrAbortHandler { //nolint:errorlint // itself
+		if recover() != http.ErrAbortHandler {
 			t.Error("a handler cannot cut its connection")
 		}
 	}()
