@@ -756,11 +756,11 @@ func awaitEmpty(t *testing.T, databaseURL string) {
 	}
 	defer func() { _ = conn.Close(t.Context()) }()
 	left := ""
-	eventually(t, func() bool {
+	awaitCount(t, func() int {
 		var live int
 		if err := conn.QueryRow(t.Context(), "SELECT count(*), coalesce(left(string_agg(id || ' ' || state, ', '), 500), '') FROM tasks").Scan(&live, &left); err != nil {
 			t.Fatal(err)
 		}
-		return live == 0
-	}, func() string { return "tasks did not end: " + left })
+		return -live
+	}, 0, func() string { return "tasks did not end: " + left })
 }
