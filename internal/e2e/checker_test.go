@@ -54,7 +54,7 @@ type arrival struct {
 	runAt   time.Time
 	at      time.Time
 	status  int  // what was answered
-	whole   bool // nobody cut the connection before the answer was written
+	whole   bool // the connection was not cut before the answer was written
 }
 
 func newJournal(t *testing.T) *journal {
@@ -117,7 +117,7 @@ func (w *answerRecorder) WriteHeader(status int) {
 
 func (w *answerRecorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// submit hands in a task and returns the status of the answer, 0 where none
+// submit submits a task and returns the status of the answer, 0 where none
 // came. extra holds further members of the request, like `"retry":{…}`; with a
 // run_at or a delay_seconds among them it goes to /schedule.
 func (j *journal) submit(ctx context.Context, serviceURL, extra string) (status int) {
@@ -460,7 +460,7 @@ func (j *journal) checkSubmissions(f *figures, byID map[string]*story, byMark ma
 	for mark := range byMark {
 		if !marks[mark] {
 			f.unexpected++
-			j.t.Errorf("%s is stored, and nobody submitted it", mark)
+			j.t.Errorf("%s is stored, and was not submitted", mark)
 		}
 	}
 }
@@ -677,7 +677,7 @@ func (j *journal) checkTransitions(f *figures, conn *pgx.Conn, byID map[string]*
 			}
 			o.state = "ended"
 			return nil
-		case *was == "pending" && *became == "pending": // changed by somebody
+		case *was == "pending" && *became == "pending": // changed by request
 			if *claim != o.claim+1 {
 				illegal()
 			}

@@ -112,7 +112,7 @@ func (pr *prober) stop() {
 }
 
 // Callers that drip their headers or their bodies, or never read what they are
-// answered, are cut off, and keep nobody else waiting meanwhile.
+// answered, are cut off, and other callers do not wait for them.
 func TestSlowloris(t *testing.T) {
 	const drippers, deaf = 400, 50
 	database := pgtest.URL(t)
@@ -256,7 +256,7 @@ func TestHeadsOfStrangers(t *testing.T) {
 	}
 }
 
-// Answers that nobody reads take a bounded part of the memory; then large ones are
+// Answers that their callers do not read take a bounded part of the memory; then large ones are
 // answered 503, and the rest goes on.
 func TestAnswersThatNobodyReads(t *testing.T) {
 	const waves, size = 25, 12
@@ -315,7 +315,7 @@ func TestAnswersThatNobodyReads(t *testing.T) {
 	}
 }
 
-// Connections that nobody uses cost little, and a stop does not wait for them.
+// Idle connections cost little, and a stop does not wait for them.
 func TestIdleConnections(t *testing.T) {
 	const n = 5000
 	var limit syscall.Rlimit // Go has raised the soft one to the hard one, here and in the process
@@ -389,9 +389,9 @@ func lock(t *testing.T, databaseURL string) (unlock func()) {
 	}
 }
 
-// More comes in than can be stored, and for a moment nothing can: the surplus
-// is turned away at once, what was acknowledged is carried out, what was turned
-// away is not stored (the checker), and /health answers all the time.
+// More tasks are submitted than can be stored, and for a moment none can: the surplus is
+// refused, an acknowledged task is carried out, a refused one is not stored (the checker),
+// and /health goes on answering.
 func TestFlood(t *testing.T) {
 	const tasks, callers = 10_000, 3500 // more callers than may wait
 	database := pgtest.URL(t)
@@ -477,7 +477,7 @@ func TestFloodOfLargeBodies(t *testing.T) {
 	}
 	slices.Sort(accepted)
 	got := stored(t, database)
-	if unavailable := statuses[http.StatusServiceUnavailable]; unavailable == 0 { // of those nobody knows
+	if unavailable := statuses[http.StatusServiceUnavailable]; unavailable == 0 { // those may be stored or not
 		if diff := cmp.Diff(accepted, got); diff != "" {
 			t.Errorf("stored tasks (-acknowledged +stored):\n%s", diff)
 		}
