@@ -206,7 +206,7 @@ func cancelStatements(ctx context.Context, db *sql.DB, name string) {
 // lockInterval is how often the advisory lock is asked for.
 const lockInterval = 100 * time.Millisecond
 
-// lock waits for the advisory lock. Whoever waits holds no connection: behind a
+// lock waits for the advisory lock. An instance that waits holds no connection: behind a
 // pooler those that wait would leave none for the one that migrates.
 func lock(ctx context.Context, db *sql.DB) (unlock func(), err error) {
 	for {

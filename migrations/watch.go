@@ -63,8 +63,8 @@ func (w *watcher) stop() {
 	w.done.Wait()
 }
 
-// Whoever migrates may be another instance. What a session is at is shown to its own
-// role and to monitors alone; its number and name are shown to all. A number of 0
+// The instance that migrates may be another one. PostgreSQL shows a session's statement to
+// its own role and to monitors only, and its number and name to all roles. A number of 0
 // stands for prepared transactions.
 const blockersSQL = `-- name: what do migrations wait for
 WITH holder AS (

@@ -53,14 +53,16 @@ func checkCommand(ctx context.Context, stdout io.Writer) error {
 
 // settings checks the settings. It returns nil if they do not lead to a database.
 func (l *checklist) settings() *config.Config {
+	before := l.failed
 	c, err := load()
 	if err != nil {
 		for line := range strings.Lines(err.Error()) { // one for each mistake
 			l.fail("settings", errors.New(strings.TrimSpace(line)))
 		}
+	}
+	if c == nil {
 		return nil
 	}
-	before := l.failed
 	if _, err := deliverOptions(c); err != nil {
 		l.fail("settings", err)
 	}
@@ -71,6 +73,9 @@ func (l *checklist) settings() *config.Config {
 	}
 	if l.failed == before {
 		l.ok("settings", "valid; AUTH is "+strings.Join(c.Auth, ","))
+	}
+	if c.DatabaseURL == "" {
+		return nil
 	}
 	return c
 }

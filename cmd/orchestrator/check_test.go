@@ -24,7 +24,8 @@ func TestCheck(t *testing.T) {
 		"not migrated":    {map[string]string{"DATABASE_URL": empty, "MIGRATE_ON_START": "false"}, 1, `FAIL +schema .*orchestrator migrate"\n$`},
 		"no database":     {map[string]string{"DATABASE_URL": "postgres://u:hunter2@127.0.0.1:1/x"}, 1, `ok +settings .*\nFAIL +database .*connection refused[^\n]*\n$`},
 		"wrong settings":  {map[string]string{"DATABASE_URL": migrated, "PORT": "x", "AUTH": ""}, 1, `FAIL +settings +PORT must be a whole number[^\n]*\n$`},
-		"nobody may call": {map[string]string{"DATABASE_URL": migrated, "AUTH": ""}, 1, `FAIL +settings +AUTH is not set.*\nok +database`},
+		"no database URL": {map[string]string{"DATABASE_URL": "", "AUTH": "", "TARGET_ALLOW_HOSTS": "http://x"}, 1, `FAIL +settings +DATABASE_URL is not set[^\n]*\nFAIL +settings +TARGET_ALLOW_HOSTS: [^\n]*\nFAIL +settings +AUTH is not set[^\n]*\n$`},
+		"no caller":       {map[string]string{"DATABASE_URL": migrated, "AUTH": ""}, 1, `FAIL +settings +AUTH is not set.*\nok +database`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for key, value := range tt.env {

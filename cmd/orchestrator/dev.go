@@ -32,8 +32,11 @@ func devCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	flags.SetOutput(io.Discard)
 	port := flags.Int("port", -1, "")
 	fresh := flags.Bool("fresh", false, "")
-	if err := flags.Parse(args); err != nil || flags.NArg() > 0 {
-		return errUsage
+	if err := flags.Parse(args); err != nil {
+		return fmt.Errorf("%w: %s", errUsage, flagMistake(err))
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("%w: dev takes nothing but --port and --fresh", errUsage)
 	}
 	c, err := config.Load()
 	if err != nil {
@@ -93,6 +96,14 @@ func devCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 			"TARGET", targetURL, "DATA", data, "KEY", authorization.export, "AUTH", authorization.argument,
 		).Replace(readyText))
 	}})
+}
+
+// flagMistake says which flag is wrong. The texts of package flag hold the value too.
+func flagMistake(err error) string {
+	if name, ok := strings.CutPrefix(err.Error(), "flag provided but not defined: -"); ok {
+		return "dev has no flag --" + name
+	}
+	return "--port takes a whole number, and --fresh takes nothing"
 }
 
 // devLog returns dev's log. Without LOG_FORMAT it has short lines on a terminal, and

@@ -66,7 +66,8 @@ func tuneCollector() {
 	}
 }
 
-// errUsage is returned for arguments that a command does not take.
+// errUsage is returned for arguments that a command does not take. An error that wraps it
+// says which.
 var errUsage = errors.New("wrong arguments")
 
 // run carries out one command and returns the process's exit code: 0, 1 when
@@ -78,6 +79,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	err := runCommand(ctx, command, args, stdout, stderr)
 	if errors.Is(err, errUsage) {
+		if text, ok := strings.CutPrefix(err.Error(), errUsage.Error()+": "); ok {
+			fmt.Fprintln(stderr, "orchestrator:", text)
+		}
 		fmt.Fprint(stderr, usage)
 		return 2
 	}
@@ -171,11 +175,14 @@ func openapiCommand(stdout io.Writer) error {
 	return httpapi.New(httpapi.Options{Defaults: defaults, Version: version, ExampleURL: exampleURL}).WriteDocument(stdout)
 }
 
-// load reads the settings for commands that need a database.
+var errNoDatabaseURL = errors.New("DATABASE_URL is not set: it must be like postgres://user:password@host:5432/database (to try the service without one: orchestrator dev)")
+
+// load reads the settings for commands that need a database. The error has one line for
+// each mistake. The settings are nil unless a missing DATABASE_URL is the only one.
 func load() (*config.Config, error) {
 	c, err := config.Load()
-	if err == nil && c.DatabaseURL == "" {
-		err = errors.New("DATABASE_URL is not set: it must be like postgres://user:password@host:5432/database (to try the service without one: orchestrator dev)")
+	if os.Getenv("DATABASE_URL") == "" {
+		err = errors.Join(err, errNoDatabaseURL)
 	}
 	return c, err
 }

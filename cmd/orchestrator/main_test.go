@@ -33,7 +33,7 @@ func TestBadSettings(t *testing.T) {
 		env  map[string]string
 		want []string
 	}{
-		"no database":              {map[string]string{"DATABASE_URL": ""}, []string{"DATABASE_URL is not set"}},
+		"no database":              {map[string]string{"DATABASE_URL": "", "PORT": "x"}, []string{"DATABASE_URL is not set", "PORT must be a whole number"}},
 		"several mistakes":         {map[string]string{"PORT": "x", "POLL_INTERVAL": "1"}, []string{"PORT must be a whole number", "POLL_INTERVAL must be a duration"}},
 		"nobody said who may call": {map[string]string{"AUTH": ""}, []string{"AUTH is not set", "api_key", "orchestrator dev"}},
 		"open to the world":        {map[string]string{"K_SERVICE": "orchestrator"}, []string{"AUTH must not be none on Cloud Run"}},
@@ -127,8 +127,9 @@ func TestDevRefusesArguments(t *testing.T) {
 		code int
 		want string
 	}{
-		"an unknown flag":              {[]string{"dev", "--prot", "1"}, 2, usage},
-		"an argument":                  {[]string{"dev", "now"}, 2, usage},
+		"an unknown flag":              {[]string{"dev", "--prot", "1"}, 2, "orchestrator: dev has no flag --prot\n" + usage},
+		"a port that is no number":     {[]string{"dev", "--port", "hunter2"}, 2, "orchestrator: --port takes a whole number, and --fresh takes nothing\n" + usage},
+		"an argument":                  {[]string{"dev", "now"}, 2, "orchestrator: dev takes nothing but --port and --fresh\n" + usage},
 		"no port":                      {[]string{"dev", "--port", "70000"}, 1, "--port must be between 0 and 65535"},
 		"fresh, with another database": {[]string{"dev", "--fresh"}, 1, "DATABASE_URL is set"},
 	} {

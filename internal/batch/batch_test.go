@@ -438,8 +438,8 @@ func TestAllGiveUp(t *testing.T) {
 	})
 }
 
-// So many wait, and no more: the next is turned away at once, until one who
-// waits has left or is being served.
+// MaxWaiting requests wait. The next one gets ErrFull at once, until a waiting request
+// has given up or its flush has begun.
 func TestFull(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -622,7 +622,7 @@ func TestClose(t *testing.T) {
 	})
 }
 
-// What was handed in with Start rides with the rest, and gets its own result.
+// An input of Start shares a flush with the rest, and gets its own result.
 func TestStart(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

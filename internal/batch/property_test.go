@@ -69,7 +69,7 @@ type trial struct {
 	fates    map[int]string       // of an input that a flush has decided: good, row, gone, panic, short
 	begun    map[int]time.Time    // when an input was first in a flush
 	given    map[int]time.Time    // when its caller gave up
-	waiting  map[int]bool         // handed in and in no flush yet
+	waiting  map[int]bool         // requested, and in no flush yet
 	results  map[int]result       // what Do returned
 	problems []string             // what broke the rules
 	isolated map[int]map[int]bool // of an input: those it may still be flushed with

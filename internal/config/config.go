@@ -78,9 +78,9 @@ func Load() (*Config, error) {
 	return c, nil
 }
 
-// read fills in the fields one by one: envconfig stops at the first mistake,
-// and whoever sets up a service wants to know them all. unread are the names of
-// settings that could not be read; their fields stay zero.
+// read sets the fields one by one, because envconfig stops at the first mistake and the
+// operator wants to know all of them. unread are the names of settings that could not be
+// read. Their fields stay zero.
 func (c *Config) read() (errs []error, unread map[string]bool) {
 	unread = make(map[string]bool)
 	v := reflect.ValueOf(c).Elem()

@@ -129,7 +129,7 @@ func (r *replayed) Read(b []byte) (int, error) {
 	return r.Conn.Read(b)
 }
 
-// Tokens and secrets reach the hosts that are listed for them, and nobody else
+// Tokens and secrets reach the hosts that are listed for them, and no other host
 // however a URL is written: not at submission, and not where a task is older
 // than the settings.
 func TestCredentialsReachNoOtherHost(t *testing.T) {
@@ -226,7 +226,7 @@ func TestCredentialsReachTheirHost(t *testing.T) {
 	}
 }
 
-// The listed host points elsewhere: nobody goes there.
+// The listed host answers with a redirect to another one, which is not called.
 func TestCredentialsAreNotRedirected(t *testing.T) {
 	evil, evilCertificate := newEvil(t)
 	for _, status := range []int{301, 302, 303, 307, 308} {

@@ -113,7 +113,7 @@ func (d *Deliverer) Deliver(ctx context.Context, c task.Call) task.Outcome {
 func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) task.Outcome {
 	u, err := d.policy.Parse(c.Task.URL)
 	if err != nil {
-		// The policy may have changed since the task was handed in.
+		// The policy may have changed since the task was submitted.
 		return task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: "the task's url " + err.Error()}
 	}
 	added, err := d.credentials.For(ctx, u, credentials.Wanted{

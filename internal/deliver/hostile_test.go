@@ -20,6 +20,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode"
 
@@ -246,13 +247,12 @@ func TestHostileTargets(t *testing.T) {
 		},
 	}
 	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			var connections atomic.Int32
-			address := newRawServer(t, func(conn net.Conn, _ int) {
-				connections.Add(1)
-				tt.serve(conn)
-			})
-			d := newDeliverer(t)
+		var connections atomic.Int32
+		serve := func(conn net.Conn) {
+			connections.Add(1)
+			tt.serve(conn)
+		}
+		call := func(t *testing.T, d *Deliverer, address string) {
 			c := newCall("POST", "http://"+address, nil)
 			plant(&c)
 			c.Task.Timeout = tt.timeout
@@ -264,11 +264,8 @@ func TestHostileTargets(t *testing.T) {
 			if cost := now.TotalAlloc - before.TotalAlloc; cost > 8<<20 {
 				t.Errorf("the call cost %d bytes, want at most 8 MiB", cost)
 			}
-			if tt.want.TimedOut && got.Duration < tt.timeout {
-				t.Errorf("duration = %v, want at least %v", got.Duration, tt.timeout)
-			}
-			if got.Duration > tt.timeout+slack {
-				t.Errorf("duration = %v, want hardly more than %v", got.Duration, tt.timeout)
+			if tt.timeout == quick && got.Duration != quick {
+				t.Errorf("duration = %v, want %v", got.Duration, quick)
 			}
 			wantCleanError(t, got)
 			if len(got.ResponseExcerpt) > excerptBytes {
@@ -290,44 +287,46 @@ func TestHostileTargets(t *testing.T) {
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("outcome (-want +got):\n%s", diff)
 			}
+		}
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.timeout == quick { // what the target says must come before
+				synctest.Test(t, func(t *testing.T) { call(t, newPiped(t, serve), "127.0.0.1") })
+				return
+			}
+			call(t, newDeliverer(t), newRawServer(t, func(conn net.Conn, _ int) { serve(conn) }))
 		})
 	}
 }
 
 func TestTargetThatReadsNothing(t *testing.T) {
 	t.Parallel()
-	const quick = 2 * time.Second // much longer than it takes to answer
+	const timeout = 2 * time.Second
 	tests := []struct {
 		name, answer string
-		timeout      time.Duration
-		want         task.Outcome // without duration
+		want         task.Outcome
 	}{
-		{"and answers nothing", "", quick, task.Outcome{Kind: task.OutcomeRetryable, Error: "no answer within 2 s", TimedOut: true}},
-		{"and half answers", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", quick, task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 200, Error: "the target answered 200, but it did not take the whole request within 2 s", ResponseExcerpt: "half", TimedOut: true}},
-		{"and succeeds", answerOK, quick, task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 200, Error: "the target answered 200, but it did not take the whole request within 2 s", ResponseExcerpt: "right", TimedOut: true}},
-		{"and answers", "HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig", patience, task.Outcome{Kind: task.OutcomePermanent, StatusCode: 413, Error: "the target answered 413 Request Entity Too Large", ResponseExcerpt: "big"}},
+		{"and answers nothing", "", task.Outcome{Kind: task.OutcomeRetryable, Error: "no answer within 2 s", TimedOut: true, Duration: timeout}},
+		{"and half answers", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 200, Error: "the target answered 200, but it did not take the whole request within 2 s", ResponseExcerpt: "half", TimedOut: true, Duration: timeout}},
+		{"and succeeds", answerOK, task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 200, Error: "the target answered 200, but it did not take the whole request within 2 s", ResponseExcerpt: "right", TimedOut: true, Duration: timeout}},
+		{"and answers", "HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig", task.Outcome{Kind: task.OutcomePermanent, StatusCode: 413, Error: "the target answered 413 Request Entity Too Large", ResponseExcerpt: "big"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			over := make(chan struct{})
-			address := newRawServer(t, func(conn net.Conn, _ int) {
-				conn.Read(make([]byte, 1)) // what is answered before a request is no answer
-				io.WriteString(conn, tt.answer)
-				<-over
+			synctest.Test(t, func(t *testing.T) {
+				over := make(chan struct{})
+				d := newPiped(t, func(conn net.Conn) {
+					conn.Read(make([]byte, 1)) // what is answered before a request is no answer
+					io.WriteString(conn, tt.answer)
+					<-over
+				})
+				t.Cleanup(func() { close(over) })
+				c := newCall("POST", "http://127.0.0.1", make([]byte, 1<<20))
+				c.Task.Timeout = timeout
+				if diff := cmp.Diff(tt.want, d.Deliver(t.Context(), c)); diff != "" {
+					t.Errorf("outcome (-want +got):\n%s", diff)
+				}
 			})
-			t.Cleanup(func() { close(over) })
-			// More than the sockets take between them.
-			c := newCall("POST", "http://"+address, make([]byte, 32<<20))
-			c.Task.Timeout = tt.timeout
-			got := newDeliverer(t).Deliver(t.Context(), c)
-			if got.Duration > quick+slack {
-				t.Errorf("duration = %v, want hardly more than %v", got.Duration, quick)
-			}
-			got.Duration = 0
-			if diff := cmp.Diff(tt.want, got); diff != "" {
-				t.Errorf("outcome (-want +got):\n%s", diff)
-			}
 		})
 	}
 }
@@ -413,24 +412,22 @@ func TestConnectionFailures(t *testing.T) {
 	}
 }
 
-// net/http would go on with the connection behind the call's back.
+// The TLS handshake of net/http would go on behind the call's back.
 func TestNothingOutlastsTheCall(t *testing.T) {
 	t.Parallel()
-	t.Run("handshake", func(t *testing.T) {
-		t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		closed := make(chan struct{})
-		address := newRawServer(t, func(conn net.Conn, _ int) {
+		d := newPiped(t, func(conn net.Conn) {
 			hang(conn)
 			close(closed)
 		})
-		c := newCall("POST", "https://"+address, nil)
-		c.Task.Timeout = 100 * time.Millisecond
-		if o := newDeliverer(t).Deliver(t.Context(), c); !o.TimedOut {
+		if o := d.Deliver(t.Context(), newCall("POST", "https://127.0.0.1", nil)); !o.TimedOut || o.Duration != patience {
 			t.Fatalf("outcome = %+v, want a timeout", o)
 		}
+		synctest.Wait()
 		select {
 		case <-closed:
-		case <-time.After(patience):
+		default:
 			t.Error("the connection is still open")
 		}
 	})

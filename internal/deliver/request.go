@@ -10,7 +10,7 @@ import (
 )
 
 // appendHead appends the head of the request for c. Its fields are legal: the
-// domain's rules checked the task's when it was handed in, and package credentials
+// domain's rules checked the task's when it was submitted, and package credentials
 // checks what it adds.
 func (d *Deliverer) appendHead(b []byte, u *url.URL, c task.Call, added credentials.Added) []byte {
 	t := c.Task

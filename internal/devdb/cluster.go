@@ -273,8 +273,8 @@ func (c *cluster) serveOn(ctx context.Context, owner account, port int) (*proces
 	for {
 		select {
 		case <-tick.C:
-			// Its own file tells more than a connection, which would reach
-			// whoever has the port.
+			// The server's own file says so. A connection could reach another
+			// process that has the port.
 			if pid, ready := c.postmaster(); ready && pid == server.cmd.Process.Pid {
 				return server, nil
 			}

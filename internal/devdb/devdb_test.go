@@ -408,8 +408,8 @@ func TestStrangersAreNotTouched(t *testing.T) {
 		t.Fatal(err)
 	}
 	name := fmt.Sprintf("pg%d", pg.major)
-	// Where the first would go is somebody's folder, then a file, then an empty
-	// folder, which may be used.
+	// Where the first cluster would go is a folder of another program, then a file, then an
+	// empty folder, which may be used.
 	stranger := filepath.Join(dir, name, "data", "PG_VERSION")
 	if err := errors.Join(
 		os.MkdirAll(filepath.Dir(stranger), 0o755),

@@ -102,8 +102,7 @@ func TestOrderedKeysWaitForRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
 		m.setQueue(task.Queue{Name: "mail", QueueSettings: task.QueueSettings{PerKey: task.KeyLimits{Ordered: true}}})
-		var r *rig
-		r = newRig(t, options(), m, func(_ context.Context, c task.Call) task.Outcome {
+		r := newRig(t, options(), m, func(_ context.Context, c task.Call) task.Outcome {
 			if c.Task.ID == taskID(0) && c.Attempt == 1 {
 				return broken
 			}

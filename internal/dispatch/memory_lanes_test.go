@@ -58,7 +58,7 @@ func (m *memory) ClaimLanes(ctx context.Context, worker task.ID, asks []task.Lan
 	err = m.do(ctx, asked{op: "ClaimLanes", worker: worker, limit: limit}, func() {
 		_, known := m.workers[worker]
 		for _, a := range asks {
-			state := task.LaneState{Lane: a.Lane, Wait: -1}
+			var state task.LaneState
 			for n := 0; ; n++ {
 				var next *row
 				if next, state = m.nextOf(a, min(a.Most-n, limit-len(claims))); next == nil || !known {

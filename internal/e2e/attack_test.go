@@ -89,8 +89,8 @@ func (p *process) logs(text string) {
 	eventually(p.t, func() bool { return p.count(text) > 0 }, func() string { return "the log does not say " + text })
 }
 
-// Whatever an attacker sends, at whichever operation: nobody without the right
-// credentials comes in, and nothing they sent is stored or called.
+// Whatever an attacker sends, at whichever operation: no request without the right
+// credentials is let in, and nothing they sent is stored or called.
 func TestAttackers(t *testing.T) {
 	t.Parallel()
 	const audience = "https://orchestrator.example"
@@ -267,7 +267,7 @@ func TestAttackers(t *testing.T) {
 	p.logs(`"msg":"callers refused"`)
 }
 
-// Whoever sends too much keeps nobody else out.
+// A caller above its rate does not keep other callers out.
 func TestRates(t *testing.T) {
 	t.Parallel()
 	flood, floodEntry := newAPIKey(t, "flood", "read")
@@ -331,7 +331,7 @@ func TestThreatModelNamesTests(t *testing.T) {
 	}
 }
 
-// Without its issuer nobody comes in by token, everybody by key.
+// While the issuer is away tokens are refused and API keys are accepted.
 func TestIssuerAway(t *testing.T) {
 	t.Parallel()
 	issuer := newIssuer(t)

@@ -53,7 +53,7 @@ func BenchmarkService(b *testing.B) {
 	}
 }
 
-var steadyRate = flag.Int("steady", 4000, "how many tasks a second BenchmarkService/steady hands in")
+var steadyRate = flag.Int("steady", 4000, "how many tasks a second BenchmarkService/steady submits")
 
 const benchConnections = 64
 
@@ -362,7 +362,7 @@ func (x *bench) watchWaits() (report func()) {
 	}
 }
 
-// steady hands in tasks at a constant rate. Told are how many were carried out in
+// steady submits tasks at a constant rate. Reported are how many were carried out in
 // the first and in the last sixth of the time, and the most that the table of live
 // tasks grew to.
 func (x *bench) steady() {

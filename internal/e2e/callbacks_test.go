@@ -90,7 +90,7 @@ func TestCallbacks(t *testing.T) {
 		t.Errorf("told of %s, want of the success of %s", compact(t, got), again.ID)
 	}
 
-	// A cancelled task tells nobody; nor does any other here.
+	// A cancelled task has no callback, nor has any other task here.
 	cancelled := p.submit("/schedule", `{"url":"`+target.url+`/200","delay_seconds":3600,`+callbacks+`}`)
 	if a := p.do(http.MethodPost, "/tasks/"+cancelled.ID+"/cancel", ""); a.status != http.StatusOK {
 		t.Fatalf("cancel: %d %s", a.status, a.raw)

@@ -57,7 +57,7 @@ type arrival struct {
 	runAt   time.Time
 	at      time.Time
 	status  int  // what was answered
-	whole   bool // nobody cut the connection before the answer was written
+	whole   bool // the connection was not cut before the answer was written
 }
 
 func newJournal(t *testing.T) *journal {
@@ -135,7 +135,7 @@ func (w *answerRecorder) WriteHeader(status int) {
 
 func (w *answerRecorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// submit hands in a task and returns the status of the answer, 0 where none
+// submit submits a task and returns the status of the answer, 0 where none
 // came. extra holds further members of the request, like `"retry":{…}`; with a
 // run_at or a delay_seconds among them it goes to /schedule.
 func (j *journal) submit(ctx context.Context, serviceURL, extra string) (status int) {
@@ -482,7 +482,7 @@ func (j *journal) checkSubmissions(f *figures, byID map[string]*story, byMark ma
 	for mark := range byMark {
 		if !marks[mark] {
 			f.unexpected++
-			j.t.Errorf("%s is stored, and nobody submitted it", mark)
+			j.t.Errorf("%s is stored, and was not submitted", mark)
 		}
 	}
 }
@@ -702,7 +702,7 @@ func (j *journal) checkTransitions(f *figures, conn *pgx.Conn, byID map[string]*
 			o.state = "ended"
 			return nil
 		case or(held, false) && *claim == o.claim:
-		case *was == "pending" && *became == "pending": // changed by somebody
+		case *was == "pending" && *became == "pending": // changed by request
 			if *claim != o.claim+1 {
 				illegal()
 			}
@@ -781,11 +781,11 @@ func awaitEmpty(t *testing.T, databaseURL string) {
 	}
 	defer func() { _ = conn.Close(t.Context()) }()
 	left := ""
-	eventually(t, func() bool {
+	awaitCount(t, func() int {
 		var live int
 		if err := conn.QueryRow(t.Context(), "SELECT count(*), coalesce(left(string_agg(id || ' ' || state, ', '), 500), '') FROM tasks").Scan(&live, &left); err != nil {
 			t.Fatal(err)
 		}
-		return live == 0
-	}, func() string { return "tasks did not end: " + left })
+		return -live
+	}, 0, func() string { return "tasks did not end: " + left })
 }

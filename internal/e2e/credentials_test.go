@@ -139,8 +139,8 @@ func TestCredentials(t *testing.T) {
 		}
 	}
 
-	// Nobody turns a task with a token or a secret to another host, nor gives one to
-	// a task for another host, once it is stored.
+	// A change cannot send a stored task with a token or a secret to another host, nor add
+	// a token or a secret to a stored task for another host.
 	here := p.submit("/schedule", `{"url":"`+target.url+`/kept","delay_seconds":3600,"auth":{"type":"oidc"},"headers":{"X-Key":"${secret:billing}"}}`)
 	there := p.submit("/schedule", `{"url":"`+elsewhere+`/no","delay_seconds":3600}`)
 	for id, changes := range map[string]map[string]string{

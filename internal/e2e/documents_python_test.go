@@ -97,8 +97,11 @@ uvicorn.run("receiver:app", fd=listener.fileno(), log_level="warning")`)
 
 	run(double + `
 submitted = []
-answer = orchestrator_double(submitted).post("/enqueue", json={"url": "http://plays/plays"})
+client = orchestrator_double(submitted)
+answer = client.post("/enqueue", json={"url": "http://plays/plays"})
 assert answer.status_code == 202 and answer.headers["Location"] == "/tasks/" + answer.json()["id"]
-assert submitted == [{"url": "http://plays/plays"}]
+assert client.post("/schedule", json={"url": "http://plays/later"}).status_code == 202
+assert client.get("/tasks/" + answer.json()["id"]).status_code == client.post("/enqeue", json={}).status_code == 404
+assert submitted == [{"url": "http://plays/plays"}, {"url": "http://plays/later"}]
 `)
 }

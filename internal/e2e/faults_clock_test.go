@@ -73,7 +73,7 @@ func unavailable(first int, retryAfter string) func(http.ResponseWriter, *http.R
 }
 
 // Instances whose clocks are an hour ahead, an hour behind and right work on one
-// database, and nobody can tell them apart.
+// database, and their work cannot be told apart.
 func TestClocksAnHourOff(t *testing.T) {
 	const lease, poll = time.Second, 100 * time.Millisecond
 	const hour, slack = time.Hour, patience / 2

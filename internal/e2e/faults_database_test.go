@@ -280,7 +280,7 @@ func TestConnectionsThatAreReset(t *testing.T) {
 }
 
 // A database that accepts everything and says nothing for longer than a call
-// may take, and then goes on. The lease holds: nobody else is there to take over.
+// may take, and then goes on. The lease holds, since no other instance is there to take over.
 func TestDatabaseThatHangs(t *testing.T) {
 	t.Parallel()
 	r := newDatabaseRig(t, pgtest.URL(t), 15*time.Second)

@@ -67,7 +67,7 @@ func TestManagingWhileInstancesAreKilled(t *testing.T) {
 	}
 }
 
-// managers do something to tasks that were handed in.
+// managers manage tasks that were submitted.
 type managers struct {
 	journal *journal
 	url     func() string

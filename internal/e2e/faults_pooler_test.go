@@ -54,7 +54,7 @@ func TestSuiteBehindPgbouncer(t *testing.T) {
 }
 
 // endsItself is the last word of a pgbouncer below 1.19.1 (Debian 12 has 1.18), which
-// ends itself now and then when somebody who had a statement cancelled is gone before
+// ends itself now and then when a client that had a statement cancelled is gone before
 // that is done: https://github.com/pgbouncer/pgbouncer/issues/801. What the suite says
 // then is not about the service.
 const endsItself = "in function disconnect_client(): bad client state: 0"
@@ -81,7 +81,7 @@ func startPgbouncer(t *testing.T, serverURL string) (pooledURL string, stop func
 	// Each database has a pool, smaller than the service's own. Connections are
 	// renewed soon: one that was made while the database took no writes takes none.
 	// After a refused login, as when the server has no connection left for a moment,
-	// pgbouncer lets nobody in for 15 s by default, which is as long as a lease.
+	// pgbouncer refuses all clients for 15 s by default, which is as long as a lease.
 	ini := write("pgbouncer.ini", `[databases]
 * = host=%s port=%s
 [pgbouncer]

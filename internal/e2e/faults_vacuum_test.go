@@ -77,9 +77,9 @@ func TestLongTransaction(t *testing.T) {
 			return n
 		}
 		first, before, began := j.called(), blocks(), time.Now()
-		for j.called() < first+sample || time.Since(began) < during {
-			now := j.called()
-			eventually(t, func() bool { return j.called() > now }, func() string { return "tasks do not get on " + when })
+		stuck := func() string { return "tasks do not get on " + when }
+		for awaitCount(t, j.called, first+sample, stuck); time.Since(began) < during; {
+			awaitCount(t, j.called, j.called()+1, stuck)
 		}
 		tasks := j.called() - first
 		perTask := float64(blocks()-before) / float64(tasks)

@@ -30,7 +30,7 @@ var expansion = []string{
 }
 
 // A deploy of the next version migrates the database while instances of this
-// one are at work, and others of this one still start: nobody notices.
+// one are at work, and others of this one still start. No task is affected.
 func TestOlderVersionBesideNewer(t *testing.T) {
 	database := pgtest.URL(t)
 	settings := []string{"DATABASE_URL=" + database, "POLL_INTERVAL=100ms", "LOG_LEVEL=info"}

@@ -16,7 +16,7 @@ import (
 
 // A reader that stalls, or goes away, keeps no task from being carried out, nor the
 // process from ending in order.
-func TestLogThatNobodyReads(t *testing.T) {
+func TestLogThatIsNotRead(t *testing.T) {
 	t.Parallel()
 	for name, stop := range map[string]func(io.Closer) error{
 		"stalls":    func(io.Closer) error { return nil },

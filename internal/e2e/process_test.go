@@ -269,6 +269,14 @@ func eventually(t testing.TB, ok func() bool, complaint func() string) {
 	}
 }
 
+// awaitCount waits until count reaches most, for as long as it rises.
+func awaitCount(t testing.TB, count func() int, most int, complaint func() string) {
+	t.Helper()
+	for n := count(); n < most; n = count() {
+		eventually(t, func() bool { return count() > n }, complaint)
+	}
+}
+
 // openDir returns a temporary folder that PostgreSQL's user can reach.
 func openDir(t testing.TB) string {
 	t.Helper()

@@ -113,7 +113,7 @@ func TestCertificatesThatCannotBeRead(t *testing.T) {
 	}
 }
 
-// Profiles are for whoever is on the machine, on a port of their own.
+// Profiles have a port of their own, which only processes of the machine can reach.
 func TestProfiles(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

@@ -26,7 +26,7 @@ func (a *API) batchOperation() huma.Operation {
 		Summary: "Carry out many calls, now or later",
 		Description: "Stores up to 1000 tasks together, each due at its run_at, after its delay_seconds, or at once. Either all are stored, or none: 422 names what is wrong with which of them. " +
 			"202 is answered after the commit, never before. The body is at most 1 MiB, as everywhere. It counts as one request towards RATE_LIMIT, and an Idempotency-Key is for the whole of it.",
-		Parameters: a.submitParameters(), Responses: a.stored(StoredBatch{}), Errors: onceErrors,
+		Parameters: a.submitParameters(), Responses: a.stored(StoredBatch{}), Errors: submitErrors,
 		RequestBody: jsonBody(a.body(BatchRequest{}), map[string]*huma.Example{
 			"mixed": example("One now, two later", `{"tasks":[{"url":"`+a.ExampleURL+`","payload":{"song_id":42}},`+
 				`{"url":"`+a.ExampleURL+`","delay_seconds":60,"payload":{"song_id":43}},`+

@@ -154,6 +154,7 @@ func TestBatchFrame(t *testing.T) {
 		"empty":            {`{"tasks":[]}`, 422, []string{`["body","tasks"] too_short`}},
 		"too many":         {many(1001), 422, []string{`["body","tasks"] too_long`}},
 		"another member":   {`{"tasks":[` + good + `],"x.y":"` + marker + `"}`, 422, []string{`["body","x.y"] extra_forbidden`}},
+		"it, and a task":   {`{"tasks":[` + good + `,{}],"x":1}`, 422, []string{`["body","x"] extra_forbidden`, `["body","tasks",1,"url"] missing`}},
 		"another name":     {`{"Tasks":[` + good + `]}`, 422, []string{`["body","Tasks"] extra_forbidden`, `["body","tasks"] missing`}},
 		"many members":     {object(65, "a", `"`+marker+`"`), 400, nil},
 		"a list":           {`[` + good + `]`, 422, []string{`["body"] object_type`}},

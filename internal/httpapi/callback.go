@@ -6,18 +6,6 @@ import (
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-// CallbackRequest asks that the end of a task be told.
-type CallbackRequest struct {
-	URL     string            `json:"url" minLength:"1" maxLength:"2048" example:"https://example.com/ended" doc:"Where to POST the result. The rules are those of the task's url."`
-	Headers map[string]string `json:"headers,omitempty" maxProperties:"50" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of that call. The rules are those of the task's headers."`
-}
-
-// Callback is whom the end of a task is told.
-type Callback struct {
-	URL     string            `json:"url" example:"https://example.com/ended" doc:"Where the result is POSTed."`
-	Headers map[string]string `json:"headers" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of that call. Values of secret ones read [redacted]."`
-}
-
 // Ended is the body of a callback. It is here to be documented: the store
 // writes it, in the statement that ends the task.
 type Ended struct {
@@ -30,13 +18,6 @@ type Ended struct {
 	LastResponseExcerpt *string           `json:"last_response_excerpt" example:"try again later" doc:"The first 4 KiB of the last response's body. Null when it was empty."`
 	Labels              map[string]string `json:"labels" example:"{\"kind\":\"play\"}" doc:"The task's labels."`
 	FinishedAt          Timestamp         `json:"finished_at" example:"2026-12-25T00:00:01.000000Z" doc:"When it ended."`
-}
-
-func callbackView(c *task.Callback) *Callback {
-	if c == nil {
-		return nil
-	}
-	return &Callback{URL: c.URL, Headers: redact(c.Headers)}
 }
 
 // documentCallbacks describes the calls that a task request of the operation asks

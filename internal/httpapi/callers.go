@@ -10,7 +10,7 @@ import (
 
 // The scopes: what a caller may do. An operation says which one it needs.
 const (
-	scopeSubmit   = "submit"   // hand in tasks
+	scopeSubmit   = "submit"   // submit tasks
 	scopeRead     = "read"     // find and see tasks
 	scopeManage   = "manage"   // cancel, change, run and redrive tasks
 	scopeInternal = "internal" // have a call made in the request
@@ -19,8 +19,8 @@ const (
 // Scopes are all that there are.
 func Scopes() []string { return []string{scopeSubmit, scopeRead, scopeManage, scopeInternal} }
 
-// needs is an operation's Security: what the document says, and what admit
-// holds requests against.
+// needs is an operation's Security: what the document says, and what
+// requests are held against.
 func needs(scope string) []map[string][]string {
 	return []map[string][]string{{"bearer": {scope}}, {"api_key": {scope}}}
 }

@@ -45,7 +45,7 @@ func (a *API) docs() http.HandlerFunc {
 		answers := a.Guard.Answers()
 		defer answers.Release(assetAnswer)
 		if !answers.Reserve(assetAnswer, assetAnswer) {
-			a.write(w, r, httpserver.TooManyAnswers())
+			a.fail(w, r, httpserver.TooManyAnswers())
 			return
 		}
 		w.Header().Set("Cache-Control", "no-cache")

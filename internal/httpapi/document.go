@@ -39,7 +39,7 @@ func describe(version string) *huma.OpenAPI {
 			License: &huma.License{Name: "MIT", Identifier: "MIT"},
 		},
 		Tags: []*huma.Tag{
-			{Name: "tasks", Description: "Hand in tasks and see what became of them."},
+			{Name: "tasks", Description: "Submit tasks, and see their state and attempts."},
 			{Name: "steering", Description: "Cancel, run, change and redrive tasks, one by one or many at once."},
 			{Name: "queues", Description: "Limits, order and pauses of the tasks of a queue, and of single flow keys."},
 			{Name: "hosts", Description: "Hosts that are slow, or fail, or asked not to be called."},
@@ -74,34 +74,13 @@ var meanings = map[string]string{
 	"429": "More is under way than the service can take on, or this caller sends more requests than it may. Nothing was stored or carried out. Try again after Retry-After.",
 	"500": "Something went wrong inside the service. The log has the cause under the problem's instance.",
 	"502": "The target refused, failed, or answered anything but 2xx; or the task could not start any more. Where the target asked for the call later (outcome snoozed), Retry-After says after how many seconds.",
-	"503": "The database, or the issuer of ID tokens, is out of reach; the service is starting or shutting down; answers that callers have not read take too much memory; or (/worker-endpoint) the service lacks what a call needs. Try again after Retry-After.",
+	"503": "The database, or the issuer of ID tokens, is out of reach; the service is starting or shutting down; answers that callers have not read take too much memory; or the service lacks file descriptors or memory, or, for a call of /worker-endpoint, local ports or name servers. Try again after Retry-After.",
 	"504": "The target did not answer within the timeout.",
 	"508": "More calls led to this request than MAX_HOPS allows, or it is a call that /worker-endpoint made itself. Orchestrator-Retry: never tells a task that made it to give up.",
 }
 
 // completeDocument puts right what huma cannot say.
 func (a *API) completeDocument() {
-	callback := Callback{URL: "https://example.com/ended", Headers: map[string]string{"X-Tenant": "melodia"}}
-	for property, example := range map[string]any{
-		"auth": Auth{Type: "oidc", Audience: "https://plays-4fk2.run.app"}, "on_success": callback, "on_failure": callback,
-	} {
-		p := a.registry.Map()["Task"].Properties[property]
-		*p = huma.Schema{
-			Description: p.Description,
-			OneOf:       []*huma.Schema{{Ref: p.Ref}, {Type: "null"}},
-			Examples:    []any{example},
-		}
-	}
-	for _, p := range []*huma.Schema{
-		a.registry.Map()["Task"].Properties["reason"],
-		a.registry.Map()["Task"].Properties["priority"],
-		a.registry.Map()["Facts"].Properties["reason"],
-		a.registry.Map()["Facts"].Properties["last_outcome"],
-		a.registry.Map()["Facts"].Properties["waiting_for"],
-		a.registry.Map()["Ended"].Properties["reason"],
-	} {
-		p.Enum = append(p.Enum, nil) // null must be in an enum, whatever the type admits
-	}
 	a.completeSchemas()
 	// Swagger UI sends each parameter's example as its value. A filter's would find
 	// nothing of what was just stored.
@@ -153,9 +132,12 @@ func operationsOf(path *huma.PathItem) []*huma.Operation {
 }
 
 // completeSchemas puts right what is wrong in any schema: patternDescription is huma's
-// own word, and a document may have words of its own behind x- alone (OpenAPI 3.1 §4.9).
+// own keyword, and a document may have keywords of its own behind x- alone (OpenAPI 3.1 §4.9).
 func (a *API) completeSchemas() {
 	complete := func(s *huma.Schema) {
+		if s.Nullable && s.Enum != nil {
+			s.Enum = append(s.Enum, nil) // null must be in an enum, whatever the type allows
+		}
 		if s.PatternDescription != "" {
 			s.Extensions = map[string]any{"x-pattern-description": s.PatternDescription}
 			s.PatternDescription = ""

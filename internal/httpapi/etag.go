@@ -23,7 +23,7 @@ func etag(t *task.Task) string {
 	return string(append(b, '"'))
 }
 
-// ifMatch reports whether a header If-Match (RFC 9110 §13.1.1) admits what has
+// ifMatch reports whether a header If-Match (RFC 9110 §13.1.1) allows a change of what has
 // the tag current: it is empty, it is *, or the tag is on its list. A weak tag
 // never is the same, and what is malformed matches nothing.
 func ifMatch(header, current string) bool {

@@ -9,7 +9,7 @@ import (
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-// Explanation is why a task has not run, or what became of it.
+// Explanation is why a task has not run, or how it ended.
 type Explanation struct {
 	Summary string `json:"summary" example:"It is due in 37 s for attempt 3 of 10, since attempt 2 came to nothing: the target answered 503 Service Unavailable." doc:"One sentence for people."`
 	Facts   Facts  `json:"facts" doc:"What it was made from."`
@@ -32,7 +32,7 @@ type Facts struct {
 	Holder                *string          `json:"holder" example:"orchestrator-00042-abc 1.0.0" doc:"The instance that carries it out. Null unless the task is running, or when that instance is gone."`
 	HolderSilentSeconds   *float64         `json:"holder_silent_seconds" example:"1.4" doc:"How long ago the holder was last seen. After lease_seconds others take its tasks. Null without a holder."`
 	LeaseSeconds          float64          `json:"lease_seconds" example:"15" doc:"How long an instance may be silent."`
-	CancelRequestedAt     Timestamp        `json:"cancel_requested_at" nullable:"true" example:"2026-11-24T11:59:58.000000Z" doc:"When somebody asked to stop the running task. Null where nobody did."`
+	CancelRequestedAt     Timestamp        `json:"cancel_requested_at" nullable:"true" example:"2026-11-24T11:59:58.000000Z" doc:"When a cancellation of the running task was requested. Null without one."`
 	TasksAhead            *int             `json:"tasks_ahead" example:"12" doc:"How many tasks are due before it, counted up to 10000. Null unless it is pending and due. The same as ahead."`
 	Queue                 *string          `json:"queue" example:"mail" doc:"Its queue. Null: none."`
 	FlowKey               *string          `json:"flow_key" example:"tenant-42" doc:"Its flow key. Null: none."`
@@ -47,7 +47,7 @@ type Facts struct {
 	InstanceSilentSeconds *float64         `json:"instance_silent_seconds" example:"0.4" doc:"How long ago any of them was last seen. Null when there is none."`
 	ParentID              *string          `json:"parent_id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2a" doc:"The task whose call led to this one, or whose end it tells. Null: none."`
 	RootID                *string          `json:"root_id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a29" doc:"The first task of that chain. Null without a parent."`
-	Hops                  int              `json:"hops" example:"1" doc:"How many calls led to the request that handed it in."`
+	Hops                  int              `json:"hops" example:"1" doc:"How many calls led to the request that submitted it."`
 	FinishedAt            Timestamp        `json:"finished_at" nullable:"true" example:"2026-11-24T12:00:01.000000Z" doc:"When it ended. Null until then."`
 }
 
@@ -55,7 +55,7 @@ func (a *API) explainOperation() huma.Operation {
 	return huma.Operation{
 		OperationID: "explain-task", Method: http.MethodGet, Path: "/tasks/{id}/explain", Tags: []string{"tasks"}, Security: needs(scopeRead),
 		Summary:     "Why has it not run, or what happened?",
-		Description: "Says in one sentence why a task has not run, or what became of it, and gives the facts.",
+		Description: "Says in one sentence why a task has not run, or how it ended, and gives the facts.",
 		Parameters:  a.parameters(TaskPath{}),
 		Responses:   a.responses(http.StatusOK, Explanation{}),
 		Errors:      append([]int{http.StatusNotFound}, readErrors...),

@@ -31,7 +31,7 @@ type Filter struct {
 	FinishedBefore string            `query:"finished_before" json:"finished_before,omitempty" minLength:"1" format:"date-time" example:"2026-11-25T12:00:00Z" doc:"Ended before this moment."`
 	Reason         []task.Reason     `query:"reason,explode" json:"reason,omitempty" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" nullable:"false" example:"[\"attempts_exhausted\"]" doc:"Failed for any of these reasons."`
 	MinAttempts    int               `query:"min_attempts" json:"min_attempts,omitempty" minimum:"1" maximum:"100" example:"3" doc:"With so many attempts that count, or more."`
-	CreatedBy      string            `query:"created_by" json:"created_by,omitempty" minLength:"1" example:"plays@melodia.app" doc:"Handed in by this caller."`
+	CreatedBy      string            `query:"created_by" json:"created_by,omitempty" minLength:"1" example:"plays@melodia.app" doc:"Submitted by this caller."`
 	Queue          string            `query:"queue" json:"queue,omitempty" minLength:"1" example:"mail" doc:"Of this queue."`
 	FlowKey        string            `query:"flow_key" json:"flow_key,omitempty" minLength:"1" example:"tenant-42" doc:"With this flow key, in any queue where queue names none."`
 }

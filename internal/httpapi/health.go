@@ -82,6 +82,14 @@ func (a *API) health(w http.ResponseWriter, r *http.Request) error {
 	return a.answer(w, r, status, health)
 }
 
+// starting is /health before the API is ready.
+func (a *API) starting(reason string) Health {
+	return Health{
+		Status: "unavailable", Version: a.Version, Reason: reason,
+		Checks: HealthChecks{Database: DatabaseCheck{Status: "unavailable"}, Dispatcher: DispatcherCheck{Status: "starting"}},
+	}
+}
+
 // LiveOutputBody is what GET /health/live answers.
 type LiveOutputBody struct {
 	Status string `json:"status" enum:"ok" example:"ok" doc:"The process answers."`

@@ -11,8 +11,8 @@ import (
 	"github.com/melodia/orchestrator/internal/intake"
 )
 
-// onceInput is the name by which the caller will know a submission again.
-type onceInput struct {
+// idempotencyInput is the name by which the caller will recognize a submission.
+type idempotencyInput struct {
 	IdempotencyKey string `header:"Idempotency-Key" pattern:"^[!-~]{1,255}$" patternDescription:"1 to 255 visible ASCII characters" example:"play-42-7" doc:"Names this request, for the time that the service's settings say (24 hours by default): when the same request comes again under the key, nothing is stored, and the first one's outcome is answered, as it is then, with 200 and Idempotent-Replayed. The same means: to the same path, with the same bytes as its body; another request under the key is refused with 409. Each caller has keys of their own. A key is free again when its task was cancelled; that of a batch is not. 1 to 255 visible ASCII characters."`
 }
 
@@ -21,12 +21,12 @@ type onceInput struct {
 //
 // The same request means the same bytes to the same path: the fingerprint is of these.
 func (a *API) submission(r *http.Request) (intake.Request, error) {
-	var once onceInput
+	var named idempotencyInput
 	from, err := a.origin(r)
 	if err == nil {
-		err = a.readParams(r, &once)
+		err = a.readParams(r, &named)
 	}
-	in := intake.Request{Origin: from, IdempotencyKey: once.IdempotencyKey}
+	in := intake.Request{Origin: from, IdempotencyKey: named.IdempotencyKey}
 	if in.IdempotencyKey != "" || in.IsCall {
 		h := sha256.New()
 		h.Write([]byte(r.URL.Path + "\n"))
@@ -38,12 +38,12 @@ func (a *API) submission(r *http.Request) (intake.Request, error) {
 
 // submitParameters document what submission reads.
 func (a *API) submitParameters() []*huma.Param {
-	return append(linkParameters(), a.parameters(onceInput{})...)
+	return append(linkParameters(), a.parameters(idempotencyInput{})...)
 }
 
 // stored documents the answers to a submission: to the first one, and to a repeat.
 func (a *API) stored(v any, headers ...header) map[string]*huma.Response {
-	replayed := header{"Idempotent-Replayed", "true", "true: the same request came before under the Idempotency-Key, and this is what became of it."}
+	replayed := header{"Idempotent-Replayed", "true", "true: the same request came before under the Idempotency-Key, and this is what it stored, as it is now."}
 	responses := a.responses(http.StatusAccepted, v, headers...)
 	responses["202"].Description = "It is stored."
 	repeat := a.responses(http.StatusOK, v, append(headers, replayed)...)["200"]
@@ -68,9 +68,5 @@ func isRefusal(err error) bool {
 	return !ok || p.Status == http.StatusUnprocessableEntity
 }
 
-// onceErrors are the statuses that a submission can be answered with, besides 422 and 500.
-var onceErrors = append([]int{http.StatusConflict, http.StatusLoopDetected}, submitErrors...)
-
-const storedDetail = "This was handed in before and is stored. What became of it cannot be read at the moment: send the same again after Retry-After."
-
-const goneDetail = "What was handed in under this Idempotency-Key is over, and its retention too. Nothing was stored; use another key for something new."
+// submitErrors are the statuses that a submission can be answered with, besides 422 and 500.
+var submitErrors = append([]int{http.StatusConflict, http.StatusLoopDetected}, bodyErrors...)

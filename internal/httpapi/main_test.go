@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -416,6 +417,13 @@ const (
 
 	headTimeout    = 10 * time.Second
 	requestTimeout = 20 * time.Second
+)
+
+// What doors answer an error with.
+var (
+	unavailableDetail = httpserver.RefusalOf(task.ErrUnavailable).Detail
+	overloadedDetail  = httpserver.RefusalOf(task.ErrOverloaded).Detail
+	internalDetail    = httpserver.RefusalOf(errors.New("any")).Detail
 )
 
 // fill has others take so many bytes of a budget.

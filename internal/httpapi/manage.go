@@ -14,9 +14,9 @@ import (
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-// steerErrors are the statuses that an act on one task can be answered with,
+// manageErrors are the statuses that an act on one task can be answered with,
 // besides 422 and 500.
-var steerErrors = []int{
+var manageErrors = []int{
 	http.StatusForbidden, http.StatusNotFound, http.StatusConflict, http.StatusTooManyRequests, http.StatusServiceUnavailable,
 }
 
@@ -30,8 +30,8 @@ func (a *API) cancelOperation() huma.Operation {
 		Summary: "Cancel a task",
 		Description: "A pending task is cancelled at once: 200. Of a running one the call is to be cut off (202): at once where this instance makes it, " +
 			"otherwise with the next heartbeat of the one that does. The target may have done the work all the same: a task that succeeds or fails meanwhile stays so, " +
-			"but it is never retried. A cancelled task calls nobody back, and its idempotency key is free again; that of a batch is not. 409: it has ended, or is being cancelled already.",
-		Parameters: a.parameters(TaskPath{}), Responses: responses, Errors: steerErrors,
+			"but it is never retried. A cancelled task makes no callback, and its idempotency key is free again; that of a batch is not. 409: it has ended, or is being cancelled already.",
+		Parameters: a.parameters(TaskPath{}), Responses: responses, Errors: manageErrors,
 	}
 }
 
@@ -55,7 +55,7 @@ func (a *API) runOperation() huma.Operation {
 		Description: "Makes a pending task due, whatever it waits for: its run_at, or the time of a retry. One that is due already keeps its place. " +
 			"The limits and a pause of its queue do not hold this one call up, which counts there while it is under way; a host that is not healthy does. " +
 			"The call itself is made by whichever instance is free. 409: it is running, has ended, or is being cancelled.",
-		Parameters: a.parameters(TaskPath{}), Responses: a.oneTask(), Errors: steerErrors,
+		Parameters: a.parameters(TaskPath{}), Responses: a.oneTask(), Errors: manageErrors,
 	}
 }
 
@@ -75,7 +75,7 @@ func (a *API) redriveOperation() huma.Operation {
 		Description: "A failed or cancelled task becomes pending again, due now, with a fresh budget of attempts. Its story stays, and the new attempts are numbered from 1. " +
 			"An expires_at that has passed when it is due is dropped. 409: it has not ended, or it has succeeded.",
 		Parameters: append(linkParameters()[:1], a.parameters(TaskPath{})...), Responses: a.oneTask(),
-		Errors: append([]int{http.StatusLoopDetected}, steerErrors...),
+		Errors: append([]int{http.StatusLoopDetected}, manageErrors...),
 	}
 }
 
@@ -126,7 +126,7 @@ func (a *API) changeOperation() huma.Operation {
 			"tenant": example("With another header", `{"headers":{"X-Tenant":"melodia","X-Old":null},"payload":{"song_id":42}}`),
 		}),
 		Parameters: a.parameters(changeInput{}), Responses: a.oneTask(),
-		Errors: append([]int{http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed}, submitErrors...),
+		Errors: append([]int{http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed}, bodyErrors...),
 	}
 }
 
@@ -169,10 +169,10 @@ type BulkRedriveRequest struct {
 	SpreadSeconds float64 `json:"spread_seconds,omitempty" minimum:"0" maximum:"86400" example:"600" doc:"Make the tasks due evenly over so long from now on, so that a target that just came back is not flattened."`
 }
 
-// BulkResult is what came of an act on many tasks.
+// BulkResult is the result of an act on many tasks.
 type BulkResult struct {
 	Matched int      `json:"matched" example:"812" doc:"How many tasks match; at most 10000, which means that there may be more."`
-	Changed int      `json:"changed" example:"812" doc:"How many were cancelled, or redriven; 0 in a dry run. Others got ahead with the rest."`
+	Changed int      `json:"changed" example:"812" doc:"How many were cancelled, or redriven; 0 in a dry run. The rest had changed meanwhile and no longer matched."`
 	Sample  []string `json:"sample" nullable:"false" example:"[\"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b\"]" doc:"The ids of up to 10 that match."`
 	DryRun  bool     `json:"dry_run" example:"false" doc:"Whether it was only asked which tasks match."`
 }
@@ -194,7 +194,7 @@ func (a *API) bulkOperation(id, path, summary, description string, body any, exa
 		Summary: summary,
 		Description: description + " Without \"dry_run\": false nothing is done. One call acts on the 10,000 newest that match at most; call again for the rest, until matched is 0. " +
 			"It is done in steps, which end when the caller hangs up: after an error some may have been done. One such call at a time is carried out by an instance; 429 to others.",
-		RequestBody: jsonBody(a.body(body), examples), Responses: a.responses(http.StatusOK, BulkResult{}), Errors: submitErrors,
+		RequestBody: jsonBody(a.body(body), examples), Responses: a.responses(http.StatusOK, BulkResult{}), Errors: bodyErrors,
 	}
 }
 
@@ -318,7 +318,7 @@ func (a *API) bulk(ctx context.Context, f task.Filter, r *BulkRequest, done stri
 		result.Changed += changed
 	}
 	a.Log.InfoContext(ctx, done, "count", result.Changed, "matched", len(ids), "sample", result.Sample, "caller", httpserver.Principal(ctx)) //nolint:sloglint // one of a few constants
-	if errors.Is(err, task.ErrOverloaded) && result.Changed > 0 {                                                                            // whose own words are that nothing was done
+	if errors.Is(err, task.ErrOverloaded) && result.Changed > 0 {                                                                            // whose own text says that nothing was done
 		err = newProblem(http.StatusServiceUnavailable, "Some of the tasks were changed; then the service had too much under way. Call again for the rest.").retryLater()
 	}
 	return result, err

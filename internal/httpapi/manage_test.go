@@ -448,6 +448,11 @@ func TestBulkThatBreaksRules(t *testing.T) {
 	s.refused(s.post("/tasks/cancel", `{"filter":{"min_attempts":1},"spread_seconds":1}`), http.StatusUnprocessableEntity, `["body","spread_seconds"] extra_forbidden`)
 	s.refused(s.post("/tasks/redrive", `{"filter":{"min_attempts":1},"spread_seconds":86401}`), http.StatusUnprocessableEntity, `["body","spread_seconds"] less_than_equal`)
 	s.refused(s.post("/tasks/redrive", `[`), http.StatusBadRequest)
+	// null is as if the field were left out, wherever it stands.
+	left := `{"filter":{"host":"example.com","min_attempts":null,"state":null,"labels":null},"dry_run":null,"spread_seconds":null}`
+	if a := s.post("/tasks/redrive", left); a.status != http.StatusOK || a.at("dry_run") != true {
+		t.Errorf("null for what may be left out: got %d %s, want a dry run", a.status, a.text)
+	}
 }
 
 // Between two steps it is seen that nobody waits for the answer any more, or

@@ -9,8 +9,6 @@ import (
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/melodia/orchestrator/internal/httpserver"
 )
@@ -20,8 +18,8 @@ import (
 type handler func(http.ResponseWriter, *http.Request) error
 
 // handle registers an operation: what the document says of it, and who answers it.
-// The document's words are what requests are held against: who may make them, and
-// with which parameters; huma has no part in that.
+// Requests are held against what the document says of who may make them, and with
+// which parameters; huma has no part in that.
 func (a *API) handle(operation huma.Operation, answer handler) {
 	if operation.Responses == nil {
 		operation.Responses = make(map[string]*huma.Response)
@@ -31,10 +29,10 @@ func (a *API) handle(operation huma.Operation, answer handler) {
 
 	last := func(w http.ResponseWriter, r *http.Request) {
 		if err := answer(w, r); err != nil {
-			a.write(w, r, err)
+			a.fail(w, r, err)
 		}
 	}
-	// In this order: what strangers send is not kept, and a query is refused when its
+	// In this order: what callers without a scope send is not kept, and a query is refused when its
 	// request has arrived, so that a client that is still sending reads why.
 	chain := a.checkParameters(&operation, a.awaitAnswers(&operation, http.HandlerFunc(last)))
 	chain = a.door.ReadBody(chain)
@@ -113,29 +111,9 @@ func (a *API) parseText(text []byte, into any, at Loc) ([]FieldProblem, error) {
 	return found, nil
 }
 
-// invalidUTF8 has text that is not UTF-8 written with U+FFFD in it: an answer that breaks
-// off in its middle would be worse.
-var invalidUTF8 = jsontext.AllowInvalidUTF8(true)
-
-func encode(v any) ([]byte, error) { return json.Marshal(v, invalidUTF8) }
-
-// answer writes v as JSON. Where answers take too much memory, one to a request that only
-// reads is not made but refused.
-func (a *API) answer(w http.ResponseWriter, r *http.Request, status int, v any) error {
-	body := a.Guard.NewAnswer(!onlyReads(r))
-	defer body.Release()
-	if err := json.MarshalWrite(body, v, invalidUTF8); err != nil {
-		w.Header().Del("ETag")
-		return err
-	}
-	a.send(w, r, status, body.Bytes())
-	return nil
-}
-
-// send writes an answer in JSON.
-func (a *API) send(w http.ResponseWriter, r *http.Request, status int, b []byte) {
-	httpserver.RenewWriteDeadline(w, r)
-	w.Header()["Content-Type"] = []string{"application/json"}
-	w.WriteHeader(status)
-	_, _ = w.Write(b) // the caller is gone
+// bodyErrors are the statuses that a request with a body can be answered with,
+// besides 422 and 500.
+var bodyErrors = []int{
+	http.StatusBadRequest, http.StatusForbidden, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge,
+	http.StatusUnsupportedMediaType, http.StatusTooManyRequests, http.StatusServiceUnavailable,
 }

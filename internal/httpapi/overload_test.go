@@ -42,18 +42,6 @@ func TestTooManyBodies(t *testing.T) {
 	}
 }
 
-// Who takes all the room keeps no common task out.
-func TestSmallBodiesGetIn(t *testing.T) {
-	t.Parallel()
-	s := newService(t)
-	fill(s.Guard.Bodies(), 2*maxBodies)
-	if a := s.post("/enqueue", with("payload", "1")); a.status != http.StatusAccepted {
-		t.Errorf("got status %d, want 202: %s", a.status, a.text)
-	}
-	s.store.taken()
-	s.refused(s.post("/enqueue", with("payload", `"`+strings.Repeat("x", smallBody)+`"`)), http.StatusTooManyRequests)
-}
-
 // Bodies of calls under way are bounded on their own: calls may take long, and
 // keep out neither small ones nor what is to be stored.
 func TestTooManyBodiesOfCalls(t *testing.T) {

@@ -169,7 +169,7 @@ func (a *API) checkParameters(operation *huma.Operation, next http.Handler) http
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.RawQuery != "" {
 			if found := queryMistakes(operation, r.URL.RawQuery); found != nil {
-				a.write(w, r, invalid(found))
+				a.fail(w, r, invalid(found))
 				return
 			}
 		}

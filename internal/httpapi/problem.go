@@ -1,16 +1,13 @@
 package httpapi
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/go-chi/chi/v5"
 
 	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/intake"
@@ -21,12 +18,12 @@ import (
 // value that was sent.
 type Problem struct {
 	Type     string         `json:"type" example:"about:blank" doc:"The kind of problem. about:blank: the status says it."`
-	Title    string         `json:"title" example:"Unprocessable Entity" doc:"The status in words."`
+	Title    string         `json:"title" example:"Unprocessable Entity" doc:"The name of the status."`
 	Status   int            `json:"status" example:"422" doc:"The HTTP status code."`
 	Detail   string         `json:"detail" example:"The request breaks 1 rule, see errors." doc:"What is wrong and what to do, in one sentence."`
 	Instance string         `json:"instance" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"The id of this answer. On 500 the log has the cause under it. Of the answers 401 and 403, and of 429 and 503, the log has one a second, with their number."`
 	Errors   []FieldProblem `json:"errors,omitzero" nullable:"false" doc:"On 422: what is wrong, field by field; at most 50 of it."`
-	Result   *WorkResult    `json:"result,omitzero" doc:"On 502 and 504 of /worker-endpoint: what came of the call."`
+	Result   *WorkResult    `json:"result,omitzero" doc:"On 502 and 504 of /worker-endpoint: the result of the call."`
 
 	header http.Header
 }
@@ -84,125 +81,49 @@ func invalid(fields []FieldProblem) *Problem {
 	return p
 }
 
-// Texts that say nothing about the cause: that is for the log alone.
+// The texts about what was submitted before under the same idempotency key.
 const (
-	internalDetail    = "Something went wrong inside the service. The instance of this problem leads to the cause in its log."
-	unavailableDetail = "The service cannot reach its database at the moment, or is shutting down. If this was a submission, the task may or may not have been stored."
-	overloadedDetail  = "More is under way than the service can take on. Nothing was stored or carried out; try again after the time in Retry-After."
+	storedDetail = "This was submitted before and is stored. Its state cannot be read at the moment: send the same again after Retry-After."
+	goneDetail   = "What was submitted under this Idempotency-Key has ended, and its retention is over. Nothing was stored; use another key for something new."
 )
 
 // problemOf returns the problem to answer an error with.
 func problemOf(err error) *Problem {
 	var p *Problem
-	var refusal *httpserver.Refusal
 	var fields task.Errors
 	var batch intake.BatchError
 	var hops *intake.HopsError
-	var shortage task.Shortage
 	switch {
 	case errors.As(err, &p):
-	case errors.As(err, &refusal):
-		p = newProblem(refusal.Status, refusal.Detail)
-		p.header = refusal.Header
+		return p
 	case errors.As(err, &fields):
-		p = invalid(fieldProblems(fields, Loc{"body"}))
+		return invalid(fieldProblems(fields, Loc{"body"}))
 	case errors.As(err, &batch):
-		p = batchProblem(batch)
+		return batchProblem(batch)
 	case errors.As(err, &hops):
-		p = newProblem(http.StatusLoopDetected, "More calls of tasks led to this request than MAX_HOPS allows, which is "+strconv.Itoa(hops.Max)+
+		return newProblem(http.StatusLoopDetected, "More calls of tasks led to this request than MAX_HOPS allows, which is "+strconv.Itoa(hops.Max)+
 			". Nothing was stored or carried out. Look for tasks that call this service again and again; if the chain has an end, raise MAX_HOPS.").neverAgain()
 	case errors.Is(err, intake.ErrRepeatGone):
-		p = newProblem(http.StatusConflict, goneDetail)
+		return newProblem(http.StatusConflict, goneDetail)
 	case errors.Is(err, intake.ErrRepeatUnread):
-		p = newProblem(http.StatusServiceUnavailable, storedDetail).retryLater()
-	case errors.Is(err, task.ErrNotFound):
-		p = newProblem(http.StatusNotFound, "There is no task with this id, or its retention is over.")
-	case errors.Is(err, task.ErrNotPending):
-		p = newProblem(http.StatusConflict, "The task is running or has ended; only a pending task can be carried out or changed.")
-	case errors.Is(err, task.ErrEnded):
-		p = newProblem(http.StatusConflict, "The task has ended; only a pending or running task can be cancelled.")
-	case errors.Is(err, task.ErrCancelRequested):
-		p = newProblem(http.StatusConflict, "The task is being cancelled already.")
-	case errors.Is(err, task.ErrNotRedrivable):
-		p = newProblem(http.StatusConflict, "The task has neither failed nor been cancelled; only such a task can be redriven.")
-	case errors.Is(err, task.ErrChanged):
-		p = newProblem(http.StatusConflict, "The task was changed by others at the same moment, and nothing was done. Read it again, and decide anew.")
+		return newProblem(http.StatusServiceUnavailable, storedDetail).retryLater()
 	case errors.Is(err, task.ErrQueueNotFound):
-		p = newProblem(http.StatusNotFound, "There is no queue of this name: no task has named it, and its settings were not written. PUT /queues/{name} writes them.")
+		return newProblem(http.StatusNotFound, "There is no queue of this name: no task has named it, and its settings were not written. PUT /queues/{name} writes them.")
 	case errors.Is(err, task.ErrQueueKeyNotFound):
-		p = newProblem(http.StatusNotFound, "The flow key has no limits of its own: those of per_key of its queue hold for it.")
+		return newProblem(http.StatusNotFound, "The flow key has no limits of its own: those of per_key of its queue hold for it.")
 	case errors.Is(err, task.ErrQueueInUse):
-		p = newProblem(http.StatusConflict, "Tasks of the queue are pending or running. Cancel those that wait with POST /queues/{name}/purge, wait until the calls under way have ended, and delete it then.")
+		return newProblem(http.StatusConflict, "Tasks of the queue are pending or running. Cancel those that wait with POST /queues/{name}/purge, wait until the calls under way have ended, and delete it then.")
 	case errors.Is(err, task.ErrQueueChanged):
-		p = newProblem(http.StatusConflict, "The settings were written by others at the same moment, and nothing was done. Read them again, and decide anew.")
+		return newProblem(http.StatusConflict, "The settings were written by others at the same moment, and nothing was done. Read them again, and decide anew.")
 	case errors.Is(err, task.ErrKeyTaken):
-		p = newProblem(http.StatusConflict, "Another request was made under this Idempotency-Key. Nothing was stored; use another key for another request. A repeat must have the same path and, byte for byte, the same body.")
+		return newProblem(http.StatusConflict, "Another request was made under this Idempotency-Key. Nothing was stored; use another key for another request. A repeat must have the same path and, byte for byte, the same body.")
 	case errors.Is(err, task.ErrTooBroad):
-		p = newProblem(http.StatusServiceUnavailable, "The search took longer than it may. Ask for less: add a range of time, like created_after.").retryLater()
-	case errors.Is(err, task.ErrOverloaded):
-		p = newProblem(http.StatusTooManyRequests, overloadedDetail).retryLater()
-	case errors.As(err, &shortage):
-		p = newProblem(http.StatusServiceUnavailable, "The request cannot be checked at the moment: "+string(shortage)+". Nothing was stored or carried out; try again after the time in Retry-After.").retryLater()
-	case errors.Is(err, task.ErrUnavailable), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		p = newProblem(http.StatusServiceUnavailable, unavailableDetail).retryLater()
-	default:
-		p = newProblem(http.StatusInternalServerError, internalDetail)
+		return newProblem(http.StatusServiceUnavailable, "The search took longer than it may. Ask for less: add a range of time, like created_after.").retryLater()
 	}
+	refusal := httpserver.RefusalOf(err)
+	p = newProblem(refusal.Status, refusal.Detail)
+	p.header = refusal.Header
 	return p
-}
-
-// write answers with a problem.
-func (a *API) write(w http.ResponseWriter, r *http.Request, err error) {
-	p := problemOf(err)
-	p.Instance = a.Guard.Report(r.Context(), p.Status, err)
-	httpserver.RenewWriteDeadline(w, r)
-	for name, values := range p.header {
-		w.Header()[name] = values
-	}
-	b, err := encode(p)
-	if err != nil {
-		panic(err) // it has no value that does not encode
-	}
-	w.Header()["Content-Type"] = []string{"application/problem+json"}
-	w.WriteHeader(p.Status)
-	_, _ = w.Write(b) // the caller is gone
-}
-
-func (a *API) notFound(w http.ResponseWriter, r *http.Request) {
-	detail := "There is nothing at this path."
-	if !a.HideDocs {
-		detail += " GET /docs lists what there is."
-	}
-	a.write(w, r, newProblem(http.StatusNotFound, detail))
-}
-
-func (a *API) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
-	allowed := a.allowedMethods(r)
-	if allowed == nil { // chi does not look for a path when it does not know the method
-		a.notFound(w, r)
-		return
-	}
-	p := newProblem(http.StatusMethodNotAllowed, "This path does not take this method, only "+strings.Join(allowed, ", ")+".")
-	p.header = http.Header{"Allow": {strings.Join(allowed, ", ")}}
-	a.write(w, r, p)
-}
-
-// allowedMethods are the methods that the path of r takes.
-func (a *API) allowedMethods(r *http.Request) (allowed []string) {
-	path := r.URL.RawPath // as chi does
-	if path == "" {
-		path = r.URL.Path
-	}
-	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodPut, http.MethodDelete} {
-		if !a.router.Match(chi.NewRouteContext(), method, path) {
-			continue
-		}
-		allowed = append(allowed, method)
-		if method == http.MethodGet {
-			allowed = append(allowed, http.MethodHead)
-		}
-	}
-	return allowed
 }
 
 // fieldProblems are what is wrong with the object that at leads to.

@@ -14,10 +14,6 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// maxMembers is far more than any request has. To name every wrong one of tens
-// of thousands would take seconds.
-const maxMembers = 64
-
 // readJSON reads a text of the given shape into v, a pointer to a value of the
 // shape's type. It goes through the text once, and returns every mistake that it
 // finds, each with its way from that of the text on: in the order of the text, but what is
@@ -186,7 +182,7 @@ func (r *reader) text() (string, error) {
 }
 
 // number reads 5.0 and 5e0 as 5 too: JSON has one kind of number. One that does not
-// fit a float64 is infinite, which no field admits.
+// fit a float64 is infinite, which no field allows.
 func (r *reader) number(v reflect.Value, s *shape) error {
 	digits, err := r.ReadValue()
 	if err != nil {
@@ -239,7 +235,7 @@ func (r *reader) record(v reflect.Value, s *shape) error {
 		return err
 	}
 	before, members, seen := len(r.mistakes), 0, uint64(0)
-	for r.PeekKind() != '}' {
+	for r.PeekKind() == '"' {
 		quoted, err := r.ReadValue()
 		if err != nil {
 			return err
@@ -316,7 +312,7 @@ func (r *reader) table(v reflect.Value, s *shape) error {
 	texts, _ := v.Addr().Interface().(*map[string]string)
 	nullable, _ := v.Addr().Interface().(*map[string]*string)
 	members := 0
-	for r.PeekKind() != '}' {
+	for r.PeekKind() == '"' {
 		name, err := r.text()
 		if err != nil {
 			return err

@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/danielgtaylor/huma/v2"
 )
 
 // The memory that a body takes must be in proportion to its text: a tree of
@@ -58,6 +60,52 @@ func TestOversizedMembersAreRefused(t *testing.T) {
 			for _, path := range []string{"/enqueue", "/worker-endpoint"} {
 				s.refused(s.post(path, `{"url":"`+target+`",`+tt.member+`}`), http.StatusUnprocessableEntity, tt.want)
 			}
+		})
+	}
+}
+
+// What the document states about a request and the reader does not enforce, or cannot
+// tell, is found when the operation is registered.
+func TestShapesAreEnforced(t *testing.T) {
+	t.Parallel()
+	registry := huma.NewMapRegistry("#/", huma.DefaultSchemaNamer)
+	for name, tt := range map[string]struct {
+		of    any
+		panic string
+	}{
+		"a request": {TaskRequest{}, ""},
+		"a number without a maximum": {struct {
+			A float64 `json:"a" minimum:"0"`
+		}{}, "no bounds"},
+		"a number without a minimum": {struct {
+			A *int `json:"a" maximum:"9"`
+		}{}, "no bounds"},
+		"a multiple": {struct {
+			A int `json:"a" minimum:"0" maximum:"9" multipleOf:"3"`
+		}{}, "not enforced"},
+		"a length of two": {struct {
+			A string `json:"a" minLength:"2"`
+		}{}, "not enforced"},
+		"an unknown format": {struct {
+			A string `json:"a" format:"email"`
+		}{}, "not enforced"},
+		"a pattern without a description": {struct {
+			A string `json:"a" pattern:"^a$"`
+		}{}, "not enforced"},
+		"unique items": {struct {
+			A []string `json:"a" uniqueItems:"true" nullable:"false"`
+		}{}, "not enforced"},
+		"null that cannot be told": {struct {
+			A *string `json:"a,omitempty" nullable:"true"`
+		}{}, "pointer to a pointer"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			defer func() {
+				if p := fmt.Sprint(recover()); !strings.Contains(p, tt.panic) || (tt.panic == "") != (p == "<nil>") {
+					t.Errorf("got the panic %q, want %q", p, tt.panic)
+				}
+			}()
+			shapeOf(registry, reflect.TypeOf(tt.of), huma.SchemaFromType(registry, reflect.TypeOf(tt.of)))
 		})
 	}
 }

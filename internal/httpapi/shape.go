@@ -37,6 +37,10 @@ type field struct {
 	*shape
 }
 
+// maxMembers is far more than any request has. To name every wrong one of tens
+// of thousands would take seconds.
+const maxMembers = 64
+
 type kind int
 
 const (
@@ -85,6 +89,20 @@ func shapeOf(registry huma.Registry, t reflect.Type, schema *huma.Schema) *shape
 	return s
 }
 
+// enforceable panics where a schema states what rules do not enforce: the document would
+// promise it.
+func enforceable(schema *huma.Schema) {
+	switch {
+	case schema.ExclusiveMinimum != nil, schema.ExclusiveMaximum != nil, schema.MultipleOf != nil, schema.UniqueItems, schema.MinProperties != nil,
+		schema.ContentEncoding != "", len(schema.DependentRequired) > 0, schema.Pattern != "" && schema.PatternDescription == "":
+	case schema.MinLength != nil && *schema.MinLength != 1, schema.MinItems != nil && *schema.MinItems != 1: // the texts are for 1
+	case schema.Type == huma.TypeString && schema.Format != "" && schema.Format != "date-time" && schema.Pattern == "":
+	default:
+		return
+	}
+	panic(fmt.Sprintf("a schema states what is not enforced: %+v", schema))
+}
+
 func (s *shape) readFields(registry huma.Registry, t reflect.Type, schema *huma.Schema) {
 	s.fields = make(map[string]*field, len(schema.Properties))
 	for _, f := range reflect.VisibleFields(t) {
@@ -123,6 +141,7 @@ type rules struct {
 }
 
 func rulesOf(schema *huma.Schema) rules {
+	enforceable(schema)
 	r := rules{
 		minimum: schema.Minimum, maximum: schema.Maximum, minLength: schema.MinLength, maxLength: schema.MaxLength,
 		minItems: schema.MinItems, maxItems: schema.MaxItems, maxMembers: schema.MaxProperties,
@@ -141,7 +160,7 @@ func rulesOf(schema *huma.Schema) rules {
 
 const wantTime = "must be a time like 2026-12-24T21:00:00Z (RFC 3339 with an offset)"
 
-// checkText reports each rule that a text breaks, by the words for people and for
+// checkText reports each rule that a text breaks: a message for people, and a kind for
 // programs.
 func (r *rules) checkText(text string, mistake func(message, kind string)) {
 	if r.minLength != nil && utf8.RuneCountInString(text) < *r.minLength {

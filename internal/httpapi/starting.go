@@ -26,17 +26,9 @@ func (a *API) Ready(store store, dispatcher dispatcher, intake *intake.Intake) {
 func (a *API) awaitReady(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if a.notReady.Load() != nil {
-			a.write(w, r, newProblem(http.StatusServiceUnavailable, "The service is starting and waits for its database; /health says for what. Nothing was stored or carried out.").retryLater())
+			a.fail(w, r, newProblem(http.StatusServiceUnavailable, "The service is starting and waits for its database; /health says for what. Nothing was stored or carried out.").retryLater())
 			return
 		}
 		next.ServeHTTP(w, r)
 	})
-}
-
-// starting is /health before the API is ready.
-func (a *API) starting(reason string) Health {
-	return Health{
-		Status: "unavailable", Version: a.Version, Reason: reason,
-		Checks: HealthChecks{Database: DatabaseCheck{Status: "unavailable"}, Dispatcher: DispatcherCheck{Status: "starting"}},
-	}
 }

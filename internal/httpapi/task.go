@@ -34,8 +34,8 @@ type TaskRequest struct {
 	Queue          *string           `json:"queue,omitempty" pattern:"^[A-Za-z0-9._-]{1,100}$" patternDescription:"1 to 100 letters, digits, dots, hyphens and underscores" example:"mail" doc:"The queue whose limits the task waits for: 1 to 100 letters, digits, dots, hyphens and underscores. A queue exists from the first task that names it. Left out: no queue, and no limits; default where there is a flow_key."`
 	FlowKey        *string           `json:"flow_key,omitempty" pattern:"^[!-~]{1,200}$" patternDescription:"1 to 200 visible ASCII characters" example:"tenant-42" doc:"Whose limits within the queue the task waits for too, and whose order it keeps: a tenant, a user, a document. 1 to 200 visible ASCII characters."`
 	Priority       *task.Priority    `json:"priority,omitempty" enum:"high,normal,low" example:"high" doc:"The order within the queue: high counts as due 15 minutes earlier, low 15 minutes later. normal where it is left out. Only with queue or flow_key."`
-	OnSuccess      *CallbackRequest  `json:"on_success,omitempty" doc:"Whom to tell when the task has succeeded. Not at /worker-endpoint."`
-	OnFailure      *CallbackRequest  `json:"on_failure,omitempty" doc:"Whom to tell when the task has failed, for whatever reason. A cancelled task tells nobody. Not at /worker-endpoint."`
+	OnSuccess      *CallbackRequest  `json:"on_success,omitempty" doc:"Where to report that the task has succeeded. Not at /worker-endpoint."`
+	OnFailure      *CallbackRequest  `json:"on_failure,omitempty" doc:"Where to report that the task has failed, for whatever reason. The end of a cancelled task is not reported. Not at /worker-endpoint."`
 }
 
 // AuthRequest asks for an ID token to go with the call.
@@ -53,6 +53,12 @@ type RetryRequest struct {
 	MaxBackoffSeconds       *float64 `json:"max_backoff_seconds,omitempty" minimum:"0.01" maximum:"86400" example:"600" doc:"The longest wait; not below min_backoff_seconds. Waits vary by 20 % in either direction."`
 	MaxDoublings            *int     `json:"max_doublings,omitempty" minimum:"0" maximum:"30" example:"8" doc:"How often the wait doubles before it grows by equal steps."`
 	RetryClientErrors       *bool    `json:"retry_client_errors,omitempty" example:"false" doc:"Also retry answers 400 to 499 that count as permanent otherwise."`
+}
+
+// CallbackRequest asks that the end of a task be told.
+type CallbackRequest struct {
+	URL     string            `json:"url" minLength:"1" maxLength:"2048" example:"https://example.com/ended" doc:"Where to POST the result. The rules are those of the task's url."`
+	Headers map[string]string `json:"headers,omitempty" maxProperties:"50" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of that call. The rules are those of the task's headers."`
 }
 
 // ScheduleRequest is a TaskRequest and a moment: run_at or delay_seconds.
@@ -85,7 +91,7 @@ func (r *TaskRequest) flow() (queue, flowKey string) {
 func (r *TaskRequest) spec(defaults task.Spec) (s task.Spec, errs task.Errors) {
 	s = defaults
 	s.URL, s.Headers, s.Labels = r.URL, r.Headers, r.Labels
-	s.OnSuccess, s.OnFailure = (*task.Callback)(r.OnSuccess), (*task.Callback)(r.OnFailure) // CallbackRequest is a Callback with words for callers
+	s.OnSuccess, s.OnFailure = (*task.Callback)(r.OnSuccess), (*task.Callback)(r.OnFailure) // CallbackRequest is a Callback with texts for callers
 	set(&s.Method, r.Method)
 	set(&s.Queue, r.Queue)
 	set(&s.FlowKey, r.FlowKey)
@@ -236,7 +242,7 @@ func duration(seconds *float64) *time.Duration {
 	return d
 }
 
-// Task is a stored task and its story.
+// Task is a stored task and its attempts.
 type Task struct {
 	ID             string            `json:"id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b" doc:"UUID, version 7."`
 	State          task.State        `json:"state" enum:"pending,running,succeeded,failed,cancelled" example:"pending" doc:"pending waits for run_at, the first time or for a retry. failed is the dead letter."`
@@ -253,20 +259,20 @@ type Task struct {
 	AttemptCount   int               `json:"attempt_count" example:"0" doc:"Ended attempts that count towards max_attempts: all since the last redrive but those that were interrupted or snoozed."`
 	FinishedAt     Timestamp         `json:"finished_at" nullable:"true" example:"2026-12-25T00:00:01.000000Z" doc:"When it ended. Null until then."`
 	Reason         *task.Reason      `json:"reason" enum:"attempts_exhausted,retry_duration_exhausted,client_error,expired,target_refused" example:"attempts_exhausted" doc:"Why it failed. Null unless it did. client_error is a 4xx that is not retried, a redirect, or any answer with Orchestrator-Retry: never. target_refused: the service's settings do not admit the target, or not that it is sent the task's ID token or secrets."`
-	// Not for tasks that have ended: then it has been heard, or came too late.
+	// Null once the task has ended: then the cancellation was carried out, or came too late.
 	CancelRequestedAt Timestamp      `json:"cancel_requested_at" nullable:"true" example:"2026-12-25T00:00:00.500000Z" doc:"Since when it is being cancelled while its call is still under way. Null otherwise."`
-	OnSuccess         *Callback      `json:"on_success" doc:"Whom its success is told. Null: nobody."`
-	OnFailure         *Callback      `json:"on_failure" doc:"Whom its failure is told. Null: nobody."`
-	CreatedBy         *string        `json:"created_by" example:"plays@melodia.app" doc:"Who handed it in: the name of an API key, or an email. Null where callers are not known."`
+	OnSuccess         *Callback      `json:"on_success" doc:"Where its success is reported. Null: nowhere."`
+	OnFailure         *Callback      `json:"on_failure" doc:"Where its failure is reported. Null: nowhere."`
+	CreatedBy         *string        `json:"created_by" example:"plays@melodia.app" doc:"The caller that submitted it: the name of an API key, or an email. Null where callers are not known."`
 	PayloadBytes      int            `json:"payload_bytes" example:"14" doc:"The size of the call's body, as payload, body or body_base64 gave it. 0: it is empty, or there is none."`
 	ContentType       *string        `json:"content_type" example:"application/json" doc:"The Content-Type of the call's body. Null: it has no body."`
-	ParentID          *string        `json:"parent_id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2a" doc:"The task whose call led to this one: it was handed in with that task's Orchestrator-Task-Id. Of a callback: the task that ended. Null: none."`
+	ParentID          *string        `json:"parent_id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2a" doc:"The task whose call led to this one: it was submitted with that task's Orchestrator-Task-Id. Of a callback: the task that ended. Null: none."`
 	RootID            *string        `json:"root_id" format:"uuid" example:"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a29" doc:"The first task of the chain that parent_id belongs to. Null without a parent."`
 	Queue             *string        `json:"queue" example:"mail" doc:"The queue whose limits it waits for. Null: none; the task is a plain one."`
 	FlowKey           *string        `json:"flow_key" example:"tenant-42" doc:"Whose limits within the queue it waits for too. Null: none."`
 	Priority          *task.Priority `json:"priority" enum:"high,normal,low" example:"normal" doc:"The order within the queue. Null: it has none."`
 	Attempts          []Attempt      `json:"attempts" nullable:"false" doc:"What was tried, oldest first: the last 200, of a task that was redriven again and again."`
-	// One of these at most, behind all that is short.
+	// At most one of these is there. payload comes last of all: see encodeWithBody.
 	Payload    json.RawMessage `json:"payload,omitzero" example:"{\"song_id\":42}" doc:"With include=payload: the body of the call, where it came as payload; the same bytes."`
 	Body       *string         `json:"body,omitzero" example:"a line of text" doc:"With include=payload: the body of the call, where it came as body."`
 	BodyBase64 *string         `json:"body_base64,omitzero" example:"AAEC/w==" doc:"With include=payload: the body of the call, where it came as body_base64: in the standard alphabet, with padding."`
@@ -286,6 +292,12 @@ type Retry struct {
 	MaxBackoffSeconds       float64 `json:"max_backoff_seconds" example:"3600" doc:"The longest wait."`
 	MaxDoublings            int     `json:"max_doublings" example:"16" doc:"How often the wait doubles before it grows by equal steps."`
 	RetryClientErrors       bool    `json:"retry_client_errors" example:"false" doc:"Whether permanent answers 400 to 499 are retried too."`
+}
+
+// Callback is where the end of a task is reported.
+type Callback struct {
+	URL     string            `json:"url" example:"https://example.com/ended" doc:"Where the result is POSTed."`
+	Headers map[string]string `json:"headers" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of that call. Values of secret ones read [redacted]."`
 }
 
 // Attempt is one ended attempt.
@@ -364,6 +376,13 @@ func authView(audience string) *Auth {
 	return &Auth{Type: "oidc", Audience: audience}
 }
 
+func callbackView(c *task.Callback) *Callback {
+	if c == nil {
+		return nil
+	}
+	return &Callback{URL: c.URL, Headers: redact(c.Headers)}
+}
+
 func retryView(p task.RetryPolicy) Retry {
 	return Retry{
 		MaxAttempts:             p.MaxAttempts,
@@ -415,6 +434,22 @@ func (t Timestamp) MarshalJSONTo(e *jsontext.Encoder) error {
 // Schema is huma.SchemaProvider.
 func (Timestamp) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeString, Format: "date-time"}
+}
+
+// documentTask completes what the document says of tasks.
+func (a *API) documentTask() {
+	a.documentDefaults()
+	callback := Callback{URL: "https://example.com/ended", Headers: map[string]string{"X-Tenant": "melodia"}}
+	for property, example := range map[string]any{
+		"auth": Auth{Type: "oidc", Audience: "https://plays-4fk2.run.app"}, "on_success": callback, "on_failure": callback,
+	} {
+		p := a.registry.Map()["Task"].Properties[property]
+		*p = huma.Schema{
+			Description: p.Description,
+			OneOf:       []*huma.Schema{{Ref: p.Ref}, {Type: "null"}}, // huma has no word for an object or null
+			Examples:    []any{example},
+		}
+	}
 }
 
 // documentDefaults says in words which values the settings give to what a request

@@ -2,29 +2,26 @@ package httpapi
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"net/http"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/task"
 )
-
-// submitErrors are the statuses that a body that asks for something can be
-// answered with, besides 422 and 500.
-var submitErrors = []int{
-	http.StatusBadRequest, http.StatusForbidden, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge,
-	http.StatusUnsupportedMediaType, http.StatusTooManyRequests, http.StatusServiceUnavailable,
-}
 
 func (a *API) enqueueOperation() huma.Operation {
 	return huma.Operation{
 		OperationID: "enqueue-task", Method: http.MethodPost, Path: "/enqueue", Tags: []string{"tasks"}, Security: needs(scopeSubmit),
 		Summary:     "Carry out a call now",
 		Description: "Stores a task that is due at once. 202 is answered after the commit, never before; the call follows within milliseconds, and may be under way already (state running).",
-		Parameters:  a.submitParameters(), Responses: a.storedTask(), Errors: onceErrors, Callbacks: a.documentCallbacks("enqueue-task"),
+		Parameters:  a.submitParameters(), Responses: a.storedTask(), Errors: submitErrors, Callbacks: a.documentCallbacks("enqueue-task"),
 		RequestBody: jsonBody(a.body(TaskRequest{}), map[string]*huma.Example{
 			"call": example("Register a play", `{"url":"`+a.ExampleURL+`","payload":{"song_id":42,"user_id":7},"labels":{"kind":"play"}}`),
 			"retries": example("With a retry policy of its own",
@@ -43,7 +40,7 @@ func (a *API) scheduleOperation() huma.Operation {
 		OperationID: "schedule-task", Method: http.MethodPost, Path: "/schedule", Tags: []string{"tasks"}, Security: needs(scopeSubmit),
 		Summary:     "Carry out a call later",
 		Description: "Stores a task that is due at a given moment: exactly one of run_at and delay_seconds. 202 is answered after the commit, never before.",
-		Parameters:  a.submitParameters(), Responses: a.storedTask(), Errors: onceErrors, Callbacks: a.documentCallbacks("schedule-task"),
+		Parameters:  a.submitParameters(), Responses: a.storedTask(), Errors: submitErrors, Callbacks: a.documentCallbacks("schedule-task"),
 		RequestBody: jsonBody(a.body(ScheduleRequest{}), map[string]*huma.Example{
 			"delay": example("In five seconds", `{"url":"`+a.ExampleURL+`","delay_seconds":5,"payload":{"user_id":7,"text":"Your mix is ready"}}`),
 			"local": example("At 21:00 in Buenos Aires", `{"url":"`+a.ExampleURL+`","run_at":"2030-12-24T21:00:00","time_zone":"America/Argentina/Buenos_Aires","payload":{"user_id":7}}`),
@@ -118,6 +115,13 @@ func (a *API) newTask(ctx context.Context, r request, known map[string]task.Spec
 
 const getTaskID = "get-task"
 
+// includePayload is the value of the query parameter include.
+const includePayload = "payload"
+
+// shownGrowth is how many times its size a body takes while it becomes a part of an
+// answer: three, or eight where all of it must be escaped.
+const shownGrowth = 8
+
 type getTaskInput struct {
 	TaskPath
 	Include     string  `query:"include" enum:"payload" doc:"payload: also show the body of the call. That needs the scope manage, or just read where SHOW_PAYLOADS is on."`
@@ -142,7 +146,7 @@ func etagHeader(example string) header {
 func (a *API) getTaskOperation() huma.Operation {
 	return huma.Operation{
 		OperationID: getTaskID, Method: http.MethodGet, Path: "/tasks/{id}", Tags: []string{"tasks"}, Security: needs(scopeRead),
-		Summary: "See what became of a task",
+		Summary: "See a task and its attempts",
 		Description: "Returns the task and every attempt, until its retention ends. With wait_seconds the answer comes when the task has ended. " +
 			"With include=payload it holds the body of the call, as payload, body or body_base64. 403: the caller may not see that.",
 		Parameters: a.parameters(getTaskInput{}), Responses: a.oneTask(),
@@ -208,5 +212,60 @@ func await(ctx context.Context, done <-chan struct{}, seconds *float64) {
 	case <-done:
 	case <-timer.C:
 	case <-ctx.Done():
+	}
+}
+
+// answerWithBody answers with a task and the body of its call.
+func (a *API) answerWithBody(w http.ResponseWriter, r *http.Request, id task.ID) error {
+	b, tag, err := a.encodeWithBody(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	answers := a.Guard.Answers()
+	defer answers.Release(len(b))
+	if !answers.Reserve(len(b), len(b)) {
+		return httpserver.TooManyAnswers()
+	}
+	w.Header()["Etag"] = []string{tag}
+	a.send(w, r, http.StatusOK, b)
+	return nil
+}
+
+// encodeWithBody returns a task with the body of its call, and its ETag. What the answer is
+// made of counts among the answers meanwhile.
+func (a *API) encodeWithBody(ctx context.Context, id task.ID) (b []byte, tag string, err error) {
+	t, err := a.Store.GetWithBody(ctx, id)
+	if err != nil {
+		return nil, "", err
+	}
+	answers, reserved := a.Guard.Answers(), shownGrowth*len(t.Body)
+	defer answers.Release(reserved)
+	if !answers.Reserve(reserved, reserved) {
+		return nil, "", httpserver.TooManyAnswers()
+	}
+	v := taskView(t)
+	v.show(t)
+	payload := v.Payload
+	v.Payload = nil
+	b, err = encode(v)
+	if payload != nil { // byte for byte: the encoder would drop its white space
+		b = slices.Concat(b[:len(b)-1], []byte(`,"payload":`), payload, []byte("}"))
+	}
+	return b, etag(t), err
+}
+
+// show puts the body of t where it came from. Whatever else is stored is shown as
+// base64: it can always be read back.
+func (v *Task) show(t *task.Task) {
+	switch {
+	case t.Body == nil:
+	case t.ContentType == jsonContent && jsontext.Value(t.Body).IsValid():
+		v.Payload = t.Body
+	case t.ContentType != bytesContent && utf8.Valid(t.Body):
+		text := string(t.Body)
+		v.Body = &text
+	default:
+		encoded := base64.StdEncoding.EncodeToString(t.Body)
+		v.BodyBase64 = &encoded
 	}
 }

@@ -35,7 +35,7 @@ type PubSubMessage struct {
 	_    struct{} `additionalProperties:"true"`
 }
 
-// WorkResult is what came of a call.
+// WorkResult is the result of a call.
 type WorkResult struct {
 	Outcome         task.Kind `json:"outcome" enum:"succeeded,retryable,permanent,snoozed,interrupted" example:"succeeded" doc:"What the call came to."`
 	StatusCode      *int      `json:"status_code" example:"204" doc:"The target's answer. Null when none came."`

@@ -112,7 +112,7 @@ func (d *Door) Recover(next http.Handler) http.Handler {
 // RefuseHeads refuses what a [Listener] does not let through.
 func (d *Door) RefuseHeads(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if refusal := RefusalOf(r); refusal != nil {
+		if refusal := refusalOfHead(r); refusal != nil {
 			d.fail(w, r, refusal)
 			return
 		}

@@ -28,7 +28,7 @@ func (f fakeAuthenticator) Authenticate(_ context.Context, header http.Header) (
 	return f(header.Get("X-Test"))
 }
 
-// door is a Door that answers an error with its status and its text.
+// door is a Door that answers in plain text.
 type door struct {
 	*Door
 	log bytes.Buffer
@@ -42,18 +42,13 @@ func newDoor(change ...func(*Options)) *door {
 	}
 	g := NewGuard(o)
 	d.Door = g.Door(func(w http.ResponseWriter, r *http.Request, err error) {
-		status := http.StatusInternalServerError
-		if refusal, ok := errors.AsType[*Refusal](err); ok {
-			status = refusal.Status
-			for name, values := range refusal.Header {
-				w.Header()[name] = values
-			}
-		} else if errors.Is(err, task.ErrOverloaded) {
-			status = http.StatusTooManyRequests
+		refusal := RefusalOf(err)
+		for name, values := range refusal.Header {
+			w.Header()[name] = values
 		}
-		g.Report(r.Context(), status, err)
-		w.WriteHeader(status)
-		_, _ = io.WriteString(w, err.Error())
+		g.Report(r.Context(), refusal.Status, err)
+		w.WriteHeader(refusal.Status)
+		_, _ = io.WriteString(w, refusal.Detail)
 	})
 	return d
 }
@@ -318,11 +313,41 @@ func TestGuardsOfEveryRequest(t *testing.T) {
 		t.Errorf("the log does not say where it panicked: %s", d.log.String())
 	}
 	defer func() {
-		if recover() != http.ErrAbortHandler { //nolint:errorlint // itself
+		if recover() != http.ErrAbortHandler {
 			t.Error("a handler cannot cut its connection")
 		}
 	}()
 	record(h, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/abort", nil))
+}
+
+func TestRefusalOfErrors(t *testing.T) {
+	t.Parallel()
+	own := &Refusal{Status: http.StatusTeapot}
+	for name, tt := range map[string]struct {
+		err    error
+		status int
+		retry  bool
+	}{
+		"a refusal with a cause": {fmt.Errorf("%w: %w", own, task.ErrUnavailable), http.StatusTeapot, false},
+		"not found":              {task.ErrNotFound, 404, false},
+		"not pending":            {task.ErrNotPending, 409, false},
+		"ended":                  {task.ErrEnded, 409, false},
+		"cancelled already":      {task.ErrCancelRequested, 409, false},
+		"not redrivable":         {task.ErrNotRedrivable, 409, false},
+		"changed":                {task.ErrChanged, 409, false},
+		"too broad":              {task.ErrTooBroad, 503, true},
+		"overloaded":             {task.ErrOverloaded, 429, true},
+		"a shortage":             {task.ShortageDescriptors, 503, true},
+		"unavailable":            {task.ErrUnavailable, 503, true},
+		"a caller that is gone":  {context.Canceled, 503, true},
+		"a deadline":             {context.DeadlineExceeded, 503, true},
+		"unexpected":             {errors.New("a secret"), 500, false},
+	} {
+		got := RefusalOf(fmt.Errorf("do it: %w", tt.err))
+		if got.Status != tt.status || (got.Header.Get("Retry-After") != "") != tt.retry || strings.Contains(got.Detail, "a secret") || got.Detail == "" && got != own {
+			t.Errorf("%s: got %+v, want %d", name, got, tt.status)
+		}
+	}
 }
 
 func TestReport(t *testing.T) {

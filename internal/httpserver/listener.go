@@ -38,7 +38,7 @@ const (
 // been idle for longest; where none is idle, the one that has been answering for longest.
 //
 // A head of more than [MaxHead] bytes or [MaxHeadLines] does not reach the server's
-// handler, nor does one that says twice how long its body is: see [RefusalOf].
+// handler, nor does one that says twice how long its body is: see [Door.RefuseHeads].
 type Listener struct {
 	net.Listener
 	max     int
@@ -80,9 +80,9 @@ const refusedLength = 1 << 62
 // refusedRest completes a request line that begins with what went on early.
 const refusedRest = " HTTP/1.1\r\nHost: refused\r\nContent-Length: 4611686018427387904\r\n\r\n"
 
-// RefusalOf returns why a request is to be refused at once, nil unless it is.
+// refusalOfHead returns why a request is to be refused at once, nil unless it is.
 // What else r holds is not what was sent.
-func RefusalOf(r *http.Request) *Refusal {
+func refusalOfHead(r *http.Request) *Refusal {
 	if r.ContentLength != refusedLength { // nearly always
 		return nil
 	}

@@ -40,7 +40,7 @@ func serve(t *testing.T, most int, configure ...func(*http.Server)) *service {
 	s := &service{t: t, address: tcp.Addr().String(), waiting: make(chan struct{}, 100), released: make(chan struct{}), log: new(bytes.Buffer)}
 	s.listener = Bound(tcp, most, slog.New(slog.NewTextHandler(s.log, nil)))
 	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if refusal := RefusalOf(r); refusal != nil {
+		if refusal := refusalOfHead(r); refusal != nil {
 			http.Error(w, refusal.Detail, refusal.Status)
 			return
 		}

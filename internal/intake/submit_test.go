@@ -136,18 +136,36 @@ func TestFingerprintOfTasks(t *testing.T) {
 		if of(task.When{}, headers(two)) != of(task.When{}, headers(map[string]string{"B": "2", "A": "1"})) {
 			t.Error("the same task has another fingerprint when it comes again")
 		}
+		if of(task.When{}) != of(task.When{}, headers(map[string]string{})) {
+			t.Error("a task without headers has another fingerprint when they are left out")
+		}
 		differs("a task", of(task.When{}))
 		differs("a delay", of(task.When{Delay: 1}))
 		differs("a moment", of(task.When{At: storedAt}))
 		differs("two headers", of(task.When{}, headers(two)))
 		differs("one header", of(task.When{}, headers(map[string]string{"A": "1B2"})))
 		differs("other headers", of(task.When{}, headers(map[string]string{"A": "1B", "C": "2"})))
+		differs("an empty header", of(task.When{}, headers(map[string]string{"A": ""})))
+		differs("an empty body", of(task.When{}, func(s *task.Spec) { s.Body = []byte{} }))
 		differs("labels", of(task.When{}, func(s *task.Spec) { s.Labels = two }))
 		onSuccess := &task.Callback{URL: target}
 		differs("on_success", of(task.When{}, func(s *task.Spec) { s.OnSuccess = onSuccess }))
 		differs("on_failure", of(task.When{}, func(s *task.Spec) { s.OnFailure = onSuccess }))
 		differs("a callback with headers", of(task.When{}, func(s *task.Spec) { s.OnFailure = &task.Callback{URL: target, Headers: two} }))
 	})
+}
+
+// It is stored: what a later version computes must be the same.
+func TestFingerprintStays(t *testing.T) {
+	t.Parallel()
+	made := &task.Task{ID: task.ID{1}, Delay: time.Second, Spec: task.Spec{
+		URL: target, Method: "PUT", Headers: map[string]string{"A": "1", "B": ""}, Body: []byte("{}"), ContentType: "application/json", Timeout: time.Minute,
+		Retry: task.DefaultRetryPolicy(), ExpiresAt: storedAt, OnFailure: &task.Callback{URL: target}, OIDCAudience: "a",
+	}}
+	const want = "9037611bda8d2d06a0ddd5f1985f4e60c4902ed8d9edcc2ebbd677476a4a4f81"
+	if got := fmt.Sprintf("%x", fingerprintOf([]*task.Task{made})); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
 }
 
 // A field that a Spec gets counts too.

@@ -293,8 +293,8 @@ func TestFindWhileTasksEnd(t *testing.T) {
 	ending.Wait()
 }
 
-// Searches take turns on one connection and have a limit; who comes when too
-// many wait is turned away, and everything else goes on.
+// One search runs at a time, and a limited number waits. A further search is refused at
+// once, and all other statements go on.
 func TestSearchesAreBounded(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)

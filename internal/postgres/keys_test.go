@@ -18,8 +18,8 @@ import (
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-// once makes a new task that was handed in under a key, by a request that its
-// fingerprint stands for.
+// once makes a new task that was submitted under a key. Its fingerprint is that of the
+// request.
 func once(key, request string) *task.Task {
 	tk := withKey(key)
 	tk.Fingerprint = []byte(request)

@@ -62,7 +62,7 @@ const laneFence = `AND version = SEEN`
 // clock that was set back by more than a statement takes finds it empty.
 func claimLanesSQL(l columns, fence string) string {
 	// gate is the row of a queue, key or host that is locked, with the permits it has left.
-	gate := func(name, seen, max, rate, burst, running string) string {
+	gate := func(name, seen, max, rate, running string) string {
 		slots, used := `NULL::bigint`, `NULL::float8`
 		if max != "" {
 			slots = max + ` - r.count`
@@ -80,9 +80,9 @@ func claimLanesSQL(l columns, fence string) string {
                 LIMIT ` + max + `) running) r`
 	}
 	inRange := func(from, behind string) string { return `t.lane >= ` + from + ` AND t.lane < ` + behind }
-	queue := gate(`a.queue_row`, `a.queue_seen`, `a.max_concurrent`, `a.max_per_second`, `a.burst`, inRange(`a.queue_row`, `a.queue || '0'`))
-	key := gate(`a.key_row`, `a.key_seen`, `a.key_max_concurrent`, `a.key_max_per_second`, `a.key_burst`, inRange(`a.key_row`, `a.key_row || '!'`))
-	host := gate(`a.host_row`, `a.host_seen`, `a.running`, ``, ``, `split_part(t.lane, ' ', 2) = a.host AND strpos(t.lane, ' ') > 0`)
+	queue := gate(`a.queue_row`, `a.queue_seen`, `a.max_concurrent`, `a.max_per_second`, inRange(`a.queue_row`, `a.queue || '0'`))
+	key := gate(`a.key_row`, `a.key_seen`, `a.key_max_concurrent`, `a.key_max_per_second`, inRange(`a.key_row`, `a.key_row || '!'`))
+	host := gate(`a.host_row`, `a.host_seen`, `a.running`, ``, `split_part(t.lane, ' ', 2) = a.host AND strpos(t.lane, ' ') > 0`)
 	// waitingOf is the first tasks of a lane that have a priority.
 	waitingOf := func(condition, priority, is string) string {
 		return `(SELECT t.ctid AS tid, t.id, t.run_at, ` + priority + ` AS priority FROM tasks t

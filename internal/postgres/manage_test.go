@@ -27,7 +27,7 @@ func keep(t *testing.T, pool *pgxpool.Pool, key string, ids ...task.ID) {
 		ON CONFLICT (key) DO UPDATE SET task_ids = excluded.task_ids`, key, raw)
 }
 
-// withKey makes a new task that was handed in under a key.
+// withKey makes a new task that was submitted under a key.
 func withKey(key string) *task.Task {
 	return newTask(func(tk *task.Task) { tk.IdempotencyKey, tk.Fingerprint = key, []byte{} })
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/melodia/orchestrator/internal/task"
 )
 
-// A bounded number waits to be inserted. The others are turned away at once,
-// while the database still hangs, and none of them is stored.
+// While the database hangs, a limited number of tasks waits to be inserted. Further ones
+// are refused at once, and none of them is stored.
 func TestInsertsAreShed(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)

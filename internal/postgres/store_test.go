@@ -148,7 +148,7 @@ func get(t *testing.T, s *postgres.Store, id task.ID) *task.Task {
 // counts.
 var withoutBodies = cmpopts.IgnoreFields(task.Task{}, "Spec.Body")
 
-// write hands in a decision and waits until it is written.
+// write has a decision written and waits for that.
 func write(s *postgres.Store, c *task.Claim, d task.Decision) (matched, calledBack bool, err error) {
 	written := make(chan struct{})
 	s.Finish(c, d, func(m, b bool, e error) {

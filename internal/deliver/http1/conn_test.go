@@ -18,7 +18,7 @@ import (
 )
 
 // patience is how long a test waits for what must come; no test depends on its size.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 func TestMain(m *testing.M) {
 	log.SetOutput(io.Discard) // net/http prints there what a host sends out of turn
