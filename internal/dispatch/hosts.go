@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math"
 	"strconv"
@@ -598,23 +599,25 @@ func (h *hosts) follow(ctx context.Context, store hostStore, interval time.Durat
 	}
 }
 
-// exchange stores what changed here and then takes over what is stored.
+// exchange stores what changed here and then takes over what is stored. A host that cannot
+// be stored stays as it is here, and is stored the next time.
 func (h *hosts) exchange(ctx context.Context, store hostStore) error {
+	var errs []error
 	for _, changed := range h.unsaved() {
 		if err := h.save(ctx, store, changed); err != nil {
 			h.mu.Lock()
-			h.dirty[changed] = struct{}{} // the next time
+			h.dirty[changed] = struct{}{}
 			h.mu.Unlock()
-			return err
+			errs = append(errs, err)
 		}
 	}
 	asked := time.Now()
 	stored, err := store.Hosts(ctx)
 	if err != nil {
-		return err
+		return errors.Join(append(errs, err)...)
 	}
 	h.takeOver(stored, asked)
-	return nil
+	return errors.Join(errs...)
 }
 
 func (h *hosts) unsaved() (changed []*host) {

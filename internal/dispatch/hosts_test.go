@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -448,6 +449,41 @@ func TestHostsWhileTheStoreIsAway(t *testing.T) {
 		}
 		stop()
 		<-ended
+	})
+}
+
+// No host is forgotten because another one could not be stored.
+func TestHostsOfWhichSomeCannotBeStored(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		c := newCrowd(t, m, 200)
+		for n := range 5 {
+			c.calls(fmt.Sprintf("https://h%d.example/", n), 1, overloads)
+		}
+		wantHeld := func(stored int) {
+			t.Helper()
+			if got := c.lanes(); len(got) != 5 || len(m.hosts.byName) != stored {
+				t.Errorf("hosts with lanes: %v, %d stored; want all 5, and %d stored", got, len(m.hosts.byName), stored)
+			}
+		}
+		failures := 0
+		m.breaks(func(_ context.Context, op string, f func()) error {
+			if op == "SaveHost" && failures == 0 {
+				failures++
+				return task.ErrUnavailable
+			}
+			f()
+			return nil
+		})
+		if err := c.exchange(t.Context(), m); !errors.Is(err, task.ErrUnavailable) {
+			t.Errorf("error %v, want that the store is unavailable", err)
+		}
+		wantHeld(4)
+		c.share()
+		wantHeld(5)
+		c.share()
+		wantHeld(5)
 	})
 }
 
