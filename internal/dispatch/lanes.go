@@ -48,6 +48,7 @@ type lanes struct {
 
 	mu      sync.Mutex
 	byName  map[task.Lane]*lane
+	atHosts map[*lane]struct{} // those of byName that have a host
 	groups  map[string]*group
 	ring    []*group
 	timed   timedLanes
@@ -56,6 +57,7 @@ type lanes struct {
 
 type lane struct {
 	name  task.Lane
+	host  string // of name
 	group *group
 	at    time.Time // when it becomes ready, while index is not negative
 	index int       // in timed
@@ -71,7 +73,8 @@ type lane struct {
 // group is the lanes of a queue, or of a host.
 type group struct {
 	name    string
-	lanes   int // known
+	lanes   int     // known
+	first   []*lane // ready, before those of ready; the last one has the next turn
 	ready   []*lane
 	inRing  bool
 	blocked bool // it is not asked before the moment of until
@@ -84,7 +87,7 @@ type group struct {
 func newLanes() *lanes {
 	return &lanes{
 		changed: make(chan struct{}, 1), lookNow: make(chan struct{}, 1),
-		byName: make(map[task.Lane]*lane), groups: make(map[string]*group), horizon: minHorizon,
+		byName: make(map[task.Lane]*lane), atHosts: make(map[*lane]struct{}), groups: make(map[string]*group), horizon: minHorizon,
 	}
 }
 
@@ -129,8 +132,11 @@ func (l *lanes) add(name task.Lane) *lane {
 		l.groups[groupName] = g
 	}
 	g.lanes++
-	one := &lane{name: name, group: g, index: -1}
+	one := &lane{name: name, host: name.Host(), group: g, index: -1}
 	l.byName[name] = one
+	if one.host != "" {
+		l.atHosts[one] = struct{}{}
+	}
 	l.time(one, time.Now().Add(time.Hour))
 	return one
 }
@@ -138,6 +144,7 @@ func (l *lanes) add(name task.Lane) *lane {
 // forget makes a lane unknown. mu is held.
 func (l *lanes) forget(one *lane) {
 	delete(l.byName, one.name)
+	delete(l.atHosts, one)
 	if one.group.lanes--; one.group.lanes == 0 {
 		l.untime(one.group.until)
 		delete(l.groups, one.group.name)
@@ -177,8 +184,8 @@ func (l *lanes) wakeHosts() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	for _, one := range l.byName {
-		if one.blocked && one.name.Host() != "" {
+	for one := range l.atHosts {
+		if one.blocked {
 			l.retime(one, now)
 		}
 	}
@@ -243,16 +250,28 @@ func (l *lanes) expire() (wait time.Duration, ok bool) {
 func (l *lanes) makeReady(one *lane, first bool) {
 	g := one.group
 	if first {
-		g.ready = append([]*lane{one}, g.ready...)
+		g.first = append(g.first, one)
 	} else {
 		g.ready = append(g.ready, one)
 	}
 	l.enter(g)
 }
 
+// next takes the lane of a group out that has the next turn: one is ready.
+func (g *group) next() (one *lane) {
+	if last := len(g.first) - 1; last >= 0 {
+		one, g.first[last] = g.first[last], nil
+		g.first = g.first[:last]
+		return one
+	}
+	one, g.ready[0] = g.ready[0], nil
+	g.ready = g.ready[1:]
+	return one
+}
+
 // enter puts a group into the ring if it belongs there. mu is held.
 func (l *lanes) enter(g *group) {
-	if !g.inRing && !g.blocked && len(g.ready) > 0 {
+	if !g.inRing && !g.blocked && len(g.first)+len(g.ready) > 0 {
 		g.inRing = true
 		l.ring = append(l.ring, g)
 		l.ready.Store(int32(len(l.ring))) //nolint:gosec // far below 2^31
@@ -275,20 +294,18 @@ func (l *lanes) take(limit int, permits func(one task.Lane) (most, running int, 
 		g := l.ring[0]
 		l.ring = l.ring[1:]
 		g.inRing = false
-		one := g.ready[0]
-		g.ready[0] = nil
-		g.ready = g.ready[1:]
+		one := g.next()
 		l.enter(g)
 		most[one] = limit
-		if one.name.Host() != "" {
+		if one.host != "" {
 			n, all, again := permits(one.name)
-			n -= given[one.name.Host()]
+			n -= given[one.host]
 			if n <= 0 {
 				one.blocked, one.permit = true, true
 				l.time(one, time.Now().Add(max(again, minPause)))
 				continue
 			}
-			given[one.name.Host()] += n
+			given[one.host] += n
 			most[one], running[one] = n, all
 		}
 		one.asked, one.noted, one.freed = true, false, false

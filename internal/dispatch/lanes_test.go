@@ -3,6 +3,7 @@ package dispatch
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -280,5 +281,39 @@ func TestF9TasksOfABrokenHostAreMoved(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// askedOf takes lanes and returns those that are asked.
+func (l *lanes) askedOf(limit int) (names []task.Lane) {
+	for _, a := range l.take(limit, func(task.Lane) (most, running int, again time.Duration) { return limit, 0, 0 }) {
+		names = append(names, a.Lane)
+	}
+	return names
+}
+
+// Lanes that got nothing come first again, in their order, and that does not cost more
+// where many others are ready. It is not parallel: memory is counted.
+func TestLanesThatGotNothingComeFirst(t *testing.T) { //nolint:paralleltest // see above
+	l := newLanes()
+	for n := range 100_000 {
+		l.note(task.Lane(fmt.Sprintf("mail/%06d", n)), 0)
+	}
+	l.expire()
+	first := l.askedOf(100)
+	states := make([]task.LaneState, len(first))
+	for i, name := range first {
+		states[i] = task.LaneState{Lane: name, Blocked: task.BlockedByPause, Wait: -1}
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	l.answer(states, nil, 0)
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
+		t.Errorf("an answer allocates %d bytes", n)
+	}
+	l.expire()
+	if again := l.askedOf(100); !slices.Equal(again, first) {
+		t.Errorf("asked are %v, want again %v", again, first)
 	}
 }
