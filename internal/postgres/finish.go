@@ -79,6 +79,7 @@ WITH result AS MATERIALIZED (
 ), again AS (
     UPDATE tasks t SET state = ` + waitingState("COALESCE(r.host, t.lane)") + `, run_at = now() + make_interval(secs => r.wait_seconds),
         lane = CASE WHEN r.host IS NULL THEN t.lane ELSE ` + laneAt("t.lane", "r.host") + ` END, worker_id = NULL, claimed_at = NULL,
+        first_claimed_at = CASE WHEN r.attempts <> '[]' OR ` + triedInRound + ` THEN t.first_claimed_at END,
         attempts = ` + keptAttempts + ` || r.attempts::jsonb, attempt_count = t.attempt_count + r.counted,
         snooze_count = CASE WHEN r.snoozed THEN COALESCE(t.snooze_count, 0) + 1 ELSE t.snooze_count END
     FROM result r WHERE t.id = r.id AND t.claim = r.claim AND t.worker_id IS NOT NULL AND r.state = 'pending'
@@ -186,6 +187,10 @@ SELECT id, claim FROM gone`)
 // that is redriven again and again the last 200 are kept, so that it can be read and
 // written in a moment.
 const keptAttempts = `CASE WHEN jsonb_array_length(t.attempts) < 200 THEN t.attempts ELSE t.attempts - 0 END`
+
+// triedInRound says whether t was tried since it was submitted or redriven. Where it was
+// not, a claim that made no attempt does not begin the time for retries.
+const triedInRound = `t.attempts <> '[]' AND COALESCE((t.attempts -> -1 ->> 'round')::int, 1) = COALESCE(t.round, 1)`
 
 // mostHops is [task.MaxHops].
 const mostHops = `32767`
