@@ -47,14 +47,16 @@ func (s *Store) Hosts(ctx context.Context) ([]task.Host, error) {
 }
 
 // A moment is written as what is left of it; one that has passed as NULL. Rows of
-// hosts that are over go along.
+// hosts that are over go along, unless another instance has them locked.
 const (
 	hostMoments = `CASE WHEN $2::float8 > 0 THEN now() + make_interval(secs => $2) END,
     CASE WHEN $3::float8 > 0 THEN now() + make_interval(secs => $3) END,
     CASE WHEN $4::float8 > 0 THEN now() + make_interval(secs => $4) END`
 
 	insertHostSQL = `-- name: note an unhealthy host
-WITH over AS (DELETE FROM hosts h WHERE ` + hostOver + ` AND name <> $1)
+WITH over AS (
+    DELETE FROM hosts WHERE name = ANY (ARRAY(SELECT name FROM hosts h WHERE ` + hostOver + ` AND name <> $1 FOR UPDATE SKIP LOCKED))
+)
 INSERT INTO hosts AS h (name, congested_until, held_until, open_until, opened, allowed, doubled, why)
 VALUES ($1, ` + hostMoments + `, $5, $6, $7, $8)
 ON CONFLICT (name) DO UPDATE SET version = h.version + 1, since = now(), changed_at = now(), congested_until = excluded.congested_until,
@@ -169,14 +171,15 @@ WITH due AS MATERIALIZED (
     WHERE ctid = ANY (ARRAY(SELECT tid FROM due WHERE ` + hostOfURL("due.url") + ` IS NOT NULL)) AND state = 'pending'
     FOR UPDATE SKIP LOCKED
 ), moved AS (
-    UPDATE tasks t SET state = 'waiting', lane = ' ' || ` + hostOfURL("t.url") + `
+    UPDATE tasks t SET state = 'waiting', lane = ` + laneAt("t.lane", hostOfURL("t.url")) + `
     WHERE t.ctid = ANY (ARRAY(SELECT tid FROM locked))
     RETURNING t.id
 )
 SELECT (SELECT count(*) FROM moved), (SELECT count(*) FROM due)`
 
-// HoldBack moves due tasks without a lane to the lanes of these hosts, as far as they are
-// the host's, the longest due first. It looks at some thousand tasks at a time: more reports
+// HoldBack moves due tasks that wait for no limit to the lanes of these hosts, as far as
+// they are the host's, the longest due first: those without a lane, and those that are run
+// by request, which go back to their queue. It looks at some thousand tasks at a time: more reports
 // that there may be others. A task that is about to be claimed stays where it is.
 func (s *Store) HoldBack(ctx context.Context, hosts []string) (moved int, more bool, err error) {
 	if len(hosts) == 0 {
@@ -192,13 +195,23 @@ func (s *Store) HoldBack(ctx context.Context, hosts []string) (moved int, more b
 	return moved, looked == maxHeldBack && moved > 0, nil
 }
 
+// firstInLane is the first tasks of the lane $2 that have a priority.
+func firstInLane(priority string) string {
+	return `(SELECT ctid AS tid, url, run_at, id, priority FROM tasks WHERE state = 'waiting' AND lane = $2 AND priority = ` + priority + ` ORDER BY run_at, id LIMIT $5)`
+}
+
 // The tasks of an ordered key stay where they are: the key waits with its first one.
 var holdBackInLaneSQL = `-- name: move tasks of a lane to those of their hosts
 WITH waiting AS MATERIALIZED (
-    SELECT ctid AS tid, url FROM tasks
-    WHERE state = 'waiting' AND lane = $2
-        AND NOT ($4::text <> '' AND COALESCE((SELECT ordered FROM queue_keys WHERE queue = $3 AND key = $4), (SELECT key_ordered FROM queues WHERE name = $3), false))
-    ORDER BY lane, priority, run_at, id
+    SELECT tid, url FROM (
+        ` + firstInLane("1") + `
+        UNION ALL
+        ` + firstInLane("0") + `
+        UNION ALL
+        ` + firstInLane("-1") + `
+    ) t
+    WHERE NOT ($4::text <> '' AND COALESCE((SELECT ordered FROM queue_keys WHERE queue = $3 AND key = $4), (SELECT key_ordered FROM queues WHERE name = $3), false))
+    ORDER BY run_at - priority * interval '15 min', id
     LIMIT $5
 ), locked AS MATERIALIZED (
     SELECT ctid AS tid FROM tasks
@@ -211,7 +224,8 @@ WITH waiting AS MATERIALIZED (
 )
 SELECT (SELECT count(*) FROM moved), (SELECT count(*) FROM waiting)`
 
-// HoldBackInLane is HoldBack of the tasks that wait in a lane without a host, due or not.
+// HoldBackInLane is HoldBack of the tasks that wait in a lane without a host, due or not, in the
+// order in which they would be claimed.
 func (s *Store) HoldBackInLane(ctx context.Context, lane task.Lane, hosts []string) (moved int, more bool, err error) {
 	if len(hosts) == 0 {
 		return 0, false, nil
