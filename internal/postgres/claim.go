@@ -34,7 +34,7 @@ WITH due AS MATERIALIZED (
     FOR UPDATE SKIP LOCKED
 )
 ` + set + `
-WHERE t.ctid = ANY (ARRAY(SELECT ctid FROM due))` + returning, `-- name: claim one task
+WHERE t.ctid = ANY (ARRAY(SELECT ctid FROM due))` + returning + `, t.lane`, `-- name: claim one task
 ` + set + `
 WHERE t.id = $2 AND t.state IN ('pending', 'waiting') AND EXISTS (SELECT FROM workers WHERE id = $1)` + returning + `, t.lane`
 }
@@ -44,8 +44,9 @@ func claimedColumns(l columns) string {
 	return l.with(useClaim).instead("t.", nil) + `, t.claimed_at, t.first_claimed_at`
 }
 
-// Claim takes up to limit due tasks without a lane, the longest due first, for worker. A
-// worker that is not registered gets none. The tasks come without what
+// Claim takes up to limit due tasks that wait for no limit, the longest due first, for
+// worker: those without a lane, and those that [Store.MakeDue] takes out of theirs for a
+// call. A worker that is not registered gets none. The tasks come without what
 // a call does not need (labels, attempts, callbacks, created_by), in no
 // particular order. A write that committed after its request had given up may be
 // found some seconds later than others (see lowWater).
@@ -58,7 +59,7 @@ func (s *Store) Claim(ctx context.Context, worker task.ID, limit int) ([]*task.C
 	if err != nil {
 		return nil, fmt.Errorf("claim %d tasks: %w", limit, classify(err))
 	}
-	claims, err := pgx.AppendRows(make([]*task.Claim, 0, limit), rows, s.scanClaim())
+	claims, err := pgx.AppendRows(make([]*task.Claim, 0, limit), rows, s.scanClaimWithLane())
 	if err != nil {
 		return nil, fmt.Errorf("claim %d tasks: %w", limit, classify(err))
 	}
@@ -94,12 +95,7 @@ func (s *Store) claimOne(ctx context.Context, worker, id task.ID) (*task.Claim, 
 	if err != nil {
 		return nil, err
 	}
-	var lane *string
-	claim, err := pgx.CollectExactlyOneRow(rows, s.scanClaim(&lane))
-	if err == nil {
-		setLane(claim.Task, zeroNull(lane))
-	}
-	return claim, err
+	return pgx.CollectExactlyOneRow(rows, s.scanClaimWithLane())
 }
 
 // whyNotClaimed explains a ClaimOne without a row.
@@ -127,6 +123,19 @@ func (s *Store) scanClaim(more ...any) pgx.RowToFunc[*task.Claim] {
 		}
 		t.State = task.Running
 		return &task.Claim{Task: t, Number: t.LastClaim, At: at, FirstAt: firstAt}, nil
+	}
+}
+
+// scanClaimWithLane is scanClaim of rows that end with the lane.
+func (s *Store) scanClaimWithLane() pgx.RowToFunc[*task.Claim] {
+	var lane *string
+	scan := s.scanClaim(&lane)
+	return func(row pgx.CollectableRow) (*task.Claim, error) {
+		c, err := scan(row)
+		if err == nil && lane != nil {
+			setLane(c.Task, *lane)
+		}
+		return c, err
 	}
 }
 

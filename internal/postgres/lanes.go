@@ -45,6 +45,10 @@ func setLane(t *task.Task, lane string) {
 // committed in between, the lane is left for the next time.
 const laneFence = `AND version = SEEN`
 
+// claimUnderWay is how long before this moment a claim may have begun, of which a count
+// that is made now knows nothing yet: its tasks have the claimed_at of its beginning.
+var claimUnderWay = fmt.Sprintf(`interval '%d s'`, (callTimeout+time.Second)/time.Second)
+
 // A claim asks up to maxAsked lanes. Of each it knows the queue, the key and the host, as
 // far as there are any: their rows in lanes are locked unless another claim has them, what
 // runs is counted, and the permits that are left bound what is taken. A permit is a running
@@ -139,7 +143,7 @@ WITH asked AS MATERIALIZED (
     SELECT *, queue_row IS NOT NULL AND whole_queue IS NULL OR key_row IS NOT NULL AND key_tid IS NULL OR host_row IS NOT NULL AND whole_host IS NULL AS others,
         LEAST(all_queue_slots, floor(burst - all_queue_used)::bigint) AS queue_free,
         LEAST(key_slots, floor(key_burst - key_used)::bigint) AS key_free, all_host_slots AS host_free,
-        CASE WHEN ordered THEN (SELECT id FROM tasks t WHERE t.id = a.head AND t.state = 'waiting' AND split_part(t.lane, ' ', 1) = key_row) END AS next_head
+        CASE WHEN ordered THEN (SELECT id FROM tasks t WHERE t.id = a.head AND t.worker_id IS NULL AND split_part(t.lane, ' ', 1) = key_row) END AS next_head
     FROM (SELECT *,
             first_value(queue_tid) OVER of_queue AS whole_queue, first_value(queue_slots) OVER of_queue AS all_queue_slots, first_value(queue_used) OVER of_queue AS all_queue_used,
             first_value(host_tid) OVER of_host AS whole_host, first_value(host_slots) OVER of_host AS all_host_slots
@@ -190,7 +194,7 @@ WITH asked AS MATERIALIZED (
 ), noted AS (
     UPDATE lanes l SET version = l.version + 1, burst_used = COALESCE(g.used + g.count, 0),
         claimed_at = CASE WHEN l.claimed_at > now() + interval '5 s' THEN now() ELSE GREATEST(l.claimed_at, now()) END,
-        running_from = COALESCE(g.oldest - interval '1 s', 'epoch'), head = g.head
+        running_from = COALESCE(LEAST(g.oldest, now()) - ` + claimUnderWay + `, 'epoch'), head = g.head
     FROM (
         SELECT queue_tid AS tid, queue_used AS used, of_queue AS count, CASE WHEN max_concurrent > 0 THEN COALESCE(queue_oldest, now()) END AS oldest, NULL::uuid AS head
         FROM result WHERE queue_tid IS NOT NULL AND of_queue > 0

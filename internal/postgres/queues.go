@@ -110,7 +110,7 @@ func (s *Store) Queues(ctx context.Context, behind string, limit int) ([]task.Qu
 // read but for the first ones; see lanesSQL.
 var queueLoadsSQL = `-- name: what queues have to do
 SELECT
-    (SELECT count(*) FROM (SELECT FROM tasks t WHERE t.state = 'waiting' AND ` + inQueueLanes + ` LIMIT $2) c),
+    (SELECT count(*) FROM (SELECT FROM tasks t WHERE t.state = 'waiting' AND ` + inQueueLanes + ` UNION ALL SELECT FROM tasks t WHERE ` + runByRequest + ` LIMIT $2) c),
     (SELECT count(*) FROM (SELECT FROM tasks t WHERE ` + runningInQueue + ` LIMIT $2) c),
     w.keys, COALESCE(GREATEST(EXTRACT(EPOCH FROM now() - w.oldest), 0), 0)::float8
 FROM (SELECT place, name || '/' AS first, name || '0' AS behind FROM unnest($1::text[]) WITH ORDINALITY n (name, place)) n,
@@ -126,14 +126,19 @@ LATERAL (
             SELECT split_part(name, ' ', 1) AS key FROM busy
             UNION
             SELECT split_part(lane, ' ', 1) FROM (SELECT t.lane FROM tasks t WHERE ` + runningInQueue + ` LIMIT $2) r
+            UNION
+            SELECT lane FROM (SELECT t.lane FROM tasks t WHERE ` + runByRequest + ` LIMIT $2) r
             LIMIT $2) k WHERE key <> n.first) AS keys,
-        (SELECT min(LEAST(` + firstOfLane(`= 1`) + `, ` + firstOfLane(`= 0`) + `, ` + firstOfLane(`= -1`) + `)) FROM busy) AS oldest
+        LEAST((SELECT min(LEAST(` + firstOfLane(`= 1`) + `, ` + firstOfLane(`= 0`) + `, ` + firstOfLane(`= -1`) + `)) FROM busy),
+            (SELECT min(run_at) FROM (SELECT t.run_at FROM tasks t WHERE ` + runByRequest + ` LIMIT $2) r)) AS oldest
 ) w
 ORDER BY n.place`
 
 const (
 	inQueueLanes   = `t.lane >= n.first AND t.lane < n.behind`
 	runningInQueue = `t.claimed_at IS NOT NULL AND t.lane IS NOT NULL AND ` + inQueueLanes
+	// runByRequest is the tasks that MakeDue took out of their lanes for a call.
+	runByRequest = `t.state = 'pending' AND t.lane IS NOT NULL AND ` + inQueueLanes
 )
 
 // firstOfLane is when the first waiting task of the lane name is due that has a priority.
@@ -168,6 +173,7 @@ const deleteQueueSQL = `-- name: delete a queue
 DELETE FROM queues q WHERE name = $1 AND version = $2 AND NOT EXISTS (
     SELECT FROM tasks t WHERE t.state = 'waiting' AND t.lane >= $1 || '/' AND t.lane < $1 || '0')
     AND NOT EXISTS (SELECT FROM tasks t WHERE t.claimed_at IS NOT NULL AND t.lane IS NOT NULL AND t.lane >= $1 || '/' AND t.lane < $1 || '0')
+    AND NOT EXISTS (SELECT FROM tasks t WHERE t.state = 'pending' AND t.lane IS NOT NULL AND t.lane >= $1 || '/' AND t.lane < $1 || '0')
 RETURNING ` + queueColumns
 
 // DeleteQueue deletes the settings of a queue and of its flow keys, which were read in a

@@ -1,0 +1,189 @@
+package postgres_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/melodia/orchestrator/internal/task"
+)
+
+// While the head of an ordered key is to be run by request, no other task of the key starts.
+func TestRunByRequestBlocksItsOrderedKey(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	worker := register(t, s)
+	exec(t, pool, `INSERT INTO queues (name, key_ordered) VALUES ('mail', true)`)
+	head, next := newTask(inQueue("mail", "k", task.Normal)), newTask(inQueue("mail", "k", task.Normal))
+	insert(t, s, head, next)
+	got, _ := claimLanes(t, s, worker, 10, ask("mail/k")...)
+	if len(got) != 1 || got[0].Task.ID != head.ID {
+		t.Fatalf("claimed %v, want the first one", ids(got))
+	}
+	finish(t, s, got[0], task.Decision{State: task.Pending, Wait: time.Hour, Counted: true})
+	if _, err := s.MakeDue(t.Context(), head.ID); err != nil {
+		t.Fatal(err)
+	}
+	if got, states := claimLanes(t, s, worker, 10, ask("mail/k")...); len(got) != 0 || states["mail/k"].Blocked != task.BlockedByKey {
+		t.Errorf("claimed %v, %+v, while the head is to be run", ids(got), states["mail/k"])
+	}
+	if _, facts, err := s.Explain(t.Context(), next.ID, lease); err != nil || facts.Flow.First != head.ID {
+		t.Errorf("Explain names %s as the head, %v, want %s", facts.Flow.First, err, head.ID)
+	}
+	run := claim(t, s, worker, 10)
+	if len(run) != 1 || run[0].Task.ID != head.ID {
+		t.Fatalf("claimed %v, want the head", ids(run))
+	}
+	finish(t, s, run[0], done)
+	if got, _ := claimLanes(t, s, worker, 10, ask("mail/k")...); len(got) != 1 || got[0].Task.ID != next.ID {
+		t.Errorf("claimed %v, want %s", ids(got), next.ID)
+	}
+}
+
+// A task that is run by request keeps its queue where its host holds it back, and when it is
+// claimed; its queue knows of it.
+func TestRunByRequestKeepsItsQueue(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t)
+	worker := register(t, s)
+	held, run := newTask(inQueue("mail", "k", task.Normal)), newTask(inQueue("mail", "k2", task.Normal), func(tk *task.Task) { tk.URL = "https://auth.melodia.app/" })
+	insert(t, s, held, run)
+	for _, tk := range []*task.Task{held, run} {
+		if _, err := s.MakeDue(t.Context(), tk.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	loads, err := s.QueueLoads(t.Context(), []string{"mail"})
+	if err != nil || loads[0].Waiting != 2 || loads[0].Keys != 2 || loads[0].OldestDue == 0 {
+		t.Errorf("QueueLoads = %+v, %v; want both tasks and keys", loads, err)
+	}
+	q, err := s.Queue(t.Context(), "mail")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DeleteQueue(t.Context(), "mail", q.Version); !errors.Is(err, task.ErrQueueInUse) {
+		t.Errorf("DeleteQueue = %v, want ErrQueueInUse", err)
+	}
+	if moved, _, err := s.HoldBack(t.Context(), []string{playsHost}); moved != 1 || err != nil {
+		t.Fatalf("HoldBack = %d, %v, want 1", moved, err)
+	}
+	if got := claim(t, s, worker, 10); len(got) != 1 || got[0].Task.Lane() != "mail/k2" {
+		t.Fatalf("claimed %v, want one of mail/k2", got)
+	}
+	if got, _ := claimLanes(t, s, worker, 10, ask(task.Lane("mail/k").At(playsHost))...); len(got) != 1 || got[0].Task.ID != held.ID {
+		t.Errorf("claimed %v, want %s in the lane of its queue and its host", ids(got), held.ID)
+	}
+}
+
+// Each running task counts, whatever the clock did, and though its claim began before others.
+func TestF1AllRunningTasksCount(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]string{
+		"the clock was set back":     `UPDATE tasks SET claimed_at = now() + interval '1 hour' WHERE state = 'running'`,
+		"its claim waited for locks": `UPDATE tasks SET claimed_at = now() WHERE state = 'running'`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, pool := newStore(t)
+			worker := register(t, s)
+			exec(t, pool, `INSERT INTO queues (name, max_concurrent) VALUES ('mail', 3)`)
+			var tasks []*task.Task
+			for range 5 {
+				tasks = append(tasks, newTask(inQueue("mail", "", task.Normal)))
+			}
+			insert(t, s, tasks...)
+			one := task.LaneAsk{Lane: "mail/", Most: 1}
+			claimLanes(t, s, worker, 1, one)
+			exec(t, pool, change)
+			if got, _ := claimLanes(t, s, worker, 1, one); len(got) != 1 {
+				t.Fatalf("claimed %d, want 1 of 3", len(got))
+			}
+			c, err := s.ClaimOne(t.Context(), worker, tasks[4].ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			exec(t, pool, `UPDATE tasks SET claimed_at = claimed_at - interval '4 s' WHERE id = $1`, [16]byte(c.Task.ID))
+			exec(t, pool, `UPDATE tasks SET claimed_at = claimed_at - interval '2 hours' WHERE state = 'running'`)
+			exec(t, pool, `UPDATE lanes SET claimed_at = claimed_at - interval '2 hours', running_from = CASE WHEN running_from > 'epoch' THEN running_from - interval '2 hours' ELSE running_from END`)
+			if got, _ := claimLanes(t, s, worker, 10, ask("mail/")...); len(got) != 0 {
+				t.Errorf("%d more while 3 of 3 run", len(got))
+			}
+		})
+	}
+}
+
+// The time for retries begins with the first claim that made an attempt.
+func TestGivenBackWithoutAnAttempt(t *testing.T) {
+	t.Parallel()
+	for name, options := range map[string][]func(*task.Task){"a plain task": nil, "a task of a queue": {inQueue("mail", "", task.Normal)}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, _ := newStore(t)
+			worker := register(t, s)
+			tk := newTask(options...)
+			insert(t, s, tk)
+			next := func(first bool) *task.Claim {
+				t.Helper()
+				c, err := s.ClaimOne(t.Context(), worker, tk.ID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if c.FirstAt.Equal(c.At) != first {
+					t.Errorf("claimed at %v, first at %v, want the same: %t", c.At, c.FirstAt, first)
+				}
+				return c
+			}
+			back := func(c *task.Claim, d task.Decision) {
+				t.Helper()
+				d.State = task.Pending
+				if !finish(t, s, c, d) {
+					t.Fatal("Finish matched nothing")
+				}
+			}
+			back(next(true), task.Decision{})
+			c := next(true)
+			back(c, failedOnce(c))
+			back(next(false), task.Decision{})
+			c = next(false)
+			finish(t, s, c, c.Next(task.Outcome{Kind: task.OutcomePermanent, StatusCode: 404, Error: "no"}, c.At, 0.5))
+			if _, err := s.Redrive(t.Context(), tk.ID, 0); err != nil {
+				t.Fatal(err)
+			}
+			back(next(true), task.Decision{})
+			next(true)
+		})
+	}
+}
+
+// Instances that note hosts at the same moment do not wait for the old rows of each other.
+func TestHostsThatAreOverAreNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	saveHost(t, s, task.Host{Name: "https://a.melodia.app", CongestedFor: time.Minute})
+	age(t, pool, "2 minutes")
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(t.Context()) }()
+	if _, err := tx.Exec(t.Context(), "SELECT FROM hosts FOR UPDATE"); err != nil {
+		t.Fatal(err)
+	}
+	saveHost(t, s, task.Host{Name: playsHost, CongestedFor: time.Minute})
+}
+
+// The tasks that would be claimed first are moved first.
+func TestHoldBackInLaneGoesByPriority(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	exec(t, pool, `INSERT INTO tasks (`+taskColumns+`, run_at, queue, priority, lane, state)
+		SELECT `+taskValues+`, now(), 'mail', -1, 'mail/', 'waiting' FROM generate_series(1, 5001) n`)
+	high := newTask(inQueue("mail", "", task.High))
+	insert(t, s, high)
+	if moved, more, err := s.HoldBackInLane(t.Context(), "mail/", []string{playsHost}); moved != 5000 || !more || err != nil {
+		t.Errorf("HoldBackInLane = %d, %t, %v; want 5000 and more", moved, more, err)
+	}
+	if got := get(t, s, high.ID); got.HeldHost != playsHost {
+		t.Error("the task of a high priority was left for later")
+	}
+}
