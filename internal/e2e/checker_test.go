@@ -348,7 +348,7 @@ type figures struct {
 	callbacks int
 	// cancelled is how many tasks ended so, redriven how often one began anew.
 	cancelled, redriven int
-	// lostAttempts are those whose instance stopped answering.
+	// lostAttempts are those of which no result was recorded.
 	lostAttempts int
 	// failed tasks are those that ended so.
 	failed int
@@ -757,7 +757,7 @@ func (j *journal) checkTakeovers(f figures, lease, poll time.Duration) {
 		j.t.Error("no task was taken over: the faults hit nothing")
 		return
 	}
-	bound := lease + lease/3 + poll
+	bound := lease + lease*2/5 + poll
 	median, worst := f.takeovers[len(f.takeovers)/2], f.takeovers[len(f.takeovers)-1]
 	j.t.Logf("taken over: %d tasks, median %.2f s, worst %.2f s, promised %.2f s", len(f.takeovers), median.Seconds(), worst.Seconds(), bound.Seconds())
 	if worst > bound+patience/2 {
