@@ -124,8 +124,8 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) t
 		o.Untried = true
 		return o
 	}
-	o, lost := d.send(ctx, c, u, added, start, false)
-	if lost && idempotent(c.Task.Method) && o.Kind == task.OutcomeRetryable && !o.TimedOut {
+	o, connectionEnded := d.send(ctx, c, u, added, start, false)
+	if connectionEnded && idempotent(c.Task.Method) && o.Kind == task.OutcomeRetryable && !o.TimedOut {
 		o, _ = d.send(ctx, c, u, added, start, true)
 		if o.Shortage != "" {
 			return o // it was not sent again
@@ -150,9 +150,9 @@ func idempotent(method string) bool {
 	return false
 }
 
-// send sends the request once, over a new connection where fresh says so. lost
+// send sends the request once, over a new connection where fresh says so. connectionEnded
 // reports that a kept connection ended before a byte of the answer.
-func (d *Deliverer) send(ctx context.Context, c task.Call, u *url.URL, added credentials.Added, start time.Time, fresh bool) (o task.Outcome, lost bool) {
+func (d *Deliverer) send(ctx context.Context, c task.Call, u *url.URL, added credentials.Added, start time.Time, fresh bool) (o task.Outcome, connectionEnded bool) {
 	conn, err := d.pool.Get(ctx, start.Add(c.Task.Timeout), u, fresh)
 	if err != nil {
 		return d.notMade(ctx, c, start, err, "no answer"), false

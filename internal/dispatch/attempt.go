@@ -221,8 +221,8 @@ func (d *Dispatcher) attempt(j *job) {
 		return
 	}
 	at := j.now()
-	decision, admitted := c.Admit(at)
-	if !admitted {
+	decision, may := c.MayStart(at)
+	if !may {
 		j.decision = decision
 		return
 	}

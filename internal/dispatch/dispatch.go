@@ -213,7 +213,7 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	registered := d.register(ctx, root)
 	if registered {
 		keeping.Go(func() { d.keepAlive(keep, root) })
-		keeping.Go(func() { d.keepHouse(keep) })
+		keeping.Go(func() { d.maintain(keep) })
 		keeping.Go(func() { d.hosts.follow(keep, d.store, d.options.PollInterval) })
 		keeping.Go(func() { d.followWatched(keep) })
 		claiming.Go(func() { d.claimDue(ctx) })

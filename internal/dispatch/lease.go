@@ -144,9 +144,9 @@ func (d *Dispatcher) reap(ctx context.Context) {
 // can make any.
 const historyAhead = 7
 
-// keepHouse looks after the history: at once, then every hour. An instance that has
+// maintain makes partitions of the history ahead of time and drops old ones: at once, then every hour. An instance that has
 // just started has other things to do than to make room for more than the next day.
-func (d *Dispatcher) keepHouse(ctx context.Context) {
+func (d *Dispatcher) maintain(ctx context.Context) {
 	for ahead := 1; ; ahead = min(ahead+1, historyAhead) {
 		if err := d.store.KeepHistory(ctx, d.options.Retention, ahead); err != nil && ctx.Err() == nil {
 			d.log.Error("keeping the history failed", "error", err)

@@ -140,7 +140,7 @@ func TestWhichEndsAreTold(t *testing.T) {
 	}
 	admitted := func(t *testing.T, c *task.Claim) task.Decision {
 		t.Helper()
-		d, ok := c.Admit(c.At)
+		d, ok := c.MayStart(c.At)
 		if ok {
 			t.Fatal("an attempt is admitted, want the end")
 		}

@@ -197,9 +197,9 @@ func TestCancelOutlivesALostAttempt(t *testing.T) {
 		t.Errorf("Change: %v, want ErrChanged", err)
 	}
 	c := claimOne(t, s, reaper)
-	d, ok := c.Admit(c.At)
+	d, ok := c.MayStart(c.At)
 	if ok || d.State != task.Cancelled {
-		t.Fatalf("Admit = %+v, %v, want cancelled", d, ok)
+		t.Fatalf("MayStart = %+v, %v, want cancelled", d, ok)
 	}
 	if !finish(t, s, c, d) {
 		t.Error("Finish did not match")

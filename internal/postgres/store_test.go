@@ -486,8 +486,8 @@ func TestLostAttemptsAreBounded(t *testing.T) {
 	for i := range 3 {
 		worker := register(t, s)
 		c := claimOne(t, s, worker)
-		if _, ok := c.Admit(c.At); !ok {
-			t.Fatalf("attempt %d is not admitted, want 3 attempts", i+1)
+		if _, ok := c.MayStart(c.At); !ok {
+			t.Fatalf("attempt %d may not start, want 3 attempts", i+1)
 		}
 		silence(t, pool, worker)
 		if _, err := s.Reap(t.Context(), reaper, nil, lease); err != nil {
@@ -495,9 +495,9 @@ func TestLostAttemptsAreBounded(t *testing.T) {
 		}
 	}
 	c := claimOne(t, s, reaper)
-	d, ok := c.Admit(c.At)
+	d, ok := c.MayStart(c.At)
 	if ok || d.Reason != task.AttemptsExhausted {
-		t.Fatalf("Admit = %+v, %v, want attempts_exhausted", d, ok)
+		t.Fatalf("MayStart = %+v, %v, want attempts_exhausted", d, ok)
 	}
 	finish(t, s, c, d)
 	if got := get(t, s, tk.ID); got.State != task.Failed || got.AttemptCount != 3 || len(got.Attempts) != 3 {

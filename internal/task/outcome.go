@@ -135,9 +135,9 @@ type Decision struct {
 	Counted bool
 }
 
-// Admit says whether an attempt may start at now. When it may not, ok is false
+// MayStart says whether an attempt may start at now. When it may not, ok is false
 // and the decision ends the task.
-func (c *Claim) Admit(now time.Time) (d Decision, ok bool) {
+func (c *Claim) MayStart(now time.Time) (d Decision, ok bool) {
 	t := c.Task
 	switch {
 	case !t.CancelRequestedAt.IsZero():

@@ -313,7 +313,7 @@ func TestNextLimits(t *testing.T) {
 	}
 }
 
-func TestAdmit(t *testing.T) {
+func TestMayStart(t *testing.T) {
 	t.Parallel()
 	const now = 10 * time.Second // from the beginning
 	tests := map[string]struct {
@@ -342,7 +342,7 @@ func TestAdmit(t *testing.T) {
 				c.Task.ExpiresAt = began.Add(tt.expires)
 			}
 		})
-		d, ok := c.Admit(began.Add(now))
+		d, ok := c.MayStart(began.Add(now))
 		want := task.Decision{State: task.Failed, Reason: tt.want}
 		if tt.want == "" {
 			want = task.Decision{}
@@ -358,7 +358,7 @@ func TestAdmitAfterASnooze(t *testing.T) {
 	t.Parallel()
 	for limit, want := range map[time.Duration]task.Reason{10 * time.Second: "", 10*time.Second - 1: task.RetryDurationExhausted} {
 		c := claimOf(0, func(c *task.Claim) { c.Task.SnoozeCount, c.Task.Retry.MaxRetryDuration = 1, limit })
-		if d, ok := c.Admit(began.Add(10 * time.Second)); d.Reason != want || ok != (want == "") {
+		if d, ok := c.MayStart(began.Add(10 * time.Second)); d.Reason != want || ok != (want == "") {
 			t.Errorf("max_retry_duration %v: got %+v, %t", limit, d, ok)
 		}
 	}
@@ -370,7 +370,7 @@ func TestAdmitHonoursARequestToCancel(t *testing.T) {
 	c := claimOf(5, func(c *task.Claim) {
 		c.Task.CancelRequestedAt, c.Task.ExpiresAt = began, began
 	})
-	if d, ok := c.Admit(began.Add(time.Second)); ok || d != (task.Decision{State: task.Cancelled}) {
+	if d, ok := c.MayStart(began.Add(time.Second)); ok || d != (task.Decision{State: task.Cancelled}) {
 		t.Errorf("got %+v, %t; want cancelled, false", d, ok)
 	}
 }
@@ -543,7 +543,7 @@ func TestEveryLifeEnds(t *testing.T) {
 			}
 			become(task.Running)
 			c := &task.Claim{Task: life, Number: int64(claims), At: now, FirstAt: began}
-			if d, ok := c.Admit(now); !ok {
+			if d, ok := c.MayStart(now); !ok {
 				if d.State != task.Failed || d.Reason == "" || d.Attempt != nil || d.Counted {
 					t.Fatalf("not admitted with %+v", d)
 				}

@@ -6,7 +6,7 @@
 // needs are handed in.
 //
 // One task's way through the package: [New] checks a [Spec] and makes a
-// [Task]; a dispatcher holds it under a [Claim]; [Claim.Admit] says whether an
+// [Task]; a dispatcher holds it under a [Claim]; [Claim.MayStart] says whether an
 // attempt may start; [Claim.Next] turns the attempt's [Outcome] into a
 // [Decision].
 package task
