@@ -162,8 +162,8 @@ func TestOutcomes(t *testing.T) {
 					for _, message := range []string{"attempt failed, will retry", "task succeeded", "task failed"} {
 						for _, line := range r.log.lines(t, message) {
 							logged = append(logged, fmt.Sprint(line["level"], " ", message))
-							if line["task_id"] != id.String() || message == "task failed" && line["reason"] != string(test.reason) {
-								t.Errorf("a line without its task or reason: %v", line)
+							if line["task_id"] != id.String() || line["claim"] == nil || message == "task failed" && line["reason"] != string(test.reason) {
+								t.Errorf("a line without its task, claim or reason: %v", line)
 							}
 						}
 					}

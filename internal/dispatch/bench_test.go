@@ -29,8 +29,8 @@ func (p *plenty) KeepHistory(context.Context, time.Duration, int) error         
 func (p *plenty) NextDue(context.Context) (time.Duration, bool, error) {
 	return 0, p.next < len(p.claims), nil
 }
-func (p *plenty) Reap(context.Context, task.ID, []task.ID, time.Duration) (int, error) {
-	return 0, nil
+func (p *plenty) Reap(context.Context, task.ID, []task.ID, time.Duration) ([]task.ID, error) {
+	return nil, nil
 }
 
 func (p *plenty) Hosts(context.Context) ([]task.Host, error)                    { return nil, nil }

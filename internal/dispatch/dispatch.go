@@ -35,7 +35,7 @@ type store interface {
 	// numbers of their claims.
 	Cancelled(ctx context.Context, worker task.ID) (claims map[task.ID]int64, err error)
 	Unregister(ctx context.Context, worker task.ID) error
-	Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (count int, err error)
+	Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (lost []task.ID, err error)
 	KeepHistory(ctx context.Context, retention time.Duration, ahead int) error
 
 	Insert(ctx context.Context, t *task.Task) error

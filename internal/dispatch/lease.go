@@ -126,22 +126,33 @@ func (d *Dispatcher) cutOffCancelled(ctx context.Context, s *session) {
 	d.CutOff(claims)
 }
 
+// shownLost is how many lost tasks one line of the log names.
+const shownLost = 10
+
 // reap makes tasks due again whose worker is gone.
 func (d *Dispatcher) reap(ctx context.Context) {
-	count, err := d.store.Reap(ctx, d.session.Load().worker, d.results.held(), d.options.Lease)
+	worker := d.session.Load().worker
+	lost, err := d.store.Reap(ctx, worker, d.results.held(), d.options.Lease)
 	switch {
 	case ctx.Err() != nil:
 	case err != nil:
 		d.log.Error("reaping failed", "error", err)
-	case count > 0:
-		d.log.Warn("took over lost tasks", "count", count)
+	case len(lost) > 0:
+		d.log.Warn("took over lost tasks", "worker_id", worker.String(), "count", len(lost), "task_ids", texts(lost[:min(len(lost), shownLost)]))
 		d.Wake()
 	}
 }
 
-// historyAhead is for how many days the history has room before they begin, once an
-// instance has run for some hours: more than a long weekend during which nothing
-// can make any.
+func texts(ids []task.ID) []string {
+	out := make([]string, len(ids))
+	for i, id := range ids {
+		out[i] = id.String()
+	}
+	return out
+}
+
+// historyAhead is for how many days ahead the history has partitions, once an instance has
+// run for some hours: they last for a long weekend during which none can be made.
 const historyAhead = 7
 
 // maintain makes partitions of the history ahead of time and drops old ones: at once, then every hour. An instance that has

@@ -355,7 +355,10 @@ func TestTakesOverFromTheSilent(t *testing.T) {
 		time.Sleep(21 * time.Second) // a lease and the longest time between two reaps
 		synctest.Wait()
 		r.wantState(id, task.Succeeded, "", 2)
-		r.wantLine("took over lost tasks", "WARN")
+		worker := last(m.calls("Reap")).worker.String()
+		if line := r.wantLine("took over lost tasks", "WARN"); line["worker_id"] != worker || line["count"] != 1.0 || !cmp.Equal(line["task_ids"], []any{id.String()}) {
+			t.Errorf("the line is %v, want the worker %s and the task %s", line, worker, id)
+		}
 		if got, reaps := r.delivered()[0].after, m.calls("Reap"); !slices.ContainsFunc(reaps, func(a asked) bool { return a.at.Sub(r.began) == got }) {
 			t.Errorf("the lost task was called after %v, want the moment of a reap", got)
 		}

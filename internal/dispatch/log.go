@@ -40,7 +40,7 @@ func (d *Dispatcher) report(j *job) {
 		return
 	}
 	attrs := []slog.Attr{
-		slog.String("task_id", c.Task.ID.String()),
+		slog.String("task_id", c.Task.ID.String()), slog.Int64("claim", c.Number),
 	}
 	if d.options.LogTargets {
 		url, _, _ := strings.Cut(c.Task.URL, "?") // a query may hold secrets

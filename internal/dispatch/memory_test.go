@@ -287,7 +287,7 @@ func (m *memory) Unregister(ctx context.Context, worker task.ID) error {
 	return m.do(ctx, asked{op: "Unregister", worker: worker}, func() { delete(m.workers, worker) })
 }
 
-func (m *memory) Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (count int, err error) {
+func (m *memory) Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (lost []task.ID, err error) {
 	err = m.do(ctx, asked{op: "Reap", worker: worker, held: held, bound: lease}, func() {
 		for id, heartbeat := range m.workers {
 			if heartbeat.Before(m.now().Add(-lease)) {
@@ -300,11 +300,11 @@ func (m *memory) Reap(ctx context.Context, worker task.ID, held []task.ID, lease
 				r.claimedAt.Before(m.now().Add(-max(lease, unansweredFor)))
 			if r.State == task.Running && (!known || forgotten) {
 				r.lose(m.now())
-				count++
+				lost = append(lost, id)
 			}
 		}
 	})
-	return count, err
+	return lost, err
 }
 
 // lose is what reaping does to a running task.

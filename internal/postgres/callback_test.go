@@ -151,8 +151,8 @@ func TestWhichEndsAreTold(t *testing.T) {
 		silent := register(t, s)
 		claimOne(t, s, silent)
 		silence(t, pool, silent)
-		if n, err := s.Reap(t.Context(), register(t, s), nil, lease); n != 1 || err != nil {
-			t.Fatalf("Reap = %d, %v, want 1", n, err)
+		if lost, err := s.Reap(t.Context(), register(t, s), nil, lease); len(lost) != 1 || err != nil {
+			t.Fatalf("Reap = %v, %v, want 1", lost, err)
 		}
 	}
 	for name, tt := range map[string]struct {
@@ -288,8 +288,8 @@ func TestLateResultsAreNotTold(t *testing.T) {
 	old := claimOne(t, s, stalled)
 	failure := old.Next(task.Outcome{Kind: task.OutcomePermanent, StatusCode: 404}, old.At, 0)
 	silence(t, pool, stalled)
-	if n, err := s.Reap(t.Context(), healthy, nil, lease); n != 1 || err != nil {
-		t.Fatalf("Reap = %d, %v, want 1 task", n, err)
+	if lost, err := s.Reap(t.Context(), healthy, nil, lease); len(lost) != 1 || err != nil {
+		t.Fatalf("Reap = %v, %v, want 1 task", lost, err)
 	}
 	wantNothing("while it is pending", old, succeeded(old))
 	current := claimOne(t, s, healthy)

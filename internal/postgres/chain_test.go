@@ -316,8 +316,8 @@ func TestRounds(t *testing.T) {
 					t.Fatal(err)
 				}
 				silence(t, pool, worker)
-				if n, err := s.Reap(t.Context(), newID(), nil, time.Second); n != 1 || err != nil {
-					t.Fatalf("Reap = %d, %v", n, err)
+				if lost, err := s.Reap(t.Context(), newID(), nil, time.Second); len(lost) != 1 || err != nil {
+					t.Fatalf("Reap = %v, %v", lost, err)
 				}
 				worker = register(t, s)
 				failAtOnce(t, s, tk, worker)

@@ -314,8 +314,8 @@ func TestF7LanesOnEveryPath(t *testing.T) {
 	got, _ = claimLanes(t, s, worker, 1, ask("slow/k2")...)
 	other := register(t, s)
 	silence(t, pool, worker)
-	if n, err := s.Reap(t.Context(), other, nil, lease); n != 1 || err != nil {
-		t.Fatalf("Reap = %d, %v", n, err)
+	if lost, err := s.Reap(t.Context(), other, nil, lease); len(lost) != 1 || err != nil {
+		t.Fatalf("Reap = %v, %v", lost, err)
 	}
 	want("reaped", one.ID, "waiting slow/k2")
 	if finish(t, s, got[0], done) {

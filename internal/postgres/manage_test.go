@@ -186,8 +186,8 @@ func TestCancelOutlivesALostAttempt(t *testing.T) {
 		t.Fatal(err)
 	}
 	silence(t, pool, silent)
-	if n, err := s.Reap(t.Context(), reaper, nil, lease); n != 1 || err != nil {
-		t.Fatalf("Reap = %d, %v, want 1", n, err)
+	if lost, err := s.Reap(t.Context(), reaper, nil, lease); len(lost) != 1 || err != nil {
+		t.Fatalf("Reap = %v, %v, want 1", lost, err)
 	}
 	lost := get(t, s, tk.ID)
 	if _, err := s.MakeDue(t.Context(), tk.ID); !errors.Is(err, task.ErrCancelRequested) {

@@ -429,15 +429,15 @@ func TestReapAfterTheClockWasSetBack(t *testing.T) {
 	insert(t, s, newTask())
 	c := claimOne(t, s, other)
 	exec(t, pool, "UPDATE workers SET heartbeat_at = now() + interval '1 hour'")
-	if n, err := s.Reap(t.Context(), me, nil, lease); n != 0 || err != nil {
-		t.Errorf("Reap = %d, %v; want none, since it may well live", n, err)
+	if lost, err := s.Reap(t.Context(), me, nil, lease); len(lost) != 0 || err != nil {
+		t.Errorf("Reap = %v, %v; want none, since it may well live", lost, err)
 	}
 	if ahead := query[bool](t, pool, "SELECT bool_or(heartbeat_at > now()) FROM workers"); ahead {
 		t.Error("a heartbeat is from the future still")
 	}
 	silence(t, pool, other)
-	if n, err := s.Reap(t.Context(), me, nil, lease); n != 1 || err != nil || get(t, s, c.Task.ID).State != task.Pending {
-		t.Errorf("Reap = %d, %v, want the task of the one that died", n, err)
+	if lost, err := s.Reap(t.Context(), me, nil, lease); len(lost) != 1 || err != nil || get(t, s, c.Task.ID).State != task.Pending {
+		t.Errorf("Reap = %v, %v, want the task of the one that died", lost, err)
 	}
 }
 

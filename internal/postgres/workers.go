@@ -92,11 +92,11 @@ func (s *Store) Unregister(ctx context.Context, worker task.ID) error {
 	return nil
 }
 
-// A worker is silent when DELETE finds it so: a heartbeat that commits just before
-// keeps the row, and its tasks. A task that the worker claims while its row is being
-// deleted has a worker without a row, and the next reap takes it. A heartbeat that
-// lies in the future is from before the database's clock was set back: its worker
-// gets a whole lease from now on.
+// Whether a worker is silent is decided when its row is deleted: a heartbeat that commits
+// just before keeps the row and the worker's tasks. Where the worker claims a task while its
+// row is being deleted, the task's worker has no row, and the next reap takes the task. A
+// heartbeat in the future is from before the database's clock was set back: the worker then
+// has a whole lease from now on.
 var reapSQL = `-- name: reap
 WITH ahead AS (
     UPDATE workers SET heartbeat_at = now() WHERE heartbeat_at > now() + make_interval(secs => $1)
@@ -118,26 +118,32 @@ UPDATE tasks t SET state = ` + waitingState("t.lane") + `, run_at = now(), worke
         'started_at', to_char(t.claimed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
         'duration_seconds', EXTRACT(EPOCH FROM now() - t.claimed_at)::float8,
         'outcome', 'lost',
-        'error', 'the instance that made this attempt stopped answering')
+        'error', 'no result of this attempt was recorded: its instance died, stalled or lost track of it; the call may not have been made')
         || CASE WHEN t.round > 1 THEN jsonb_build_object('round', t.round) ELSE '{}' END)
-WHERE t.id = ANY (ARRAY(SELECT id FROM lost))`
+WHERE t.id = ANY (ARRAY(SELECT id FROM lost))
+RETURNING t.id`
 
 // Reap takes running tasks from workers that cannot finish them: every worker that
 // has been silent for lease, and the calling worker itself where the answer to
 // its claim was lost, so that it does not know of the task (it is not among
 // held, and was claimed longer ago than lease). They are pending and due at
 // once; the attempt counts, as lost, so that a task which brings down its
-// process ends some day. Reap returns their number. Any instance may reap at
+// process ends some day. Reap returns their ids. Any instance may reap at
 // any time.
-func (s *Store) Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (int, error) {
+func (s *Store) Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (lost []task.ID, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	// An answer can be under way for as long as a call may take.
 	unanswered := max(lease, 2*callTimeout)
-	tag, err := s.pool.Exec(ctx, reapSQL, seconds(lease), [16]byte(worker), uuids(held), seconds(unanswered))
+	rows, err := s.pool.Query(ctx, reapSQL, seconds(lease), [16]byte(worker), uuids(held), seconds(unanswered))
+	if err == nil {
+		lost, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (id task.ID, err error) {
+			return id, row.Scan((*[16]byte)(&id))
+		})
+	}
 	renewIfReadOnly(s.pool, err)
 	if err != nil {
-		return 0, fmt.Errorf("reap: %w", classify(err))
+		return nil, fmt.Errorf("reap: %w", classify(err))
 	}
-	return int(tag.RowsAffected()), nil
+	return lost, nil
 }

@@ -71,8 +71,8 @@ func TestExplain(t *testing.T) {
 			"It has been due for 60 s, but no instance carries out tasks: the last one was seen 2 h ago.",
 		},
 		"after an instance was lost": {
-			task.Task{State: task.Pending, RunAt: ago(time.Second), AttemptCount: 1, Attempts: tried(1, task.OutcomeLost, 0, "the instance that made this attempt stopped answering")}, alive,
-			"It has been due for 1.0 s for attempt 2 of 10, since attempt 1 came to nothing: the instance that made this attempt stopped answering; it is the next one. " +
+			task.Task{State: task.Pending, RunAt: ago(time.Second), AttemptCount: 1, Attempts: tried(1, task.OutcomeLost, 0, "no result of this attempt was recorded: its instance died, stalled or lost track of it; the call may not have been made")}, alive,
+			"It has been due for 1.0 s for attempt 2 of 10, since attempt 1 came to nothing: no result of this attempt was recorded: its instance died, stalled or lost track of it; the call may not have been made; it is the next one. " +
 				"The target may have got 1 attempt without a result: 1 lost with its instance.",
 		},
 		"interrupted and snoozed on the way": {

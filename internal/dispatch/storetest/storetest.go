@@ -4,6 +4,7 @@
 package storetest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -25,7 +26,7 @@ type Store interface {
 	Heartbeat(ctx context.Context, worker task.ID) (known bool, err error)
 	Cancelled(ctx context.Context, worker task.ID) (claims map[task.ID]int64, err error)
 	Unregister(ctx context.Context, worker task.ID) error
-	Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (count int, err error)
+	Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (lost []task.ID, err error)
 	Insert(ctx context.Context, t *task.Task) error
 	InsertBatch(ctx context.Context, b *task.Batch) error
 	InsertClaimed(ctx context.Context, worker task.ID, t *task.Task) (*task.Claim, error)
@@ -139,11 +140,13 @@ func (s *subject) finish(c *task.Claim, d task.Decision) (matched, calledBack bo
 	return matched, calledBack
 }
 
-func (s *subject) reap(worker task.ID, held ...task.ID) (count int) {
+// reap returns the tasks that were lost, sorted.
+func (s *subject) reap(worker task.ID, held ...task.ID) []task.ID {
 	s.Helper()
-	count, err := s.Reap(s.Context(), worker, held, Lease)
+	lost, err := s.Reap(s.Context(), worker, held, Lease)
 	s.must(err)
-	return count
+	slices.SortFunc(lost, func(a, b task.ID) int { return bytes.Compare(a[:], b[:]) })
+	return lost
 }
 
 func (s *subject) wantKnown(worker task.ID, want bool) {
@@ -195,18 +198,18 @@ func testLeases(s *subject) {
 	c := s.claimNext(worker)
 	s.Silence(worker)
 	s.must(s.Register(s.Context(), worker, "again", 200))
-	if n := s.reap(other); n != 0 {
-		s.Errorf("%d tasks were taken from a worker that registered again", n)
+	if lost := s.reap(other); len(lost) != 0 {
+		s.Errorf("%d tasks were taken from a worker that registered again", len(lost))
 	}
 	s.Silence(worker)
 	s.wantKnown(worker, true)
-	if n := s.reap(other); n != 0 {
-		s.Errorf("%d tasks were taken from a worker after its heartbeat", n)
+	if lost := s.reap(other); len(lost) != 0 {
+		s.Errorf("%d tasks were taken from a worker after its heartbeat", len(lost))
 	}
 	s.must(s.Unregister(s.Context(), worker))
 	s.wantKnown(worker, false)
-	if n := s.reap(other); n != 1 {
-		s.Errorf("%d tasks were taken from a worker that signed off, want 1", n)
+	if lost := s.reap(other); len(lost) != 1 {
+		s.Errorf("%d tasks were taken from a worker that signed off, want 1", len(lost))
 	}
 	s.wantTask(c.Task.ID, task.Pending, 1, "lost")
 }
@@ -405,8 +408,8 @@ func testStalledWorker(s *subject) {
 	id := s.store(0)
 	old := s.claimNext(stalled)
 	s.Silence(stalled)
-	if n := s.reap(healthy); n != 1 {
-		s.Fatalf("Reap took %d tasks, want 1", n)
+	if lost := s.reap(healthy); len(lost) != 1 {
+		s.Fatalf("Reap took %d tasks, want 1", len(lost))
 	}
 	if matched, _ := s.finish(old, succeeded(old)); matched {
 		s.Error("Finish matched while the task was pending again")
@@ -449,8 +452,8 @@ func testReap(s *subject) {
 	fresh := s.claimNext(me).Task.ID
 	s.Silence(silent)
 	s.must(s.Unregister(s.Context(), gone))
-	if n := s.reap(me, held); n != 3 {
-		s.Errorf("Reap took %d tasks, want 3", n)
+	if got, want := s.reap(me, held), []task.ID{lost, left, unheard}; !slices.Equal(got, want) {
+		s.Errorf("Reap took %v, want %v", got, want)
 	}
 	for what, id := range map[string]task.ID{"a live worker's": live, "mine that I know of": held, "mine that was just claimed": fresh} {
 		if state := s.Get(id).State; state != task.Running {
