@@ -67,7 +67,7 @@ type lane struct {
 	blocked, permit bool
 	// While it is asked: a task of it ended, or is due from at on.
 	freed, noted bool
-	pause        time.Duration // after claims of others
+	pause        time.Duration // after claims of others, or in vain
 }
 
 // group is the lanes of a queue, or of a host.
@@ -323,9 +323,10 @@ func (l *lanes) take(limit int, permits func(one task.Lane) (most, running int, 
 	return asks
 }
 
-// answer puts lanes back that were asked. claims are what was claimed, by lane. poll is
-// when to ask those again that wait for what only others may know.
-func (l *lanes) answer(states []task.LaneState, claims map[task.Lane]int, poll time.Duration) {
+// answer puts lanes back that were asked. claims are what was claimed, by lane. full says that
+// these are as many as were asked for together. poll is when to ask those again that wait for
+// what only others may know, as a limit that is changed.
+func (l *lanes) answer(states []task.LaneState, claims map[task.Lane]int, full bool, poll time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
@@ -337,20 +338,23 @@ func (l *lanes) answer(states []task.LaneState, claims map[task.Lane]int, poll t
 		}
 		g := one.group
 		one.asked, g.paused = false, s.Blocked == task.BlockedByPause
-		if s.Blocked != task.BlockedByOthers {
+		// A lane that is not blocked, has due tasks and got none: others hold these, or the
+		// store does not know the instance at the moment.
+		inVain := s.Blocked == "" && s.Wait == 0 && claims[one.name] == 0 && !full
+		if s.Blocked != task.BlockedByOthers && !inVain {
 			one.pause = 0
 		}
 		switch {
 		case s.Blocked == task.BlockedByPause:
 			l.block(g, now.Add(poll), false)
 			first = append(first, one)
-		case s.Blocked == task.BlockedByOthers:
+		case s.Blocked == task.BlockedByOthers, inVain:
 			one.pause = longer(one.pause, poll)
 			l.time(one, now.Add(jitter(one.pause)))
 		case s.Blocked == task.BlockedByQueue:
 			switch {
 			case s.Wait >= 0:
-				l.block(g, now.Add(s.Wait), false)
+				l.block(g, now.Add(min(s.Wait, poll)), false)
 			case !g.freed:
 				l.block(g, now.Add(poll), true)
 			}
@@ -363,7 +367,7 @@ func (l *lanes) answer(states []task.LaneState, claims map[task.Lane]int, poll t
 			switch {
 			case s.Wait >= 0:
 				one.blocked = true
-				l.time(one, now.Add(s.Wait))
+				l.time(one, now.Add(min(s.Wait, poll)))
 			case one.freed:
 				l.makeReady(one, false)
 			default:
@@ -520,7 +524,7 @@ func (d *Dispatcher) claimLanes(ctx context.Context) {
 			continue
 		}
 		failing = 0
-		d.lanes.answer(states, byLane, jitter(d.options.PollInterval))
+		d.lanes.answer(states, byLane, len(claims) >= limit, jitter(d.options.PollInterval))
 	}
 }
 

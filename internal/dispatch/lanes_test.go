@@ -219,6 +219,65 @@ func TestF5LanesHaveTurns(t *testing.T) {
 	})
 }
 
+// F5: a limit that is changed holds at once, also where the old one would give the next
+// permit much later.
+func TestF5ChangedRatesHoldAtOnce(t *testing.T) {
+	t.Parallel()
+	rare := task.Limits{MaxPerSecond: 0.001, Burst: 1}
+	for name, q := range map[string]task.QueueSettings{
+		"of a queue": {Limits: rare}, "of a key": {PerKey: task.KeyLimits{Limits: rare}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				m := newMemory()
+				m.setQueue(task.Queue{Name: "mail", QueueSettings: q})
+				r := start(t, options(), m, takes(time.Millisecond, succeeded))
+				r.knows()
+				synctest.Wait()
+				for n := range 5 {
+					r.submitTo(n, 0, "mail", "k")
+				}
+				time.Sleep(5 * time.Second)
+				if n := len(r.delivered()); n != 1 {
+					t.Fatalf("%d calls at one in 1,000 s, want 1", n)
+				}
+				m.setQueue(task.Queue{Name: "mail"})
+				time.Sleep(time.Second + 300*time.Millisecond)
+				if n := len(r.delivered()); n != 5 {
+					t.Errorf("%d calls after the limit was removed, want all 5", n)
+				}
+			})
+		})
+	}
+}
+
+// Due tasks that cannot be claimed are not asked for again and again.
+func TestClaimsOfLanesInVain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		r := start(t, options(), m, takes(time.Millisecond, succeeded))
+		r.knows()
+		synctest.Wait()
+		m.mu.Lock()
+		m.locked = true
+		m.mu.Unlock()
+		r.submitTo(1, 0, "mail", "")
+		time.Sleep(10 * time.Second)
+		if n := len(m.calls("ClaimLanes")); n < 10 || n > 30 {
+			t.Errorf("%d claims within 10 s, want some 20", n)
+		}
+		m.mu.Lock()
+		m.locked = false
+		m.mu.Unlock()
+		time.Sleep(time.Second + 300*time.Millisecond)
+		if n := len(r.delivered()); n != 1 {
+			t.Errorf("%d calls, want 1", n)
+		}
+	})
+}
+
 // F4: what waits for a limit makes no attempt, and is not claimed.
 func TestF4WaitingCostsNoAttempt(t *testing.T) {
 	t.Parallel()
@@ -307,7 +366,7 @@ func TestLanesThatGotNothingComeFirst(t *testing.T) { //nolint:paralleltest // s
 	}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	l.answer(states, nil, 0)
+	l.answer(states, nil, false, 0)
 	runtime.ReadMemStats(&after)
 	if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
 		t.Errorf("an answer allocates %d bytes", n)

@@ -61,7 +61,11 @@ func (m *memory) ClaimLanes(ctx context.Context, worker task.ID, asks []task.Lan
 			var state task.LaneState
 			for n := 0; ; n++ {
 				var next *row
-				if next, state = m.nextOf(a, min(a.Most-n, limit-len(claims))); next == nil || !known {
+				if next, state = m.nextOf(a, min(a.Most-n, limit-len(claims))); next == nil {
+					break
+				}
+				if !known || m.locked {
+					state = task.LaneState{Lane: a.Lane}
 					break
 				}
 				c := m.take(next, next.sent(), worker, m.now())

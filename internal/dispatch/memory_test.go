@@ -39,6 +39,7 @@ type tables struct {
 	workers map[task.ID]time.Time // their heartbeats
 	claimed map[*task.Task]int64  // the claim number under which a task was handed out
 	flow    flow
+	locked  bool // others hold the tasks of all lanes
 	asked   []asked
 
 	hosts hostRows
