@@ -188,7 +188,7 @@ func (s *Store) HoldBack(ctx context.Context, hosts []string) (moved int, more b
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var looked int
-	err = s.pool.QueryRow(ctx, holdBackSQL, hosts, s.lowWater.from(), maxHeldBack).Scan(&moved, &looked)
+	err = s.pool.QueryRow(ctx, holdBackSQL, hosts, s.lowWater.current(), maxHeldBack).Scan(&moved, &looked)
 	if err != nil {
 		return 0, false, fmt.Errorf("move tasks to the lanes of %d hosts: %w", len(hosts), classify(err))
 	}

@@ -135,6 +135,21 @@ func age(t *testing.T, pool *pgxpool.Pool, by string) {
 	}
 }
 
+// The next look for due tasks begins at the very first one all the same.
+func TestHoldBackLeavesTheLookFromTheBeginning(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t)
+	back := make(chan time.Time, 1)
+	s.LookBack(back)
+	back <- time.Time{}
+	if _, _, err := s.HoldBack(t.Context(), []string{playsHost}); err != nil {
+		t.Fatal(err)
+	}
+	if len(back) != 1 {
+		t.Error("HoldBack used the look from the beginning up")
+	}
+}
+
 func TestHoldBack(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)

@@ -35,10 +35,16 @@ func (w *lowWater) from() time.Time {
 	case <-w.back:
 		return time.Time{}
 	default:
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		return w.mark
+		return w.current()
 	}
+}
+
+// current is the mark, for what reads due tasks and does not tell saw: the look from the
+// beginning is for those that do.
+func (w *lowWater) current() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.mark
 }
 
 // saw notes that a look which began at from left nothing that is due before seen.
