@@ -3,6 +3,7 @@ package dispatch
 import (
 	"container/heap"
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -279,10 +280,11 @@ func (l *lanes) enter(g *group) {
 }
 
 // take takes lanes to be asked for up to limit tasks together, each for its part of them.
-// permits bounds how many tasks of a lane with a host are asked for; where these are none,
+// permits bounds how many tasks of a lane with a host are asked for; othersWait says that lanes
+// of other hosts, or of none, are ready. Where these are none,
 // the lane is asked again at the latest after again, or with zero when a slot is free.
 // Each lane that take returns goes to answer.
-func (l *lanes) take(limit int, permits func(one task.Lane) (most, running int, again time.Duration)) []task.LaneAsk {
+func (l *lanes) take(limit int, permits func(one task.Lane, othersWait bool) (most, running int, again time.Duration)) []task.LaneAsk {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var asked []*lane
@@ -290,6 +292,7 @@ func (l *lanes) take(limit int, permits func(one task.Lane) (most, running int, 
 	running := make(map[*lane]int)
 	most := make(map[*lane]int)
 	given := make(map[string]int)
+	others := make(map[string]bool)
 	for len(l.ring) > 0 && len(asked) < min(limit, maxAsked) {
 		g := l.ring[0]
 		l.ring = l.ring[1:]
@@ -298,7 +301,13 @@ func (l *lanes) take(limit int, permits func(one task.Lane) (most, running int, 
 		l.enter(g)
 		most[one] = limit
 		if one.host != "" {
-			n, all, again := permits(one.name)
+			// Lanes that are not ready at first do not become so here: this holds for all of the host.
+			wait, ok := others[one.host]
+			if !ok {
+				wait = l.othersWait(one.host) || slices.ContainsFunc(asked, func(other *lane) bool { return other.host != one.host })
+				others[one.host] = wait
+			}
+			n, all, again := permits(one.name, wait)
 			n -= given[one.host]
 			if n <= 0 {
 				one.blocked, one.permit = true, true
@@ -321,6 +330,17 @@ func (l *lanes) take(limit int, permits func(one task.Lane) (most, running int, 
 		asks[i] = task.LaneAsk{Lane: one.name, Most: min(n, most[one]), Running: running[one]}
 	}
 	return asks
+}
+
+// othersWait reports whether a lane is ready in the ring that has not this host. mu is held.
+func (l *lanes) othersWait(host string) bool {
+	isOther := func(one *lane) bool { return one.host != host }
+	for _, g := range l.ring {
+		if slices.ContainsFunc(g.first, isOther) || slices.ContainsFunc(g.ready, isOther) {
+			return true
+		}
+	}
+	return false
 }
 
 // answer puts lanes back that were asked. claims are what was claimed, by lane. full says that
@@ -494,8 +514,8 @@ func (d *Dispatcher) claimLanes(ctx context.Context) {
 		}
 		s := d.session.Load()
 		plain := d.slots.wants(d.slots.plain)
-		asks := d.lanes.take(limit, func(one task.Lane) (most, running int, again time.Duration) {
-			most, running, again = d.hosts.permits(one.Host(), limit, plain || d.lanes.ready.Load() > 1)
+		asks := d.lanes.take(limit, func(one task.Lane, othersWait bool) (most, running int, again time.Duration) {
+			most, running, again = d.hosts.permits(one.Host(), limit, plain || othersWait)
 			if most == 0 && again == 0 {
 				again = slotLook
 			}

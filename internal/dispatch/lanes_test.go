@@ -345,7 +345,7 @@ func TestF9TasksOfABrokenHostAreMoved(t *testing.T) {
 
 // askedOf takes lanes and returns those that are asked.
 func (l *lanes) askedOf(limit int) (names []task.Lane) {
-	for _, a := range l.take(limit, func(task.Lane) (most, running int, again time.Duration) { return limit, 0, 0 }) {
+	for _, a := range l.take(limit, func(task.Lane, bool) (most, running int, again time.Duration) { return limit, 0, 0 }) {
 		names = append(names, a.Lane)
 	}
 	return names
@@ -374,5 +374,40 @@ func TestLanesThatGotNothingComeFirst(t *testing.T) { //nolint:paralleltest // s
 	l.expire()
 	if again := l.askedOf(100); !slices.Equal(again, first) {
 		t.Errorf("asked are %v, want again %v", again, first)
+	}
+}
+
+// F10: one slow host alone has all slots, in however many lanes its tasks wait.
+func TestF10LanesOfOneHostAreNoOthers(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		lanes []task.Lane
+		want  bool
+	}{
+		"a lane alone":               {[]task.Lane{" https://h"}, false},
+		"queues with the same host":  {[]task.Lane{"q1/ https://h", "q2/ https://h", " https://h"}, false},
+		"keys with the same host":    {[]task.Lane{"q/k1 https://h", "q/k2 https://h"}, false},
+		"a queue without a host":     {[]task.Lane{"q1/ https://h", "q2/"}, true},
+		"another host in that queue": {[]task.Lane{"q/k1 https://h", "q/k2 https://h2"}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLanes()
+			for _, lane := range test.lanes {
+				l.note(lane, 0)
+			}
+			l.expire()
+			seen := 0
+			l.take(10, func(lane task.Lane, othersWait bool) (most, running int, again time.Duration) {
+				seen++
+				if othersWait != test.want {
+					t.Errorf("lane %q: others wait %t, want %t", lane, othersWait, test.want)
+				}
+				return 1, 0, 0
+			})
+			if seen == 0 {
+				t.Error("no lane of a host had its turn")
+			}
+		})
 	}
 }
