@@ -96,6 +96,7 @@ type host struct {
 	version           int64
 	savedAt           time.Time
 	told              task.HostStatus // in the log
+	congestedHere     bool            // this instance was the last to say that it is congested
 	succeeded, failed int             // since state.Recovery began to hold
 }
 
@@ -153,15 +154,21 @@ func (h *hosts) permits(name string, free int, othersWait bool) (n, running int,
 	switch {
 	case h.share >= 1:
 	case one.ours:
-		h.congest(one, now)
-		n = min(n, h.slots-h.total, h.ownShare()-one.held)
+		left := h.ownShare() - one.held
+		n = min(n, h.slots-h.total, left)
+		if left <= 0 {
+			h.congest(one, now)
+		}
 	case !one.pace.Slow(now):
 		h.relieve(one, now)
 	default:
-		h.congest(one, now)
+		left := h.limit(one, now) - one.held
 		// The calls that there may be beyond the slots are for others.
 		if n = min(n, h.slots-h.total); othersWait {
-			n = min(n, h.limit(one, now)-one.held)
+			n = min(n, left)
+		}
+		if left <= 0 && !one.pace.Unknown(now) {
+			h.congest(one, now)
 		}
 	}
 	if one.state.Allowed > 0 {
@@ -425,6 +432,7 @@ func (h *hosts) congest(one *host, now time.Time) {
 	if one.state.CongestedUntil.Sub(now) > congestedFor/2 {
 		return
 	}
+	one.congestedHere = true
 	next := one.state
 	next.CongestedUntil = now.Add(congestedFor)
 	if one.why == "" {
@@ -436,9 +444,11 @@ func (h *hosts) congest(one *host, now time.Time) {
 	h.set(one, next, now)
 }
 
-// relieve notes that a host is not congested. mu is held.
+// relieve notes that a host is not congested any more, if it was so here: where another instance
+// says that it is, it has its share there. mu is held.
 func (h *hosts) relieve(one *host, now time.Time) {
-	if one.state.CongestedUntil.After(now) {
+	if one.congestedHere && one.state.CongestedUntil.After(now) {
+		one.congestedHere = false
 		next := one.state
 		next.CongestedUntil = time.Time{}
 		h.set(one, next, now)
@@ -733,6 +743,7 @@ func (h *hosts) takeOver(stored []task.Host, asked time.Time) {
 			continue
 		}
 		h.adopt(one, stateOf(&stored[i], now), now)
+		one.congestedHere = false
 		one.version, one.why, one.since = stored[i].Version, stored[i].Why, stored[i].Since
 		relieved = true
 	}

@@ -210,6 +210,64 @@ func TestCongestionEnds(t *testing.T) {
 	})
 }
 
+// A host that nothing is known of leaves slots for others, and no instance calls it congested.
+func TestUnknownHostIsNotCongested(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, newMemory(), 200)
+		wantState := func(when string, congested bool) {
+			t.Helper()
+			if c.inLane(slowURL) != congested {
+				t.Errorf("%s: congested %t, want %t", when, !congested, congested)
+			}
+		}
+		c.wantPermits(slowURL, 200, true, 150, 0, 0)
+		wantState("it has no slot", false)
+		for range 150 {
+			c.takeAnyway(slowURL)
+		}
+		c.begins(slowURL, 10)
+		c.wantPermits(slowURL, 50, true, 0, 0, 0)
+		wantState("its first calls just began", false)
+		time.Sleep(limit.SlowAfter + time.Millisecond)
+		c.wantPermits(slowURL, 50, true, 0, 0, 0)
+		wantState("none of its calls ends", true)
+
+		c = newCrowd(t, newMemory(), 200)
+		slow := quickly
+		slow.Duration = time.Second
+		c.calls(slowURL, 1, slow)
+		c.wantPermits(slowURL, 200, true, 150, 0, 0)
+		wantState("it is slow and has no slot", false)
+	})
+}
+
+// An instance on which a host is fast does not relieve it where it is congested on another one.
+func TestCongestionOfAnotherInstanceStays(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		c, other := newCrowd(t, m, 200), newCrowd(t, m, 200)
+		other.calls(slowURL, 1, quickly)
+		c.takes(slowURL, 151)
+		c.share()
+		other.share()
+		saves := m.hosts.saves
+		other.wantPermits(slowURL, 50, true, 50, 0, 0)
+		other.calls(slowURL, 1, quickly)
+		other.share()
+		if !other.inLane(slowURL) || m.hosts.saves != saves {
+			t.Errorf("congested %t after %d changes, want true after none", other.inLane(slowURL), m.hosts.saves-saves)
+		}
+		c.calls(slowURL, 1, quickly)
+		c.share()
+		other.share()
+		if c.inLane(slowURL) || other.inLane(slowURL) {
+			t.Error("the instance that called the host congested did not relieve it")
+		}
+	})
+}
+
 func TestNewHostStartsSlowly(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

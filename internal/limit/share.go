@@ -78,6 +78,12 @@ func (p *Pace) Slow(now time.Time) bool {
 	return !p.known || p.slow || p.calls > 0 && now.Sub(p.since) > SlowAfter
 }
 
+// Unknown reports whether a host is slow only because nothing is known of it: no call has
+// ended, and none has been under way for longer than SlowAfter.
+func (p *Pace) Unknown(now time.Time) bool {
+	return !p.known && (p.calls == 0 || now.Sub(p.since) <= SlowAfter)
+}
+
 // Share returns how many of so many slots a slow host may hold while others, which are slow
 // too, hold some: share of what those leave, and one at least. So each slow host
 // leaves something for the next.
