@@ -54,9 +54,8 @@ var claimUnderWay = fmt.Sprintf(`interval '%d s'`, (callTimeout+time.Second)/tim
 // runs is counted, and the permits that are left bound what is taken. A permit is a running
 // row: nothing else has to be given back.
 //
-// A row that is not there is made, and serves from the next claim on. Nothing waits for a
-// lock, so claims cannot deadlock: only rows that two claims make at once wait for each
-// other, in the order of their names.
+// A row that is not there is reported as missing, and its lane waits: makeLanesSQL makes
+// it. A claim waits for no lock, so claims cannot deadlock.
 //
 // The shape is for the planner, which knows nothing about how many lanes are asked, and
 // whose plan is kept: nothing is joined by name, subqueries end in LIMIT so that they stay
@@ -121,13 +120,6 @@ WITH asked AS MATERIALIZED (
             CASE WHEN key <> '' AND NOT paused AND (key_max_concurrent > 0 OR key_max_per_second > 0) THEN queue || '/' || key END AS key_row,
             CASE WHEN host <> '' AND NOT paused THEN ' ' || host END AS host_row
         FROM asked) a
-), made AS (
-    INSERT INTO lanes (name) SELECT name FROM (
-        SELECT queue_row AS name FROM wanted WHERE nth_of_queue = 1 AND queue_seen IS NULL
-        UNION SELECT key_row FROM wanted WHERE nth_of_key = 1 AND key_seen IS NULL
-        UNION SELECT host_row FROM wanted WHERE nth_of_host = 1 AND host_seen IS NULL) missing
-    WHERE name IS NOT NULL ORDER BY name
-    ON CONFLICT DO NOTHING
 ), gated AS MATERIALIZED (
     SELECT a.*, q.tid AS queue_tid, q.used AS queue_used, q.oldest AS queue_oldest, q.slots AS queue_slots,
         k.tid AS key_tid, k.head, k.used AS key_used, k.oldest AS key_oldest, k.slots AS key_slots,
@@ -143,7 +135,8 @@ WITH asked AS MATERIALIZED (
     SELECT *, queue_row IS NOT NULL AND whole_queue IS NULL OR key_row IS NOT NULL AND key_tid IS NULL OR host_row IS NOT NULL AND whole_host IS NULL AS others,
         LEAST(all_queue_slots, floor(burst - all_queue_used)::bigint) AS queue_free,
         LEAST(key_slots, floor(key_burst - key_used)::bigint) AS key_free, all_host_slots AS host_free,
-        CASE WHEN ordered THEN (SELECT id FROM tasks t WHERE t.id = a.head AND t.worker_id IS NULL AND split_part(t.lane, ' ', 1) = key_row) END AS next_head
+        CASE WHEN ordered THEN COALESCE((SELECT id FROM tasks t WHERE t.id = a.head AND t.worker_id IS NULL AND split_part(t.lane, ' ', 1) = key_row),
+            CASE WHEN key_tid IS NOT NULL THEN (` + firstOfKey + `) END) END AS next_head
     FROM (SELECT *,
             first_value(queue_tid) OVER of_queue AS whole_queue, first_value(queue_slots) OVER of_queue AS all_queue_slots, first_value(queue_used) OVER of_queue AS all_queue_used,
             first_value(host_tid) OVER of_host AS whole_host, first_value(host_slots) OVER of_host AS all_host_slots
@@ -186,7 +179,8 @@ WITH asked AS MATERIALIZED (
 ), result AS MATERIALIZED (
     SELECT *, COALESCE(sum(count) OVER (PARTITION BY queue), 0)::bigint AS of_queue, COALESCE(sum(count) OVER (PARTITION BY host), 0)::bigint AS of_host
     FROM (
-        SELECT a.*, COALESCE(t.count, 0) AS count, t.ids, d.due, d.next
+        SELECT a.*, COALESCE(t.count, 0) AS count, t.ids, d.due, d.next,
+            t.count IS NULL AND (EXISTS (SELECT FROM chosen c WHERE c.place = a.place) OR NOT EXISTS (SELECT FROM taken)) AS missed
         FROM free a
         LEFT JOIN (SELECT place, count(*) AS count, array_agg(id) AS ids FROM taken GROUP BY place) t ON t.place = a.place
         LEFT JOIN (SELECT place, count(*) FILTER (WHERE run_at <= now()) AS due, min(run_at) FILTER (WHERE run_at > now()) AS next
@@ -206,19 +200,47 @@ WITH asked AS MATERIALIZED (
         FROM result WHERE host_tid IS NOT NULL AND of_host > 0
     ) g WHERE l.ctid = g.tid
 )
-SELECT *, NULL::text AS blocked, NULL::float8 AS wait FROM claimed
+SELECT *, NULL::text AS blocked, NULL::float8 AS wait, NULL::text[] AS missing FROM claimed
 UNION ALL
 SELECT ` + noClaim + `, NULL, NULL, lane,
     CASE WHEN paused THEN 'paused' WHEN others THEN 'others' WHEN queue_free <= of_queue THEN 'queue' WHEN key_free <= count OR due IS NULL AND next_head IS NOT NULL THEN 'key'
-        WHEN host_free <= of_host THEN 'host' ELSE '' END,
+        WHEN host_free <= of_host THEN 'host'
+        WHEN missed AND (due > 0 OR nth_of_queue > queue_free OR nth_of_host > host_free) THEN 'others' ELSE '' END,
     CASE WHEN paused OR others THEN NULL
         WHEN queue_free <= of_queue THEN CASE WHEN (all_queue_slots <= of_queue) IS NOT TRUE THEN (all_queue_used + of_queue + 1 - burst) / max_per_second END
         WHEN key_free <= count THEN CASE WHEN (key_slots <= count) IS NOT TRUE THEN (key_used + count + 1 - key_burst) / key_max_per_second END
         WHEN host_free <= of_host THEN NULL
-        WHEN due > count OR nth_of_queue > queue_free OR nth_of_host > host_free THEN 0
-        ELSE EXTRACT(EPOCH FROM next - now())::float8 END
+        WHEN due > count OR nth_of_queue > queue_free OR nth_of_host > host_free THEN CASE WHEN NOT missed THEN 0 END
+        ELSE EXTRACT(EPOCH FROM next - now())::float8 END,
+    NULLIF(array_remove(ARRAY[CASE WHEN nth_of_queue = 1 AND queue_seen IS NULL THEN queue_row END,
+        CASE WHEN nth_of_key = 1 AND key_seen IS NULL THEN key_row END, CASE WHEN nth_of_host = 1 AND host_seen IS NULL THEN host_row END], NULL), '{}')
 FROM result`
 }
+
+// firstOfKey is the task of an ordered key that comes first, in whichever of its lanes it
+// waits: the due ones before the others. Each step goes to the next lane, as in lanesSQL.
+var firstOfKey = `
+                WITH RECURSIVE lane AS (
+                    (SELECT t.lane AS name FROM tasks t WHERE t.state = 'waiting' AND t.lane >= a.key_row AND t.lane < a.key_row || '!' ORDER BY t.lane LIMIT 1)
+                    UNION ALL
+                    SELECT (SELECT t.lane FROM tasks t WHERE t.state = 'waiting' AND t.lane > lane.name AND t.lane < a.key_row || '!' ORDER BY t.lane LIMIT 1)
+                    FROM lane WHERE lane.name IS NOT NULL
+                )
+                SELECT t.id FROM lane, LATERAL (` + firstOfLaneAs("1") + ` UNION ALL ` + firstOfLaneAs("0") + ` UNION ALL ` + firstOfLaneAs("-1") + `) t
+                ORDER BY t.run_at > now(), t.run_at - t.priority * interval '15 min', t.id LIMIT 1`
+
+// firstOfLaneAs is the first waiting task of the lane name that has a priority.
+func firstOfLaneAs(priority string) string {
+	return `(SELECT t.id, t.run_at, t.priority FROM tasks t WHERE t.state = 'waiting' AND t.lane = lane.name AND t.priority = ` + priority + ` ORDER BY t.run_at, t.id LIMIT 1)`
+}
+
+// A statement of its own: a row that another claim changes or makes is waited for, which a
+// claim that holds rows itself must not do. Two of these wait in the order of the names.
+const makeLanesSQL = `-- name: make lanes
+INSERT INTO lanes (name) SELECT DISTINCT n.name FROM unnest($1::text[]) n (name)
+WHERE NOT EXISTS (SELECT FROM lanes l WHERE l.name = n.name)
+ORDER BY n.name
+ON CONFLICT DO NOTHING`
 
 // ClaimLanes takes up to limit due tasks from some lanes, 100 at most, for worker: as many
 // of each as the limits of its queue, its key and its host allow, and the lane's Most at
@@ -240,18 +262,19 @@ func (s *Store) ClaimLanes(ctx context.Context, worker task.ID, asks []task.Lane
 		running[i] = null(int32(min(a.Running, 1<<30))) //nolint:gosec // bounded
 	}
 	var (
-		lane, blocked *string
-		wait          *float64
-		states        = make([]task.LaneState, 0, n)
+		lane, blocked   *string
+		wait            *float64
+		missing, unmade []string
+		states          = make([]task.LaneState, 0, n)
 	)
 	rows, err := s.pool.Query(ctx, s.sql.claimLanes, [16]byte(worker), lanes, queues, keys, hosts, most, running, min(limit, maxBatch))
 	if err != nil {
 		return nil, nil, fmt.Errorf("claim tasks from %d lanes: %w", n, classify(err))
 	}
-	scan := s.scanClaim(&lane, &blocked, &wait)
+	scan := s.scanClaim(&lane, &blocked, &wait, &missing)
 	stateAt := len(s.sql.claimed) + 2
-	stateOnly := make([]any, stateAt+3) // nil: not scanned
-	stateOnly[stateAt], stateOnly[stateAt+1], stateOnly[stateAt+2] = &lane, &blocked, &wait
+	stateOnly := make([]any, stateAt+4) // nil: not scanned
+	stateOnly[stateAt], stateOnly[stateAt+1], stateOnly[stateAt+2], stateOnly[stateAt+3] = &lane, &blocked, &wait, &missing
 	claims, err := pgx.AppendRows(make([]*task.Claim, 0, limit), rows, func(row pgx.CollectableRow) (*task.Claim, error) {
 		if row.RawValues()[0] != nil {
 			c, err := scan(row)
@@ -264,12 +287,20 @@ func (s *Store) ClaimLanes(ctx context.Context, worker task.ID, asks []task.Lane
 			return nil, err
 		}
 		states = append(states, task.LaneState{Lane: task.Lane(zeroNull(lane)), Blocked: task.Blocked(zeroNull(blocked)), Wait: waitOf(wait)})
+		unmade = append(unmade, missing...)
 		return nil, nil
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("claim tasks from %d lanes: %w", n, classify(err))
 	}
-	return slices.DeleteFunc(claims, func(c *task.Claim) bool { return c == nil }), states, nil
+	claims = slices.DeleteFunc(claims, func(c *task.Claim) bool { return c == nil })
+	if len(unmade) > 0 {
+		// An error must not hide what was claimed: the next claim reports the rows again.
+		if _, err := s.pool.Exec(ctx, makeLanesSQL, unmade); err != nil && len(claims) == 0 {
+			return nil, nil, fmt.Errorf("make %d lanes: %w", len(unmade), classify(err))
+		}
+	}
+	return claims, states, nil
 }
 
 // waitOf is a wait of which NULL says that it is not known.

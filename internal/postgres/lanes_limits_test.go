@@ -1,6 +1,7 @@
 package postgres_test
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -185,5 +186,102 @@ func TestHoldBackInLaneGoesByPriority(t *testing.T) {
 	}
 	if got := get(t, s, high.ID); got.HeldHost != playsHost {
 		t.Error("the task of a high priority was left for later")
+	}
+}
+
+// The order of a key holds for all lanes in which its tasks wait.
+func TestOrderedKeyInTwoLanes(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	worker := register(t, s)
+	exec(t, pool, `INSERT INTO queues (name, key_ordered) VALUES ('mail', true)`)
+	held := func(tk *task.Task) { tk.HeldHost = playsHost }
+	first, second, third := newTask(inQueue("mail", "k", task.Normal), held), newTask(inQueue("mail", "k", task.Normal)), newTask(inQueue("mail", "k", task.High), held)
+	insert(t, s, first, second, newTask(inQueue("mail", "k!", task.High), held))
+	third.Delay = time.Hour
+	insert(t, s, third)
+	lane, hosts := task.Lane("mail/k"), task.Lane("mail/k").At(playsHost)
+	if got, states := claimLanes(t, s, worker, 10, ask(lane)...); len(got) != 0 || states[lane].Blocked != task.BlockedByKey {
+		t.Fatalf("claimed %v, %+v, before the first one that waits for its host", ids(got), states[lane])
+	}
+	got, _ := claimLanes(t, s, worker, 10, ask(hosts)...)
+	if len(got) != 1 || got[0].Task.ID != first.ID {
+		t.Fatalf("claimed %v, want %s", ids(got), first.ID)
+	}
+	finish(t, s, got[0], done)
+	got, _ = claimLanes(t, s, worker, 10, ask(lane)...)
+	if len(got) != 1 || got[0].Task.ID != second.ID {
+		t.Fatalf("claimed %v, want %s, which is due before %s", ids(got), second.ID, third.ID)
+	}
+	finish(t, s, got[0], done)
+	if got, states := claimLanes(t, s, worker, 10, ask(hosts)...); len(got) != 0 || states[hosts].Blocked != "" || states[hosts].Wait < 50*time.Minute {
+		t.Errorf("claimed %v, %+v, want an hour to wait", ids(got), states[hosts])
+	}
+}
+
+// A claim that gets none of the due tasks says so, and is not to be made again at once.
+func TestClaimOfLockedTasks(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	worker := register(t, s)
+	insert(t, s, newTask(inQueue("mail", "", task.Normal)))
+	want := func(why string, worker task.ID) {
+		t.Helper()
+		got, states := claimLanes(t, s, worker, 10, ask("mail/")...)
+		if state := states["mail/"]; len(got) != 0 || state.Blocked != task.BlockedByOthers || state.Wait >= 0 {
+			t.Errorf("%s: claimed %d, %+v, want none, blocked by others", why, len(got), state)
+		}
+	}
+	want("a worker that is not registered", newID())
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	if _, err := tx.Exec(t.Context(), "SELECT FROM tasks FOR UPDATE"); err != nil {
+		t.Fatal(err)
+	}
+	want("a locked task", worker)
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got, states := claimLanes(t, s, worker, 10, ask("mail/")...); len(got) != 1 || states["mail/"].Blocked != "" {
+		t.Errorf("claimed %d, %+v, want it", len(got), states["mail/"])
+	}
+}
+
+// A claim that waits for a lane which another one makes holds no lane itself.
+func TestMissingLanesAreMadeWithoutDeadlock(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	worker := register(t, s)
+	exec(t, pool, "INSERT INTO lanes (name) VALUES ('mail/')")
+	insert(t, s, newTask(inQueue("mail", "", task.Normal)), newTask(inQueue("other", "", task.Normal)))
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	if _, err := tx.Exec(t.Context(), "INSERT INTO lanes (name) VALUES ('other/')"); err != nil {
+		t.Fatal(err)
+	}
+	claimed := make(chan int)
+	go func() {
+		claims, _, err := s.ClaimLanes(t.Context(), worker, ask("mail/", "other/"), 10)
+		if err != nil {
+			t.Error(err)
+		}
+		claimed <- len(claims)
+	}()
+	for query[int](t, pool, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%INSERT INTO lanes%'") == 0 {
+	}
+	if _, err := tx.Exec(t.Context(), "UPDATE lanes SET version = version + 1 WHERE name = 'mail/'"); err != nil {
+		t.Error(err)
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if n := <-claimed; n != 1 {
+		t.Errorf("claimed %d, want the one of the lane that was there", n)
 	}
 }

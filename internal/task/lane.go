@@ -94,8 +94,9 @@ type Blocked string
 const (
 	// BlockedByPause: the queue is paused.
 	BlockedByPause Blocked = "paused"
-	// BlockedByOthers: another instance claimed from the queue, the key or the host at this
-	// very moment. It may be asked again soon.
+	// BlockedByOthers: nothing was taken though it may be due. Another instance claims from
+	// the queue, the key or the host, or has the tasks locked; or a limit is kept for the
+	// first time; or the worker is not registered. It may be asked again soon.
 	BlockedByOthers Blocked = "others"
 	// BlockedByQueue, BlockedByKey and BlockedByHost: a limit of those is used up.
 	BlockedByQueue Blocked = "queue"
