@@ -36,8 +36,9 @@ type Facts struct {
 // MaxAhead is how far the tasks ahead of another are counted.
 const MaxAhead = 10_000
 
-// Explain says in one sentence why a task has not run, or how it ended. A second sentence
-// counts the attempts without a result that may have reached the target, if there are any.
+// Explain says in one sentence why a task has not run, or how it ended. Further sentences
+// count the attempts without a result that may have reached the target, and those that the
+// target snoozed, if there are any.
 // A last one names the parent of the task, if it has one, and the first task of the chain.
 func Explain(t *Task, f Facts) string {
 	return explainState(t, f) + explainRepeats(t) + explainParent(t)
@@ -57,20 +58,21 @@ func explainRepeats(t *Task) string {
 			lost++
 		}
 	}
-	total := interrupted + snoozed + lost
-	if total == 0 {
-		return ""
+	var text, snoozes string
+	if snoozed > 0 {
+		snoozes = fmt.Sprintf(" The target snoozed %s.", count(snoozed, "attempt"))
 	}
-	var kinds []string
-	for _, k := range []struct {
-		n    int
-		what string
-	}{{interrupted, "interrupted"}, {snoozed, "snoozed"}, {lost, "lost with its instance"}} {
-		if k.n > 0 {
-			kinds = append(kinds, fmt.Sprintf("%d %s", k.n, k.what))
-		}
+	switch {
+	case interrupted > 0 && lost > 0:
+		text = fmt.Sprintf(": %d interrupted, %d lost.", interrupted, lost)
+	case interrupted > 0:
+		text = fmt.Sprintf(": %d interrupted.", interrupted)
+	case lost > 0:
+		text = fmt.Sprintf(": %d lost.", lost)
+	default:
+		return snoozes
 	}
-	return fmt.Sprintf(" The target may have got %s without a result: %s.", count(total, "attempt"), strings.Join(kinds, ", "))
+	return " The target may have got " + count(interrupted+lost, "attempt") + " without a result" + text + snoozes
 }
 
 func explainParent(t *Task) string {

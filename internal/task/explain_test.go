@@ -73,13 +73,13 @@ func TestExplain(t *testing.T) {
 		"after an instance was lost": {
 			task.Task{State: task.Pending, RunAt: ago(time.Second), AttemptCount: 1, Attempts: tried(1, task.OutcomeLost, 0, "no result of this attempt was recorded: its instance died, stalled or lost track of it; the call may not have been made")}, alive,
 			"It has been due for 1.0 s for attempt 2 of 10, since attempt 1 came to nothing: no result of this attempt was recorded: its instance died, stalled or lost track of it; the call may not have been made; it is the next one. " +
-				"The target may have got 1 attempt without a result: 1 lost with its instance.",
+				"The target may have got 1 attempt without a result: 1 lost.",
 		},
 		"interrupted and snoozed on the way": {
 			task.Task{State: task.Succeeded, FinishedAt: ago(3 * time.Hour), AttemptCount: 1, SnoozeCount: 2, Attempts: slices.Concat(
 				tried(1, task.OutcomeInterrupted, 0, "the call was called off before it ended"), tried(1, task.OutcomeSnoozed, 503, answered503),
 				tried(1, task.OutcomeInterrupted, 0, string(task.ShortagePorts)), tried(1, task.OutcomeSnoozed, 503, answered503), tried(1, task.OutcomeSucceeded, 204, ""))}, alive,
-			"It succeeded 3 h ago at attempt 1 of 10: the target answered 204. The target may have got 3 attempts without a result: 1 interrupted, 2 snoozed.",
+			"It succeeded 3 h ago at attempt 1 of 10: the target answered 204. The target may have got 1 attempt without a result: 1 interrupted. The target snoozed 2 attempts.",
 		},
 		"not called for want of descriptors": {
 			task.Task{State: task.Pending, RunAt: noon.Add(time.Second), Attempts: tried(1, task.OutcomeInterrupted, 0, string(task.ShortageDescriptors))}, alive,
