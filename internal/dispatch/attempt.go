@@ -40,7 +40,7 @@ type job struct {
 	tries    int                        // of writing the decision
 }
 
-// newJob returns the job of a task that was claimed at this moment.
+// newJob returns a job for a claim. claimed is c.At on the monotonic clock.
 func newJob(s *session, c *task.Claim, claimed time.Time) *job {
 	j := &job{session: s, claim: c, claimed: claimed}
 	j.call, j.cutOff = context.WithCancelCause(s.calls)
@@ -139,7 +139,8 @@ func (d *Dispatcher) launch(j *job) {
 	}
 }
 
-// mayRun reports whether a job that has a slot runs now. Otherwise launch is called again.
+// mayRun reports whether a job that has a slot runs now. Where it does not, d.hosts keeps it
+// and returns it later, to be launched again.
 func (d *Dispatcher) mayRun(j *job) bool {
 	switch d.hosts.begin(j, time.Now()) {
 	case callLater:

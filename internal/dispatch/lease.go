@@ -90,7 +90,7 @@ func (d *Dispatcher) keepAlive(ctx context.Context, root *session) {
 // reports whether the lease was renewed.
 func (d *Dispatcher) heartbeat(ctx context.Context, root *session) bool {
 	s := d.session.Load()
-	// One that hangs must not cost the lease: the next gets its turn.
+	// A heartbeat that hangs ends before the next one is due: one alone does not cost the lease.
 	beat, cancel := context.WithTimeout(ctx, d.heartbeatInterval())
 	defer cancel()
 	known, err := d.store.Heartbeat(beat, s.worker)

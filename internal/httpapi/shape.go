@@ -95,7 +95,7 @@ func enforceable(schema *huma.Schema) {
 	switch {
 	case schema.ExclusiveMinimum != nil, schema.ExclusiveMaximum != nil, schema.MultipleOf != nil, schema.UniqueItems, schema.MinProperties != nil,
 		schema.ContentEncoding != "", len(schema.DependentRequired) > 0, schema.Pattern != "" && schema.PatternDescription == "":
-	case schema.MinLength != nil && *schema.MinLength != 1, schema.MinItems != nil && *schema.MinItems != 1: // the texts are for 1
+	case schema.MinLength != nil && *schema.MinLength != 1, schema.MinItems != nil && *schema.MinItems != 1: // the error texts are for one: "must not be empty", "at least 1 item"
 	case schema.Type == huma.TypeString && schema.Format != "" && schema.Format != "date-time" && schema.Pattern == "":
 	default:
 		return

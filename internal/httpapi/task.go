@@ -360,7 +360,7 @@ func taskView(t *task.Task) *Task {
 	return v
 }
 
-// idView is nil for no task.
+// idView returns the text of id, and nil for the zero ID, which stands for no task.
 func idView(id task.ID) *string {
 	if id == (task.ID{}) {
 		return nil

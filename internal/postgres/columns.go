@@ -87,27 +87,29 @@ const (
 	nowhere = place(0)
 )
 
-// use says which statements read or write a column.
+// use says which statements read or write a column. A new column has the uses of labels where
+// the call does not need it, of oidc_audience where it does, and of created_by where a
+// callback inherits it; useChange beside them where a change may set it.
 type use int
 
 const (
-	useInsert  use = 1 << iota // a submission sends it
-	useClaim                   // a call needs it
-	useShow                    // it is read with a task
-	useChange                  // a change may set it
-	useContent                 // a change that has content sets it
-	useRedrive                 // a redrive carries it over
-	useSetting                 // a callback has that of Options.Callbacks
-	useInherit                 // a callback has that of its task
-	useObject                  // NULL stands for the empty object where it is sent
-	useQueued                  // it is useInsert, but NULL in each plain task
+	useInsert  use = 1 << iota // a submission writes it
+	useClaim                   // a claim returns it, for the call
+	useShow                    // every read of a task returns it
+	useChange                  // PATCH writes it
+	useContent                 // PATCH writes it where the request has a body for the call
+	useRedrive                 // a redrive copies it from task_history to tasks
+	useSetting                 // a callback's value is from Options.Callbacks
+	useInherit                 // a callback's value is that of its task
+	useObject                  // an argument of NULL is stored as {}
+	useQueued                  // a submission to a queue writes it; in a plain task it is NULL
 
-	// A submission sends a useCall column and a call needs it. A useCallOption column is
-	// such a one that a change may set, too.
+	// useCall is of a column that a submission writes and the call needs; useCallOption, of
+	// one that PATCH writes, too.
 	useCall       = useInsert | useClaim | useShow | useRedrive
 	useCallOption = useCall | useChange
 
-	// A submission to a queue sends a useFlow column.
+	// useFlow is of a column for flow control.
 	useFlow = useQueued | useShow | useChange | useRedrive
 )
 
@@ -223,7 +225,8 @@ func scanInto[R any](set func(*task.Task, R) error) func(*task.Task) (any, func(
 	}
 }
 
-// stored is the SQL of c's value, where sent is that of the value as it was sent.
+// stored returns the SQL expression for the value to store in c. sent is the expression for
+// the argument, which has the type sentType.
 func (c column) stored(sent string) string {
 	if c.sqlType != "jsonb" {
 		return sent

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Change is what somebody wants to be different about a pending task. What is
-// nil stays as it is.
+// Change is what a request changes about a pending task. A nil field stays as it is. A pointer
+// to the zero value clears the field, where [New] allows a task without it.
 type Change struct {
 	When *When
 	// Headers and Labels are set name by name; a nil value takes the name away.
@@ -16,22 +16,20 @@ type Change struct {
 	Content         *Content
 	Timeout         *time.Duration
 	Retry           RetryChange
-	// ExpiresAt: the zero time is never.
-	ExpiresAt *time.Time
-	// Queue and FlowKey: the empty text is none.
-	Queue, FlowKey *string
-	Priority       *Priority
+	ExpiresAt       *time.Time
+	Queue, FlowKey  *string
+	Priority        *Priority
 }
 
 // Content is what a call carries, as in [Spec].
 type Content struct {
 	Body        []byte
 	ContentType string
-	// Field is the request's field that it came in, for what is wrong with it.
+	// Field is the name of the request's field that had the body; errors name it.
 	Field string
 }
 
-// RetryChange is what somebody wants to be different about a [RetryPolicy].
+// RetryChange is [Change] of a [RetryPolicy].
 type RetryChange struct {
 	MaxAttempts       *int
 	MaxRetryDuration  *time.Duration
@@ -41,9 +39,9 @@ type RetryChange struct {
 	RetryClientErrors *bool
 }
 
-// Change returns t as c wants it, or [Errors] with every rule of [New] that it
-// would break then; or [ErrNotPending] or [ErrCancelRequested]. t itself stays
-// as it is, and may have been read without its body. now is only compared with the [Horizon].
+// Change returns a copy of t with c applied. It returns [Errors] with every rule of [New] that
+// the copy would break, or [ErrNotPending] or [ErrCancelRequested]. t may have been read without
+// its body. now is only compared with the [Horizon].
 func (t *Task) Change(c Change, now time.Time) (*Task, error) {
 	if err := t.Changeable(); err != nil {
 		return nil, err
@@ -65,7 +63,7 @@ func (t *Task) Change(c Change, now time.Time) (*Task, error) {
 	}
 	if c.Content != nil && changed.carriesNone() && c.Content.Body != nil {
 		add("must not be there: the task's method is GET or HEAD", "conflict", c.Content.Field)
-		changed.Body = nil // named once
+		changed.Body = nil // else check reports the same mistake again, for the method
 	}
 	changed.check(add)
 	if c.Retry.MaxAttempts != nil && *c.Retry.MaxAttempts <= t.AttemptCount {
@@ -85,7 +83,7 @@ func (t *Task) Change(c Change, now time.Time) (*Task, error) {
 	return &changed, nil
 }
 
-// in returns p with what c sets of it.
+// in returns p with c applied.
 func (c *RetryChange) in(p RetryPolicy) RetryPolicy {
 	set(&p.MaxAttempts, c.MaxAttempts)
 	set(&p.MaxRetryDuration, c.MaxRetryDuration)
@@ -101,7 +99,7 @@ func merge(fields map[string]string, changes map[string]*string, same func(a, b 
 	merged := maps.Clone(fields)
 	for name, value := range changes {
 		maps.DeleteFunc(merged, func(old, _ string) bool {
-			_, given := changes[old] // it has its own turn
+			_, given := changes[old] // such a name is merged in a round of its own
 			return same(old, name) && (old == name || !given)
 		})
 		if value == nil {
@@ -115,8 +113,8 @@ func merge(fields map[string]string, changes map[string]*string, same func(a, b 
 	return merged
 }
 
-// changeFlow sets what c wants to be different about flow control. A task that has no
-// queue any more has no priority either.
+// changeFlow applies the fields of c for flow control. A task that leaves its queue loses its
+// priority, too.
 func (s *Spec) changeFlow(c *Change) {
 	set(&s.Queue, c.Queue)
 	set(&s.FlowKey, c.FlowKey)

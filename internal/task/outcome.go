@@ -135,18 +135,18 @@ type Decision struct {
 	Counted bool
 }
 
-// MayStart says whether an attempt may start at now. When it may not, ok is false
-// and the decision ends the task.
+// MayStart reports whether an attempt may start at now. Where it may not, ok is false and d
+// ends the task.
 func (c *Claim) MayStart(now time.Time) (d Decision, ok bool) {
 	t := c.Task
 	switch {
 	case !t.CancelRequestedAt.IsZero():
-		// Asked for while an attempt was under way that got lost.
+		// It was requested during an attempt that was then lost.
 		return Decision{State: Cancelled}, false
 	case t.expiredBy(now):
 		return Decision{State: Failed, Reason: Expired}, false
 	case t.AttemptCount >= t.Retry.MaxAttempts:
-		// A lost attempt is counted where nobody could decide; the limit bites here.
+		// Reaping counts a lost attempt and never ends a task: this does.
 		return Decision{State: Failed, Reason: AttemptsExhausted}, false
 	case t.AttemptCount+t.SnoozeCount > 0 && c.retryDurationOver(now):
 		return Decision{State: Failed, Reason: RetryDurationExhausted}, false
@@ -158,8 +158,8 @@ func (c *Claim) MayStart(now time.Time) (d Decision, ok bool) {
 // now, by the clock of c.At. random, in [0, 1), spreads the wait before a retry.
 //
 // A target's Retry-After raises the wait and is not jittered downwards; its
-// Orchestrator-Snooze is the wait (see [Outcome.Heed]). A task that is to be
-// cancelled is not tried again; what it came to all the same stays.
+// Orchestrator-Snooze is the wait (see [Outcome.Heed]). A task whose cancellation was
+// requested is not tried again; where its call ended it all the same, it ends so.
 //
 // An attempt that met a shortage is not counted. A shortage that lasts ends the task all
 // the same where [RetryPolicy] bounds the time, or ExpiresAt.

@@ -28,7 +28,8 @@ type Spec struct {
 	Labels map[string]string
 	// ExpiresAt: no attempt starts after it. Zero is never.
 	ExpiresAt time.Time
-	// OnSuccess or OnFailure is told when the task has ended so; nil is nobody.
+	// OnSuccess is called after the task has succeeded, OnFailure after it has failed; nil
+	// is no callback.
 	OnSuccess, OnFailure *Callback
 	// OIDCAudience is for whom an ID token goes with the call, in its header
 	// Authorization; empty is no token.
@@ -47,15 +48,15 @@ type Callback struct {
 	Headers map[string]string `json:"headers,omitempty"`
 }
 
-// Limits of a task request.
+// Limits of a task request. Texts are counted in bytes of UTF-8, not in characters.
 const (
 	MaxURLBytes    = 2048
 	MaxHeaders     = 50
-	MaxHeaderBytes = 8 << 10
-	MaxAudience    = 512
+	MaxHeaderBytes = 8 << 10 // all names and values together
+	MaxAudience    = 512     // bytes
 	MaxLabels      = 16
-	MaxLabelName   = 64
-	MaxLabelValue  = 256
+	MaxLabelName   = 64   // bytes
+	MaxLabelValue  = 256  // bytes
 	MaxBatch       = 1000 // tasks that are stored together
 	MinTimeout     = 100 * time.Millisecond
 	MaxTimeout     = 30 * time.Minute
@@ -218,8 +219,8 @@ func checkHeaders(headers map[string]string, add func(message, kind string, path
 	}
 }
 
-// checkAudience is only strict enough for a line of text: what an audience is
-// called is between whoever makes tokens and whoever checks them.
+// checkAudience demands one word of text, and no form such as a URL: each issuer of tokens
+// and each target has names of its own for audiences.
 func (s *Spec) checkAudience(add func(message, kind string, path ...string)) {
 	if s.OIDCAudience == "" {
 		return
