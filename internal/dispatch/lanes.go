@@ -50,9 +50,12 @@ type lanes struct {
 	mu      sync.Mutex
 	byName  map[task.Lane]*lane
 	atHosts map[*lane]struct{} // those of byName that have a host
+	// byKey is those of atHosts that have a key, by the lane of that key without a host.
+	byKey   map[task.Lane][]*lane
 	groups  map[string]*group
 	ring    []*group
 	timed   timedLanes
+	turns   uint64 // how many times lanes were asked
 	horizon time.Duration
 }
 
@@ -66,6 +69,8 @@ type lane struct {
 	// blocked: it is not asked before at, even if more tasks are due; unless permit is set
 	// and a task ends.
 	blocked, permit bool
+	forKey          bool   // the permit is one of its key
+	turn            uint64 // the number of turns when it was asked last
 	// While it is asked: a task of it ended, or is due from at on.
 	freed, noted bool
 	pause        time.Duration // after claims of others, or in vain
@@ -88,7 +93,7 @@ type group struct {
 func newLanes() *lanes {
 	return &lanes{
 		changed: make(chan struct{}, 1), lookNow: make(chan struct{}, 1),
-		byName: make(map[task.Lane]*lane), atHosts: make(map[*lane]struct{}), groups: make(map[string]*group), horizon: minHorizon,
+		byName: make(map[task.Lane]*lane), atHosts: make(map[*lane]struct{}), byKey: make(map[task.Lane][]*lane), groups: make(map[string]*group), horizon: minHorizon,
 	}
 }
 
@@ -137,6 +142,9 @@ func (l *lanes) add(name task.Lane) *lane {
 	l.byName[name] = one
 	if one.host != "" {
 		l.atHosts[one] = struct{}{}
+		if name.Key() != "" {
+			l.byKey[name.At("")] = append(l.byKey[name.At("")], one)
+		}
 	}
 	l.time(one, time.Now().Add(time.Hour))
 	return one
@@ -145,7 +153,15 @@ func (l *lanes) add(name task.Lane) *lane {
 // forget makes a lane unknown. mu is held.
 func (l *lanes) forget(one *lane) {
 	delete(l.byName, one.name)
-	delete(l.atHosts, one)
+	if one.host != "" {
+		delete(l.atHosts, one)
+		key := one.name.At("")
+		if rest := slices.DeleteFunc(l.byKey[key], func(other *lane) bool { return other == one }); len(rest) > 0 {
+			l.byKey[key] = rest
+		} else {
+			delete(l.byKey, key)
+		}
+	}
 	if one.group.lanes--; one.group.lanes == 0 {
 		l.untime(one.group.until)
 		delete(l.groups, one.group.name)
@@ -171,6 +187,15 @@ func (l *lanes) freed(name task.Lane) {
 	} else if g.blocked && g.until.permit && soon.Before(g.until.at) {
 		l.retime(g.until, soon)
 	}
+	turn := l.ofKey(name)
+	l.wake(turn, soon)
+	if one != turn && (one == nil || !one.forKey) {
+		l.wake(one, soon)
+	}
+}
+
+// wake has a lane asked soon if it waits for a permit. mu is held.
+func (l *lanes) wake(one *lane, soon time.Time) {
 	switch {
 	case one == nil:
 	case one.asked:
@@ -178,6 +203,27 @@ func (l *lanes) freed(name task.Lane) {
 	case one.permit && soon.Before(one.at):
 		l.retime(one, soon)
 	}
+}
+
+// ofKey returns the lane that gets a permit of the key of a lane: of those that wait for one, or
+// are asked, that which was asked least recently. mu is held.
+func (l *lanes) ofKey(name task.Lane) (one *lane) {
+	if len(l.byKey) == 0 || name.Key() == "" {
+		return l.byName[name]
+	}
+	key := name.At("")
+	better := func(other *lane) bool {
+		return (other.forKey || other.asked) && (one == nil || other.turn < one.turn)
+	}
+	if other := l.byName[key]; other != nil && better(other) {
+		one = other
+	}
+	for _, other := range l.byKey[key] {
+		if better(other) {
+			one = other
+		}
+	}
+	return one
 }
 
 // wakeHosts has all lanes asked that wait for their hosts.
@@ -233,7 +279,7 @@ func (l *lanes) expire() (wait time.Duration, ok bool) {
 	for len(l.timed) > 0 && !l.timed[0].at.After(now) {
 		one := l.timed[0]
 		l.untime(one)
-		one.blocked, one.permit = false, false
+		one.blocked, one.permit, one.forKey = false, false, false
 		if one.name == "" {
 			one.group.blocked = false
 			l.enter(one.group)
@@ -317,7 +363,8 @@ func (l *lanes) take(limit int, permits func(one task.Lane, othersWait bool) (mo
 			given[one.host] += n
 			most[one], running[one] = n, all
 		}
-		one.asked, one.noted, one.freed = true, false, false
+		l.turns++
+		one.asked, one.noted, one.freed, one.turn = true, false, false, l.turns
 		g.asked, g.freed = true, false
 		asked = append(asked, one)
 		per[g]++
@@ -391,7 +438,7 @@ func (l *lanes) answer(states []task.LaneState, claims map[task.Lane]int, full b
 			case one.freed:
 				l.makeReady(one, false)
 			default:
-				one.blocked, one.permit = true, true
+				one.blocked, one.permit, one.forKey = true, true, s.Blocked == task.BlockedByKey
 				l.time(one, now.Add(poll))
 			}
 		case s.Wait == 0:

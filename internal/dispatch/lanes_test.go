@@ -411,3 +411,49 @@ func TestF10LanesOfOneHostAreNoOthers(t *testing.T) {
 		})
 	}
 }
+
+// The permits of a key go round its lanes: one whose host is unhealthy does not starve behind the
+// one without a host, nor the other way round.
+func TestPermitsOfAKeyGoRoundItsLanes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLanes()
+		names := []task.Lane{"q/k", "q/k https://h", "q/k https://h2"}
+		for _, name := range names {
+			l.note(name, 0)
+		}
+		l.expire()
+		got := l.askedOf(10)
+		slices.Sort(got)
+		if !slices.Equal(got, names) {
+			t.Fatalf("asked are %v, want all lanes", got)
+		}
+		full := func(name task.Lane) task.LaneState {
+			return task.LaneState{Lane: name, Blocked: task.BlockedByKey, Wait: -1}
+		}
+		l.answer([]task.LaneState{full(names[0]), full(names[1]), full(names[2])}, nil, false, time.Hour)
+		counts := map[task.Lane]int{}
+		// A lane that waits for its host takes no turn of the others.
+		l.note("q/k https://broken", 0)
+		l.expire()
+		l.take(10, func(task.Lane, bool) (most, running int, again time.Duration) { return 0, 0, time.Hour })
+		last := names[0]
+		for range 9 {
+			l.freed(last)
+			time.Sleep(gatherTime)
+			l.expire()
+			asked := l.askedOf(10)
+			if len(asked) != 1 {
+				t.Fatalf("asked are %v for one permit, want one lane", asked)
+			}
+			last = asked[0]
+			counts[last]++
+			l.answer([]task.LaneState{full(last)}, map[task.Lane]int{last: 1}, false, time.Hour)
+		}
+		for _, name := range names {
+			if counts[name] != 3 {
+				t.Errorf("%d of 9 permits went to %q, want 3", counts[name], name)
+			}
+		}
+	})
+}
