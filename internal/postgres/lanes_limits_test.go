@@ -273,7 +273,7 @@ func TestMissingLanesAreMadeWithoutDeadlock(t *testing.T) {
 		}
 		claimed <- len(claims)
 	}()
-	for query[int](t, pool, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%INSERT INTO lanes%'") == 0 {
+	for query[int](t, pool, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%lanes%'") == 0 {
 	}
 	if _, err := tx.Exec(t.Context(), "UPDATE lanes SET version = version + 1 WHERE name = 'mail/'"); err != nil {
 		t.Error(err)
