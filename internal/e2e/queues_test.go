@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,12 +23,8 @@ func TestQueueOverHTTP(t *testing.T) {
 		}
 		w.WriteHeader(http.StatusOK)
 	})
-	free := func() { close(release); release = nil }
-	t.Cleanup(func() {
-		if release != nil {
-			free()
-		}
-	})
+	free := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(free)
 	type queue struct {
 		Paused        bool `json:"paused"`
 		MaxConcurrent *int `json:"max_concurrent"`
