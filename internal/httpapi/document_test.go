@@ -23,7 +23,7 @@ import (
 func TestLimitsAreTheDomains(t *testing.T) {
 	t.Parallel()
 	d := newService(t).schema
-	patterns := map[string]string{"queue": "^[A-Za-z0-9._-]{1,100}$", "flow_key": "^[!-~]{1,200}$"} // those of task.IsQueueName and task.IsFlowKey
+	patterns := map[string]string{"queue": "^[A-Za-z0-9._-]+$", "flow_key": "^[!-~]+$"} // those of task.IsQueueName and task.IsFlowKey
 	limits := []struct {
 		schema, property, keyword string
 		want                      float64
@@ -32,6 +32,8 @@ func TestLimitsAreTheDomains(t *testing.T) {
 		{"TaskRequest", "url", "minLength", 1},
 		{"TaskRequest", "headers", "maxProperties", task.MaxHeaders},
 		{"TaskRequest", "labels", "maxProperties", task.MaxLabels},
+		{"TaskRequest", "queue", "maxLength", task.MaxQueueName},
+		{"TaskRequest", "flow_key", "maxLength", task.MaxFlowKey},
 		{"TaskRequest", "timeout_seconds", "minimum", task.MinTimeout.Seconds()},
 		{"TaskRequest", "timeout_seconds", "maximum", task.MaxTimeout.Seconds()},
 		{"CallbackRequest", "url", "maxLength", task.MaxURLBytes},

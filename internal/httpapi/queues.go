@@ -234,13 +234,13 @@ func versionTag(version int64) string { return `"` + strconv.FormatInt(version, 
 
 // QueuePath is the path of an operation on one queue.
 type QueuePath struct {
-	Name string `path:"name" pattern:"^[A-Za-z0-9._-]{1,100}$" patternDescription:"1 to 100 letters, digits, dots, hyphens and underscores" example:"mail" doc:"The queue's name."`
+	Name string `path:"name" maxLength:"100" pattern:"^[A-Za-z0-9._-]+$" patternDescription:"letters, digits, dots, hyphens and underscores" example:"mail" doc:"The queue's name."`
 }
 
 // QueueKeyPath is the path of an operation on one flow key of a queue.
 type QueueKeyPath struct {
 	QueuePath
-	Key string `path:"key" pattern:"^[!-~]{1,200}$" patternDescription:"1 to 200 visible ASCII characters" example:"tenant-42" doc:"The flow key. What a path cannot hold is percent-encoded: / is %2F."`
+	Key string `path:"key" maxLength:"200" pattern:"^[!-~]+$" patternDescription:"visible ASCII characters" example:"tenant-42" doc:"The flow key. What a path cannot hold is percent-encoded: / is %2F."`
 }
 
 // settingsMatch is for operations that write settings.

@@ -276,9 +276,14 @@ func TestQueueSettingsThatBreakRules(t *testing.T) {
 		}
 	}
 	s := newService(t)
-	for _, path := range []string{"/queues/a%20b" + marker, "/queues/" + strings.Repeat("a", 101), "/queues/m%C3%BAsica", "/queues/a%2Fb"} {
-		s.refused(s.do(http.MethodPut, path, `{}`), http.StatusUnprocessableEntity, `["path","name"] string_pattern_mismatch`)
-		s.refused(s.get(path), http.StatusUnprocessableEntity, `["path","name"] string_pattern_mismatch`)
+	for path, mistake := range map[string]string{
+		"/queues/a%20b" + marker:              "string_pattern_mismatch",
+		"/queues/" + strings.Repeat("a", 101): "string_too_long",
+		"/queues/m%C3%BAsica":                 "string_pattern_mismatch",
+		"/queues/a%2Fb":                       "string_pattern_mismatch",
+	} {
+		s.refused(s.do(http.MethodPut, path, `{}`), http.StatusUnprocessableEntity, `["path","name"] `+mistake)
+		s.refused(s.get(path), http.StatusUnprocessableEntity, `["path","name"] `+mistake)
 	}
 	s.refused(s.do(http.MethodPut, "/queues/%2E%2E", `{}`), http.StatusUnprocessableEntity, `["path","name"] invalid`)
 	s.refused(s.do(http.MethodPut, "/queues/mail", ""), http.StatusBadRequest)
