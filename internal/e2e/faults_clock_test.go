@@ -55,8 +55,9 @@ func in(d time.Duration) string {
 	return fmt.Sprintf("%q", time.Now().Add(d).UTC().Format(time.RFC3339Nano))
 }
 
-// unavailable answers 503 to the first calls of a task, and asks for two seconds
-// by a date when retryAfter says how.
+// unavailable answers 500 to the first calls of a task, and asks for two seconds
+// by a date when retryAfter says how. Of a 503 the tasks of all cases would have to
+// wait: it counts for the host.
 func unavailable(first int, retryAfter string) func(http.ResponseWriter, *http.Request, int) {
 	return func(w http.ResponseWriter, _ *http.Request, nth int) {
 		if nth > first {
@@ -68,7 +69,7 @@ func unavailable(first int, retryAfter string) func(http.ResponseWriter, *http.R
 		if retryAfter == "without Date" {
 			w.Header()["Date"] = nil
 		}
-		w.WriteHeader(http.StatusServiceUnavailable)
+		w.WriteHeader(http.StatusInternalServerError)
 	}
 }
 
