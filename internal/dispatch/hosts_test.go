@@ -199,7 +199,7 @@ func TestCongestionEnds(t *testing.T) {
 			t.Errorf("stored is %+v, want nothing, and all instances to know that", got)
 		}
 
-		// Where nobody says so, it ends by itself.
+		// Where no instance says so again, it ends by itself.
 		c.takes("https://another.example", 151)
 		c.share()
 		time.Sleep(congestedFor + 1)
