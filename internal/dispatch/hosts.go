@@ -162,7 +162,7 @@ func (h *hosts) permits(name string, free int, othersWait bool) (n, running int,
 	case !one.pace.Slow(now):
 		h.relieve(one, now)
 	default:
-		left := h.limit(one, now) - one.held
+		left := h.limit(h.othersSlow(one, now)) - one.held
 		// The calls that there may be beyond the slots are for others.
 		if n = min(n, h.slots-h.total); othersWait {
 			n = min(n, left)
@@ -187,7 +187,7 @@ func (h *hosts) take(url string, now time.Time) *host {
 	switch {
 	case !one.state.Healthy(now):
 		return nil
-	case h.share < 1 && one.held > 0 && h.isFull(one, now):
+	case h.isFull(one, one.held, now):
 		h.congest(one, now)
 		return nil
 	}
@@ -196,12 +196,20 @@ func (h *hosts) take(url string, now time.Time) *host {
 	return one
 }
 
-// isFull reports whether a host holds all the slots that it may hold. mu is held.
-func (h *hosts) isFull(one *host, now time.Time) bool {
-	if one.ours {
-		return one.held >= h.ownShare()
+// isFull reports whether a host that has so many slots has all that it may have. One of
+// which nothing is known is slow only where others are: else each backlog of a new host
+// would go through its lane. mu is held.
+func (h *hosts) isFull(one *host, has int, now time.Time) bool {
+	switch {
+	case h.share >= 1 || has == 0:
+		return false
+	case one.ours:
+		return has >= h.ownShare()
+	case !one.pace.Slow(now):
+		return false
 	}
-	return one.pace.Slow(now) && one.held >= h.limit(one, now)
+	slow := h.othersSlow(one, now)
+	return has >= h.limit(slow) && (slow > 0 || !one.pace.Unknown(now))
 }
 
 // isOurs notes that calls to the host of a URL come to this service itself. They may wait for
@@ -254,6 +262,9 @@ func (h *hosts) begin(j *job, now time.Time) verdict {
 	defer h.mu.Unlock()
 	switch {
 	case one.state.Blocked().After(now), one.state.Allowed > 0 && !j.fromLane:
+		return callNever
+	case j.extra && h.isFull(one, one.calls, now): // it was claimed before its host was slow
+		h.congest(one, now)
 		return callNever
 	case one.calls >= one.start.Allowed() && one.start.Allowed() < h.slots:
 		one.queue = append(one.queue, j)
@@ -485,24 +496,33 @@ func (h *hosts) adopt(one *host, next limit.State, now time.Time) {
 	}
 }
 
-// limit is how many slots a slow host may hold. mu is held.
-func (h *hosts) limit(one *host, now time.Time) int {
+// limit is how many slots a slow host may hold while other slow ones hold so many.
+func (h *hosts) limit(others int) int {
+	if others >= h.slots {
+		others -= int(h.spare.Load())
+	}
+	return limit.Share(h.slots, h.share, others)
+}
+
+// othersSlow returns how many slots the other slow hosts hold, and sets spare. mu is held.
+func (h *hosts) othersSlow(one *host, now time.Time) int {
 	slow := h.measure(now)
 	if one.pace.Slow(now) {
 		slow -= one.held
 	}
-	if slow >= h.slots {
-		slow -= int(h.spare.Load())
-	}
-	return limit.Share(h.slots, h.share, slow)
+	return slow
 }
 
 // measure returns how many slots all slow hosts hold, and sets spare. mu is held.
 func (h *hosts) measure(now time.Time) (slow int) {
+	known := 0     // of these, slots of hosts that are known to be slow
 	stuck := false // in calls to this service itself, which wait for others
 	for one, first := h.busy, true; one != nil && (first || one != h.busy); one, first = one.next, false {
 		if one.pace.Slow(now) {
 			slow += one.held
+			if !one.pace.Unknown(now) {
+				known += one.held
+			}
 		}
 		stuck = stuck || one.ours && one.held >= h.slots
 	}
@@ -510,7 +530,7 @@ func (h *hosts) measure(now time.Time) (slow int) {
 	share := limit.Share(h.slots, h.share, 0)
 	spare := 0
 	if h.share < 1 {
-		spare = min(max(slow-share, 0), h.slots-share)
+		spare = min(max(known-share, 0), h.slots-share)
 	}
 	if stuck { // where there is one slot, say
 		spare = max(spare, 1)

@@ -23,6 +23,7 @@ const (
 var (
 	away      = task.Outcome{Kind: task.OutcomeRetryable, Error: "connection refused", Duration: time.Millisecond}
 	quickly   = task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200, Duration: time.Millisecond}
+	slowly    = task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200, Duration: time.Second}
 	overloads = task.Outcome{Kind: task.OutcomeRetryable, StatusCode: 429, RetryAfter: 10 * time.Second, Duration: time.Millisecond}
 )
 
@@ -82,13 +83,14 @@ func (c *crowd) wantPermits(url string, free int, othersWait bool, n, running in
 	}
 }
 
-// A host that is slow, or of which nothing is known yet, leaves slots for others.
+// A host that is slow leaves slots for others.
 func TestSlowHostHasItsShare(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, newMemory(), 200)
-		if got := c.takes(slowURL, 800); got != 150 {
-			t.Errorf("a host that nothing is known of got %d of 200 slots, want 150", got)
+		c.calls(slowURL, 1, slowly)
+		if got := c.takes(slowURL, 200); got != 150 {
+			t.Errorf("a slow host got %d of 200 slots, want 150", got)
 		}
 		if !c.inLane(slowURL) || c.inLane(fastURL) {
 			t.Error("its tasks are in no lane, or those of another host are")
@@ -124,13 +126,42 @@ func TestManySlowHostsLeaveSomething(t *testing.T) {
 		c := newCrowd(t, newMemory(), 200)
 		held, c1 := 0, 0
 		for n := range 8 {
-			held += c.takes(fmt.Sprintf("https://slow%d.example/", n), 800)
+			url := fmt.Sprintf("https://slow%d.example/", n)
+			c.calls(url, 1, slowly)
+			held += c.takes(url, 200)
 			if n == 3 {
 				c1 = held
 			}
 		}
 		if c1 >= 200 || held >= 250 {
 			t.Errorf("4 slow hosts hold %d of 200 slots, 8 hold %d; want something left for others, with 50 more then", c1, held)
+		}
+	})
+}
+
+// A backlog of a host that nothing is known of does not go through its lane: it has all slots,
+// and leaves those beyond its share to others as soon as it is known to be slow.
+func TestNewHostHasAllSlots(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, newMemory(), 200)
+		for n := range 4 { // of which none ever answers
+			url := fmt.Sprintf("https://new%d.example/", n)
+			free := 200 + int(c.spare.Load()) - c.total
+			got := c.takes(url, free)
+			if n == 0 && (got != 200 || c.inLane(url)) {
+				t.Errorf("the first new host got %d slots of 200, and is congested: %t; want all, and false", got, c.inLane(url))
+			}
+			if n > 0 && (got == 0 || got == free) {
+				t.Errorf("new host %d got %d of %d slots, want some, and some left for the next", n, got, free)
+			}
+			c.begins(url, got)
+			c.look()
+			if spare := c.spare.Load(); n == 0 && spare != 0 {
+				t.Errorf("%d more calls may be under way before it is known that a host is slow, want 0", spare)
+			}
+			time.Sleep(limit.SlowAfter + time.Millisecond)
+			c.look()
 		}
 	})
 }
@@ -172,6 +203,14 @@ func TestHostThatStopsToAnswer(t *testing.T) {
 		if c.take(slowURL, time.Now()) != nil {
 			t.Error("a host that hangs got another slot")
 		}
+		// Tasks of it that were claimed before do not get the calls that are there for others.
+		for name, want := range map[string]verdict{slowURL: callNever, fastURL: callNow} {
+			one := c.get(task.HostOf(name))
+			c.count(one)
+			if got := c.begin(&job{host: one, extra: true}, time.Now()); got != want {
+				t.Errorf("verdict %d on one more call to %s, want %d", got, name, want)
+			}
+		}
 	})
 }
 
@@ -180,6 +219,7 @@ func TestCongestionEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
 		c, other := newCrowd(t, m, 200), newCrowd(t, m, 200)
+		c.calls(slowURL, 1, slowly)
 		c.takes(slowURL, 151)
 		c.share()
 		if got := m.host(slowHost); got.CongestedFor != congestedFor || got.Why == "" {
@@ -189,7 +229,7 @@ func TestCongestionEnds(t *testing.T) {
 		if !other.inLane(slowURL) {
 			t.Error("another instance does not know that the host is congested")
 		}
-		c.calls(slowURL, 1, quickly)
+		c.calls(slowURL, 50, quickly)
 		if c.inLane(slowURL) {
 			t.Error("a host that frees its slots is still congested")
 		}
@@ -200,6 +240,7 @@ func TestCongestionEnds(t *testing.T) {
 		}
 
 		// Where no instance says so again, it ends by itself.
+		c.calls("https://another.example", 1, slowly)
 		c.takes("https://another.example", 151)
 		c.share()
 		time.Sleep(congestedFor + 1)
@@ -234,9 +275,7 @@ func TestUnknownHostIsNotCongested(t *testing.T) {
 		wantState("none of its calls ends", true)
 
 		c = newCrowd(t, newMemory(), 200)
-		slow := quickly
-		slow.Duration = time.Second
-		c.calls(slowURL, 1, slow)
+		c.calls(slowURL, 1, slowly)
 		c.wantPermits(slowURL, 200, true, 150, 0, 0)
 		wantState("it is slow and has no slot", false)
 	})
@@ -249,6 +288,7 @@ func TestCongestionOfAnotherInstanceStays(t *testing.T) {
 		m := newMemory()
 		c, other := newCrowd(t, m, 200), newCrowd(t, m, 200)
 		other.calls(slowURL, 1, quickly)
+		c.calls(slowURL, 1, slowly)
 		c.takes(slowURL, 151)
 		c.share()
 		other.share()
@@ -259,7 +299,7 @@ func TestCongestionOfAnotherInstanceStays(t *testing.T) {
 		if !other.inLane(slowURL) || m.hosts.saves != saves {
 			t.Errorf("congested %t after %d changes, want true after none", other.inLane(slowURL), m.hosts.saves-saves)
 		}
-		c.calls(slowURL, 1, quickly)
+		c.calls(slowURL, 50, quickly)
 		c.share()
 		other.share()
 		if c.inLane(slowURL) || other.inLane(slowURL) {

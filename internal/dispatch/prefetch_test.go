@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/melodia/orchestrator/internal/limit"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -388,6 +389,59 @@ func TestUnwrittenResultsBoundPrefetch(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		if got := m.states()[task.Running]; got > maxUnfinished*o.Concurrency {
 			t.Errorf("%d tasks are claimed and their results not written, want %d at most", got, maxUnfinished*o.Concurrency)
+		}
+	})
+}
+
+// A fast host stops to answer, with tasks that were claimed in advance. These get none of the
+// calls that there are more for others, whose tasks begin as soon as the host is known to hang.
+func TestHostHangsWithPrefetchedTasks(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		for n := range quick + slow {
+			m.store(n, 0)
+		}
+		m.breaks(slowClaims(5 * time.Millisecond))
+		o := options()
+		o.HostShare = 0.75
+		o.PollInterval = time.Hour
+		r := start(t, o, m, func(ctx context.Context, c task.Call) task.Outcome {
+			if task.HostOf(c.Task.URL) != targetHost {
+				return takes(time.Millisecond, succeeded)(ctx, c)
+			}
+			return suddenly(quick, time.Hour)(ctx, c)
+		})
+		for len(r.delivered()) < quick+o.Concurrency || len(r.waits()) == 0 {
+			time.Sleep(time.Millisecond)
+			synctest.Wait()
+			if time.Since(r.began) > limit.SlowAfter*3 {
+				t.Fatal("no task was claimed in advance")
+			}
+		}
+		began := time.Now()
+		for n := range 20 {
+			other := newTask(quick+slow+n, 0)
+			other.URL = fastURL
+			if err := r.Submit(t.Context(), other); err != nil {
+				t.Fatal(err)
+			}
+			for !r.wasCalled(other.ID) && time.Since(began) < time.Minute {
+				time.Sleep(time.Millisecond)
+				synctest.Wait()
+			}
+		}
+		if took := time.Since(began); took > 2*limit.SlowAfter {
+			t.Errorf("20 tasks of another host were called after %v, want %v at most", took, 2*limit.SlowAfter)
+		}
+		hangs := 0
+		for _, c := range r.delivered() {
+			if task.HostOf(c.Task.URL) == targetHost && number(c.Task.ID) >= quick {
+				hangs++
+			}
+		}
+		if hangs != o.Concurrency {
+			t.Errorf("%d calls hang, want the %d that had slots", hangs, o.Concurrency)
 		}
 	})
 }

@@ -190,8 +190,14 @@ func (s *slots) place(j *job) (start bool) {
 		s.waiting = append(s.waiting, j)
 		return false
 	}
-	s.calls++
+	s.begin(j)
 	return true
+}
+
+// begin gives a job its call. mu is held.
+func (s *slots) begin(j *job) {
+	s.calls++
+	j.extra = s.calls > s.size
 }
 
 // release ends the call of a job with a slot. It returns the task that waited longest,
@@ -217,9 +223,9 @@ func (s *slots) next() (next *job) {
 	if len(s.waiting) == 0 || s.calls >= s.limit() {
 		return nil
 	}
-	s.calls++
 	next, s.waiting[0] = s.waiting[0], nil
 	s.waiting = s.waiting[1:]
+	s.begin(next)
 	return next
 }
 
