@@ -96,7 +96,7 @@ func (l *checklist) database(ctx context.Context, c *config.Config) {
 	l.ok("database", fmt.Sprintf("PostgreSQL %s, database %q as role %q%s, in %s", i.Server, i.Database, i.Role, by, time.Since(began).Round(time.Millisecond)))
 	switch {
 	case i.InRecovery:
-		l.fail("database", errors.New("it is a standby and takes no writes: point DATABASE_URL at the primary (target_session_attrs=read-write with several hosts)"))
+		l.fail("database", errors.New("it is a standby and takes no writes: point DATABASE_URL or DATABASE_HOST at the primary (target_session_attrs=read-write with several hosts)"))
 	case i.ReadOnly:
 		l.fail("database", errors.New("it takes no writes: default_transaction_read_only is on for the role, the database or the server; find out why (some providers set it when the disk is full), then RESET it"))
 	}

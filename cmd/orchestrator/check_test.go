@@ -2,9 +2,18 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/melodia/orchestrator/internal/postgres/pgtest"
 )
@@ -40,4 +49,119 @@ func TestCheck(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The settings' parts of the address lead to the database: with a password of all
+// special characters, and through a folder of sockets as Cloud SQL has it.
+func TestDatabaseOfParts(t *testing.T) {
+	password := ""
+	for r := ' '; r < 0x7f; r++ {
+		password += string(r)
+	}
+	password += "ñ☃"
+	admin, err := pgx.ParseConfig(pgtest.URL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pgx.ConnectConfig(t.Context(), admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	role := admin.Database + `_d'o"e`
+	quoted := pgx.Identifier{role}.Sanitize()
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+	exec("CREATE ROLE " + quoted + " LOGIN PASSWORD '" + strings.ReplaceAll(password, "'", "''") + "'")
+	exec("GRANT ALL ON ALL TABLES IN SCHEMA public TO " + quoted)
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(t.Context())
+		for _, sql := range []string{"DROP OWNED BY " + quoted, "DROP ROLE " + quoted} {
+			if _, err := conn.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+				t.Errorf("%s: %v", sql, err)
+			}
+		}
+		_ = conn.Close(ctx)
+	})
+
+	t.Setenv("AUTH", "none")
+	t.Setenv("DATABASE_NAME", admin.Database)
+	t.Setenv("DATABASE_USER", role)
+	t.Setenv("DATABASE_PASSWORD", password)
+	for name, address := range map[string]struct{ host, port string }{
+		"a host":   {admin.Host, strconv.Itoa(int(admin.Port))},
+		"a folder": {sockets(t, net.JoinHostPort(admin.Host, strconv.Itoa(int(admin.Port)))), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("DATABASE_HOST", address.host)
+			if address.port != "" {
+				t.Setenv("DATABASE_PORT", address.port)
+			}
+			for _, command := range []string{"check", "migrate"} {
+				var out bytes.Buffer
+				if code := run(t.Context(), []string{command}, &out, &out); code != 0 {
+					t.Errorf("%s: %d\n%s", command, code, out.String())
+				}
+				if command == "check" && !strings.Contains(out.String(), "database "+strconv.Quote(admin.Database)+" as role "+strconv.Quote(role)) {
+					t.Errorf("check looked at another database:\n%s", out.String())
+				}
+			}
+		})
+	}
+	t.Run("a wrong password", func(t *testing.T) {
+		t.Setenv("DATABASE_HOST", admin.Host)
+		t.Setenv("DATABASE_PORT", strconv.Itoa(int(admin.Port)))
+		t.Setenv("DATABASE_PASSWORD", "hunter2")
+		var out bytes.Buffer
+		if code := run(t.Context(), []string{"check"}, &out, &out); code != 1 || !strings.Contains(out.String(), "password authentication failed") || strings.Contains(out.String(), "hunter2") {
+			t.Errorf("check: %d\n%s", code, out.String())
+		}
+	})
+}
+
+// sockets returns a folder like Cloud SQL's, whose socket leads to a server.
+func sockets(t *testing.T, server string) (folder string) {
+	t.Helper()
+	short, err := os.MkdirTemp("", "") // the path of a socket may have 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder = filepath.Join(short, "melodia:europe-west1:db")
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("unix", filepath.Join(folder, ".s.PGSQL.5432"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var copies sync.WaitGroup
+	copies.Go(func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			upstream, err := net.Dial("tcp", server)
+			if err != nil {
+				t.Error(err)
+				_ = client.Close()
+				continue
+			}
+			for _, way := range [][2]net.Conn{{client, upstream}, {upstream, client}} {
+				copies.Go(func() {
+					_, _ = io.Copy(way[0], way[1]) // ends with the connection
+					_ = way[0].Close()
+				})
+			}
+		}
+	})
+	t.Cleanup(func() {
+		_ = listener.Close()
+		copies.Wait()
+		_ = os.RemoveAll(short)
+	})
+	return folder
 }

@@ -50,7 +50,7 @@ func devCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 		c.Port, fixed = *port, true
 	}
 	if *fresh && c.DatabaseURL != "" {
-		return errors.New("--fresh empties dev's own PostgreSQL, and DATABASE_URL is set: remove one of them")
+		return errors.New("--fresh empties dev's own PostgreSQL, and the settings name another (DATABASE_URL or DATABASE_HOST is set): remove one of them")
 	}
 	authorization, err := devAuth(c)
 	if err != nil {
@@ -63,7 +63,7 @@ func devCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 		return err
 	}
 	defer func() { _ = listener.Close() }()
-	data := "in the database at DATABASE_URL, instead of a private one"
+	data := "in the database of the settings, instead of a private one"
 	if c.DatabaseURL == "" {
 		server, err := devdb.Start(ctx, devdb.Options{Log: log, Fresh: *fresh})
 		if err != nil {

@@ -28,10 +28,10 @@ var version = "dev"
 
 const usage = `Usage: orchestrator [command]
 
-  serve     take tasks and carry them out (the default); needs DATABASE_URL and AUTH
+  serve     take tasks and carry them out (the default); needs a database and AUTH
   dev       the same with a private PostgreSQL and an echo target: nothing to set up
             --port N: listen there; --fresh: begin with an empty database
-  migrate   bring the database at DATABASE_URL up to date
+  migrate   bring the database up to date
   check     look at settings, database, rights and schema, and say what to do
   key       make an API key: orchestrator key NAME SCOPES (submit, read, manage, internal; joined by +)
   openapi   print the OpenAPI document
@@ -175,14 +175,14 @@ func openapiCommand(stdout io.Writer) error {
 	return httpapi.New(httpapi.Options{Defaults: defaults, Version: version, ExampleURL: exampleURL}).WriteDocument(stdout)
 }
 
-var errNoDatabaseURL = errors.New("DATABASE_URL is not set: it must be like postgres://user:password@host:5432/database (to try the service without one: orchestrator dev)")
+var errNoDatabase = errors.New("DATABASE_URL is not set: it must be like postgres://user:password@host:5432/database, or set DATABASE_HOST, DATABASE_NAME, DATABASE_USER and DATABASE_PASSWORD instead (to try the service without a database: orchestrator dev)")
 
 // load reads the settings for commands that need a database. The error has one line for
-// each mistake. The settings are nil unless a missing DATABASE_URL is the only one.
+// each mistake. The settings are nil unless the missing database is the only one.
 func load() (*config.Config, error) {
 	c, err := config.Load()
-	if os.Getenv("DATABASE_URL") == "" {
-		err = errors.Join(err, errNoDatabaseURL)
+	if !config.NamesDatabase() {
+		err = errors.Join(err, errNoDatabase)
 	}
 	return c, err
 }

@@ -131,7 +131,7 @@ func TestDevRefusesArguments(t *testing.T) {
 		"a port that is no number":     {[]string{"dev", "--port", "hunter2"}, 2, "orchestrator: --port takes a whole number, and --fresh takes nothing\n" + usage},
 		"an argument":                  {[]string{"dev", "now"}, 2, "orchestrator: dev takes nothing but --port and --fresh\n" + usage},
 		"no port":                      {[]string{"dev", "--port", "70000"}, 1, "--port must be between 0 and 65535"},
-		"fresh, with another database": {[]string{"dev", "--fresh"}, 1, "DATABASE_URL is set"},
+		"fresh, with another database": {[]string{"dev", "--fresh"}, 1, "DATABASE_URL or DATABASE_HOST is set"},
 	} {
 		var stdout, stderr bytes.Buffer
 		if code := run(t.Context(), tt.args, &stdout, &stderr); code != tt.code || !strings.Contains(stderr.String(), tt.want) {

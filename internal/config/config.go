@@ -18,8 +18,15 @@ import (
 
 // Config is every setting. The table of docs/operations.md is its documentation.
 type Config struct {
-	Port             int    `envconfig:"PORT" default:"8080"`
+	Port int `envconfig:"PORT" default:"8080"`
+	// DatabaseURL is where the database is. Load makes it of the five settings below
+	// where those are set instead.
 	DatabaseURL      string `envconfig:"DATABASE_URL"`
+	DatabaseHost     string `envconfig:"DATABASE_HOST"`
+	DatabasePort     int    `envconfig:"DATABASE_PORT" default:"5432"`
+	DatabaseName     string `envconfig:"DATABASE_NAME"`
+	DatabaseUser     string `envconfig:"DATABASE_USER"`
+	DatabasePassword string `envconfig:"DATABASE_PASSWORD"`
 	MaxConnections   int    `envconfig:"MAX_CONNECTIONS" default:"4096"`
 	DatabaseMaxConns int    `envconfig:"DATABASE_MAX_CONNS" default:"10"`
 	MigrateOnStart   bool   `envconfig:"MIGRATE_ON_START" default:"true"`
@@ -72,7 +79,8 @@ type Config struct {
 func Load() (*Config, error) {
 	c := new(Config)
 	errs, unread := c.read()
-	if errs = append(errs, c.check(unread)...); errs != nil {
+	errs = append(errs, c.check(unread)...)
+	if errs = append(errs, c.joinDatabase()...); errs != nil {
 		return nil, errors.Join(errs...)
 	}
 	return c, nil
@@ -129,6 +137,7 @@ func (c *Config) check(unread map[string]bool) (errs []error) {
 	}
 	within("PORT", c.Port >= 0 && c.Port <= 65535, "between 0 and 65535; 0 takes any free port")
 	within("MAX_CONNECTIONS", c.MaxConnections >= 16 && c.MaxConnections <= 1e6, "between 16 and 1000000")
+	within("DATABASE_PORT", c.DatabasePort >= 1 && c.DatabasePort <= 65535, "between 1 and 65535")
 	within("DATABASE_MAX_CONNS", c.DatabaseMaxConns >= 4 && c.DatabaseMaxConns <= 1000, "between 4 and 1000")
 	within("RATE_LIMIT", c.RateLimit >= 0 && c.RateLimit <= 1e6, "between 0 and 1000000 requests a second; 0 sets no limit")
 	within("RATE_BURST", c.RateBurst >= 1 && c.RateBurst <= 1e6, "between 1 and 1000000")

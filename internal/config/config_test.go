@@ -42,7 +42,7 @@ func setenv(t *testing.T, settings map[string]string) {
 // defaults are the contract's.
 func defaults() *Config {
 	return &Config{
-		Port: 8080, MaxConnections: 4096, DatabaseMaxConns: 10, MigrateOnStart: true,
+		Port: 8080, DatabasePort: 5432, MaxConnections: 4096, DatabaseMaxConns: 10, MigrateOnStart: true,
 		OIDCIssuer: "https://accounts.google.com", RateBurst: 20, Docs: "on", ShowPayloads: "off",
 		Dispatch: true, DispatchConcurrency: 200, HostShare: 0.75, PollInterval: time.Second, LeaseDuration: 15 * time.Second, ShutdownGrace: 8 * time.Second,
 		TaskTimeout: 30 * time.Second, RetryMaxAttempts: 10, RetryMinBackoff: time.Second, RetryMaxBackoff: time.Hour, MaxHops: 10,
@@ -83,7 +83,7 @@ func TestEverySetting(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &Config{
-		Port: 0, DatabaseURL: "postgres://u:p@h/d", MaxConnections: 16, DatabaseMaxConns: 4, MigrateOnStart: false,
+		Port: 0, DatabasePort: 5432, DatabaseURL: "postgres://u:p@h/d", MaxConnections: 16, DatabaseMaxConns: 4, MigrateOnStart: false,
 		Auth: []string{"api_key", "oidc"}, APIKeys: []string{"a:read:00", "b:read+submit:01"}, OIDCIssuer: "https://id.example", OIDCAudience: "https://o.example",
 		OIDCAllow: []string{"a@x.example:read", "b@x.example:submit"}, CloudRunService: "orchestrator", RateLimit: 0.5, RateBurst: 7, Docs: "off", ShowPayloads: "on",
 		Dispatch: false, DispatchConcurrency: 1, HostShare: 1, PollInterval: 10 * time.Millisecond, LeaseDuration: 90 * time.Second, ShutdownGrace: 0,
@@ -116,6 +116,8 @@ func TestRanges(t *testing.T) {
 		{name: "PORT", right: []string{"0", "1", "65535"}, wrong: []string{"-1", "65536"}, rule: "must be between 0 and 65535; 0 takes any free port",
 			unreadable: []string{marker, "80.5", "", " 80", "99999999999999999999"}, unreadRule: "must be a whole number, like 8080"},
 		{name: "MAX_CONNECTIONS", right: []string{"16", "1000000"}, wrong: []string{"15", "1000001", "-4"}, rule: "must be between 16 and 1000000"},
+		{name: "DATABASE_PORT", right: []string{"1", "65535"}, wrong: []string{"0", "65536", "-1"}, rule: "must be between 1 and 65535",
+			unreadable: []string{marker, "", "tcp://10.0.0.1:5432"}, unreadRule: "must be a whole number, like 5432"},
 		{name: "DATABASE_MAX_CONNS", right: []string{"4", "1000"}, wrong: []string{"3", "1001", "-4"}, rule: "must be between 4 and 1000",
 			unreadable: []string{marker, ""}, unreadRule: "must be a whole number, like 10"},
 		{name: "MIGRATE_ON_START", right: []string{"true", "false", "1", "0", "T", "F"}, unreadable: []string{marker, "", "yes", "2"}, unreadRule: "must be true or false"},

@@ -14,7 +14,6 @@ package postgres
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"sync/atomic"
@@ -177,10 +176,13 @@ func Migrate(ctx context.Context, databaseURL string, observer MigrationObserver
 }
 
 func parse(o Options) (*pgxpool.Config, error) {
-	config, err := pgxpool.ParseConfig(o.URL)
+	text, err := connString(o.URL)
 	if err != nil {
-		// pgx's own text quotes the connection string.
-		return nil, errors.New("DATABASE_URL is not valid: it must be like postgres://user:password@host:5432/database")
+		return nil, err
+	}
+	config, err := pgxpool.ParseConfig(text)
+	if err != nil {
+		return nil, errBadURL // pgx's own text quotes the connection string
 	}
 	config.MaxConns = int32(max(o.MaxConns, 4)) - 1 //nolint:gosec // a pool's size is far below 2^31
 	config.ConnConfig.ConnectTimeout = callTimeout
