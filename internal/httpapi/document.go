@@ -40,7 +40,7 @@ func describe(version string) *huma.OpenAPI {
 		},
 		Tags: []*huma.Tag{
 			{Name: "tasks", Description: "Submit tasks, and see their state and attempts."},
-			{Name: "steering", Description: "Cancel, run, change and redrive tasks, one by one or many at once."},
+			{Name: "manage", Description: "Cancel, run, change and redrive tasks, one by one or many at once."},
 			{Name: "queues", Description: "Limits, order and pauses of the tasks of a queue, and of single flow keys."},
 			{Name: "hosts", Description: "Hosts that are slow, or fail, or asked not to be called."},
 			{Name: "worker", Description: "Carry out a task in the request itself."},

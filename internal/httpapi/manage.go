@@ -26,7 +26,7 @@ func (a *API) cancelOperation() huma.Operation {
 	responses["200"].Description, accepted.Description = "The task is cancelled.", "The task is running: its call is being cut off."
 	responses["202"] = &accepted
 	return huma.Operation{
-		OperationID: "cancel-task", Method: http.MethodPost, Path: "/tasks/{id}/cancel", Tags: []string{"steering"}, Security: needs(scopeManage),
+		OperationID: "cancel-task", Method: http.MethodPost, Path: "/tasks/{id}/cancel", Tags: []string{"manage"}, Security: needs(scopeManage),
 		Summary: "Cancel a task",
 		Description: "A pending task is cancelled at once: 200. Of a running one the call is to be cut off (202): at once where this instance makes it, " +
 			"otherwise with the next heartbeat of the one that does. The target may have done the work all the same: a task that succeeds or fails meanwhile stays so, " +
@@ -50,7 +50,7 @@ func (a *API) cancel(w http.ResponseWriter, r *http.Request) error {
 
 func (a *API) runOperation() huma.Operation {
 	return huma.Operation{
-		OperationID: "run-task", Method: http.MethodPost, Path: "/tasks/{id}/run", Tags: []string{"steering"}, Security: needs(scopeManage),
+		OperationID: "run-task", Method: http.MethodPost, Path: "/tasks/{id}/run", Tags: []string{"manage"}, Security: needs(scopeManage),
 		Summary: "Run a task now",
 		Description: "Makes a pending task due, whatever it waits for: its run_at, or the time of a retry. One that is due already keeps its place. " +
 			"The limits and a pause of its queue do not hold this one call up, which counts there while it is under way; a host that is not healthy does. " +
@@ -70,7 +70,7 @@ func (a *API) run(w http.ResponseWriter, r *http.Request) error {
 
 func (a *API) redriveOperation() huma.Operation {
 	return huma.Operation{
-		OperationID: "redrive-task", Method: http.MethodPost, Path: "/tasks/{id}/redrive", Tags: []string{"steering"}, Security: needs(scopeManage),
+		OperationID: "redrive-task", Method: http.MethodPost, Path: "/tasks/{id}/redrive", Tags: []string{"manage"}, Security: needs(scopeManage),
 		Summary: "Redrive a task",
 		Description: "A failed or cancelled task becomes pending again, due now, with a fresh budget of attempts. Its story stays, and the new attempts are numbered from 1. " +
 			"An expires_at that has passed when it is due is dropped. 409: it has not ended, or it has succeeded.",
@@ -115,7 +115,7 @@ type changeInput struct {
 
 func (a *API) changeOperation() huma.Operation {
 	return huma.Operation{
-		OperationID: "change-task", Method: http.MethodPatch, Path: "/tasks/{id}", Tags: []string{"steering"}, Security: needs(scopeManage),
+		OperationID: "change-task", Method: http.MethodPatch, Path: "/tasks/{id}", Tags: []string{"manage"}, Security: needs(scopeManage),
 		Summary: "Change a pending task",
 		Description: "Changes what is given and nothing else (application/json, or application/merge-patch+json by RFC 7396 with a payload that is replaced as a whole). " +
 			"The task must obey all rules for new ones then; its url, method, auth and callbacks stay as they are. In another queue it waits for that one's limits. A task that was changed has another ETag. " +
@@ -190,7 +190,7 @@ const (
 // the first by name: that one must be a dry run.
 func (a *API) bulkOperation(id, path, summary, description string, body any, examples map[string]*huma.Example) huma.Operation {
 	return huma.Operation{
-		OperationID: id, Method: http.MethodPost, Path: path, Tags: []string{"steering"}, Security: needs(scopeManage),
+		OperationID: id, Method: http.MethodPost, Path: path, Tags: []string{"manage"}, Security: needs(scopeManage),
 		Summary: summary,
 		Description: description + " Without \"dry_run\": false nothing is done. One call acts on the 10,000 newest that match at most; call again for the rest, until matched is 0. " +
 			"It is done in steps, which end when the caller hangs up: after an error some may have been done. One such call at a time is carried out by an instance; 429 to others.",
