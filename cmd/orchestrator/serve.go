@@ -83,7 +83,10 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	go func() { served <- connections.Serve(server) }()
 	down.push("connections", 0, func(context.Context) { _ = server.Close() })
 	// Requests are served until the dispatcher has stopped: a call may come back to our own /worker-endpoint.
-	down.push("HTTP server", c.ShutdownGrace, func(ctx context.Context) { _ = server.Shutdown(ctx) })
+	down.push("HTTP server", c.ShutdownGrace, func(ctx context.Context) {
+		connections.Drain(ctx)
+		_ = server.Shutdown(ctx)
+	})
 
 	select {
 	case <-opening.done:
@@ -154,6 +157,15 @@ func (a *acceptor) Accept() (net.Conn, error) {
 		}
 	}
 	return conn, err
+}
+
+// SyscallConn is part of syscall.Conn, by which [httpserver.Listener.Drain] looks for
+// connections that wait to be accepted.
+func (a *acceptor) SyscallConn() (syscall.RawConn, error) {
+	if c, ok := a.Listener.(syscall.Conn); ok {
+		return c.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
 }
 
 // listen takes the port. Commands call it before they set anything else up: that another

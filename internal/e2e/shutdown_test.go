@@ -1,11 +1,17 @@
 package e2e
 
 import (
+	"bufio"
+	"encoding/json"
+	"io"
+	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/melodia/orchestrator/internal/postgres/pgtest"
 )
@@ -119,5 +125,72 @@ func TestShutdownWithCallsOfTheWorkerEndpoint(t *testing.T) {
 				t.Errorf("exit code %d, want 0", code)
 			}
 		})
+	}
+}
+
+// A request that has arrived before SIGTERM is answered, however late the process gets to
+// read it: on a connection that was used before, and on one that is not even accepted.
+func TestShutdownAnswersWhatHasArrived(t *testing.T) {
+	t.Parallel()
+	p := start(t, "serve", "DATABASE_URL="+pgtest.URL(t))
+	submitted := p.submit("/schedule", `{"url":"http://127.0.0.1:9/","delay_seconds":3600}`)
+	request := "GET /tasks/" + submitted.ID + "?wait_seconds=60 HTTP/1.1\r\nHost: x\r\n\r\n"
+	dial := func() net.Conn {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		return conn
+	}
+	// ask reads the answer to a request, which says that the task is pending.
+	ask := func(what string, conn net.Conn) {
+		_ = conn.SetReadDeadline(time.Now().Add(patience))
+		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Errorf("%s: %v, want an answer", what, err)
+			return
+		}
+		defer func() { _ = response.Body.Close() }()
+		var got taskJSON
+		if err := json.NewDecoder(response.Body).Decode(&got); err != nil || response.StatusCode != http.StatusOK || got.State != "pending" {
+			t.Errorf("%s: answer = %d %s (%v), want 200 and a pending task", what, response.StatusCode, got.State, err)
+		}
+	}
+	const connections = 100
+	var used, waiting []net.Conn
+	for range connections {
+		conn := dial()
+		if _, err := io.WriteString(conn, strings.Replace(request, "=60", "=0", 1)); err != nil {
+			t.Fatal(err)
+		}
+		ask("before", conn)
+		used = append(used, conn)
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for range connections {
+		waiting = append(waiting, dial()) // the system has made the connection
+	}
+	for _, conn := range slices.Concat(used, waiting) {
+		if _, err := io.WriteString(conn, request); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGCONT} {
+		if err := p.cmd.Process.Signal(signal); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, conn := range used {
+		ask("a connection that was used before", conn)
+	}
+	for _, conn := range waiting {
+		ask("a new connection", conn)
+	}
+	<-p.done
+	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("exit code %d, want 0", code)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/melodia/orchestrator/internal/logging"
@@ -51,6 +52,7 @@ type Listener struct {
 	held      int // bytes of unfinished heads
 
 	evictions logging.Limiter
+	draining  atomic.Bool
 }
 
 // Bound returns a Listener that has up to most connections of l open.
@@ -58,10 +60,17 @@ func Bound(l net.Listener, most int, log *slog.Logger) *Listener {
 	return &Listener{Listener: l, max: most, maxHeld: maxHeld, log: log}
 }
 
-// Serve is [http.Server.Serve] on l. It sets the server's ConnState and ConnContext.
+// Serve is [http.Server.Serve] on l. It sets the server's ConnState and ConnContext, and
+// wraps its Handler.
 func (l *Listener) Serve(s *http.Server) error {
+	s.Handler = l.closeConnections(s.Handler)
 	s.ConnState = func(nc net.Conn, state http.ConnState) {
-		if c, ok := nc.(*conn); ok && state == http.StateIdle {
+		c, ok := nc.(*conn)
+		if !ok {
+			return
+		}
+		c.active.Store(state == http.StateActive)
+		if state == http.StateIdle {
 			l.answered(c)
 		}
 	}
@@ -241,6 +250,7 @@ func (q *queue) remove(c *conn) {
 type conn struct {
 	net.Conn
 	listener *Listener
+	active   atomic.Bool // net/http has a request's head, and has not answered it
 
 	// Guarded by listener.mu.
 	queue          *queue // nil: it is closed
