@@ -478,7 +478,9 @@ func (h *hosts) set(one *host, next limit.State, now time.Time) {
 
 // adopt changes the state of a host here. mu is held.
 func (h *hosts) adopt(one *host, next limit.State, now time.Time) {
-	if next.Recovery != one.state.Recovery {
+	// After a further break or hold the same Recovery begins anew: what failed before must not
+	// break it again, however long the host was away.
+	if next.Recovery != one.state.Recovery || next.Opened != one.state.Opened || next.HeldUntil.After(one.state.HeldUntil) {
 		one.succeeded, one.failed = 0, 0
 	}
 	if next.Healthy(now) {
