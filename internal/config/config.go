@@ -51,7 +51,7 @@ type Config struct {
 	ShutdownGrace       time.Duration `envconfig:"SHUTDOWN_GRACE" default:"8s"`
 
 	TaskTimeout      time.Duration `envconfig:"TASK_TIMEOUT" default:"30s"`
-	RetryMaxAttempts int           `envconfig:"RETRY_MAX_ATTEMPTS" default:"10"`
+	RetryMaxAttempts int           `envconfig:"RETRY_MAX_ATTEMPTS" default:"14"`
 	RetryMinBackoff  time.Duration `envconfig:"RETRY_MIN_BACKOFF" default:"1s"`
 	RetryMaxBackoff  time.Duration `envconfig:"RETRY_MAX_BACKOFF" default:"1h"`
 	MaxHops          int           `envconfig:"MAX_HOPS" default:"10"`

@@ -45,7 +45,7 @@ func defaults() *Config {
 		Port: 8080, DatabasePort: 5432, MaxConnections: 4096, DatabaseMaxConns: 10, MigrateOnStart: true,
 		OIDCIssuer: "https://accounts.google.com", RateBurst: 20, Docs: "on", ShowPayloads: "off",
 		Dispatch: true, DispatchConcurrency: 200, HostShare: 0.75, PollInterval: time.Second, LeaseDuration: 15 * time.Second, ShutdownGrace: 8 * time.Second,
-		TaskTimeout: 30 * time.Second, RetryMaxAttempts: 10, RetryMinBackoff: time.Second, RetryMaxBackoff: time.Hour, MaxHops: 10,
+		TaskTimeout: 30 * time.Second, RetryMaxAttempts: 14, RetryMinBackoff: time.Second, RetryMaxBackoff: time.Hour, MaxHops: 10,
 		Retention: 720 * time.Hour, IdempotencyWindow: 24 * time.Hour, LogLevel: slog.LevelInfo, LogFormat: "json",
 	}
 }
@@ -144,7 +144,7 @@ func TestRanges(t *testing.T) {
 		{name: "TASK_TIMEOUT", right: []string{"100ms", "30m"}, wrong: []string{"99ms", "30m1ms", "0"}, rule: "must be between 100ms and 30m",
 			unreadable: []string{marker}, unreadRule: "must be a duration with its unit, like 30s or 1m30s"},
 		{name: "RETRY_MAX_ATTEMPTS", right: []string{"1", "100"}, wrong: []string{"0", "101"}, rule: "must be between 1 and 100",
-			unreadable: []string{marker}, unreadRule: "must be a whole number, like 10"},
+			unreadable: []string{marker}, unreadRule: "must be a whole number, like 14"},
 		{name: "RETRY_MIN_BACKOFF", right: []string{"10ms", "1h"}, wrong: []string{"9ms", "0"}, rule: "must be between 10ms and 24h",
 			unreadable: []string{marker}, unreadRule: "must be a duration with its unit, like 1s or 1m30s"},
 		{name: "RETRY_MAX_BACKOFF", right: []string{"1s", "24h"}, wrong: []string{"999ms", "24h1s"}, rule: "must be between RETRY_MIN_BACKOFF and 24h",

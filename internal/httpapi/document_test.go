@@ -23,7 +23,8 @@ import (
 func TestLimitsAreTheDomains(t *testing.T) {
 	t.Parallel()
 	d := newService(t).schema
-	patterns := map[string]string{"queue": "^[A-Za-z0-9._-]+$", "flow_key": "^[!-~]+$"} // those of task.IsQueueName and task.IsFlowKey
+	// Those of task.IsQueueName, task.IsFlowKey and task.ParseRetryFor.
+	patterns := map[string]string{"queue": "^[A-Za-z0-9._-]+$", "flow_key": "^[!-~]+$", "for": "^([0-9]{1,8}[dhms])+$"}
 	limits := []struct {
 		schema, property, keyword string
 		want                      float64
@@ -41,6 +42,7 @@ func TestLimitsAreTheDomains(t *testing.T) {
 		{"CallbackRequest", "headers", "maxProperties", task.MaxHeaders},
 		{"AuthRequest", "audience", "minLength", 1},
 		{"AuthRequest", "audience", "maxLength", task.MaxAudience},
+		{"RetryRequest", "for", "maxLength", 32},
 		{"RetryRequest", "max_attempts", "minimum", 1},
 		{"RetryRequest", "max_attempts", "maximum", task.MaxAttemptsLimit},
 		{"RetryRequest", "max_retry_duration_seconds", "minimum", 0},

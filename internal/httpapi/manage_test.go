@@ -162,6 +162,9 @@ func TestChange(t *testing.T) {
 		"a payload of any number":    {`{"payload":[1e999,-0,1.0]}`, func(t *task.Task) { t.Body = []byte(`[1e999,-0,1.0]`) }},
 		"a timeout":                  {`{"timeout_seconds":0.5}`, func(t *task.Task) { t.Timeout = 500 * time.Millisecond }},
 		"a part of the retry policy": {`{"retry":{"max_attempts":20}}`, func(t *task.Task) { t.Retry.MaxAttempts = 20 }},
+		"for how long it is retried": {`{"retry":{"for":"2h"}}`, func(t *task.Task) {
+			t.Retry.MaxAttempts, t.Retry.MaxRetryDuration, t.Retry.MaxBackoff = 100, 2*time.Hour, 12*time.Minute
+		}},
 		"the whole retry policy": {`{"retry":{"max_attempts":2,"max_retry_duration_seconds":60,"min_backoff_seconds":0.5,"max_backoff_seconds":5,"max_doublings":3,"retry_client_errors":true}}`, func(t *task.Task) {
 			t.Retry = task.RetryPolicy{MaxAttempts: 2, MaxRetryDuration: time.Minute, MinBackoff: 500 * time.Millisecond, MaxBackoff: 5 * time.Second, MaxDoublings: 3, RetryClientErrors: true}
 		}},
@@ -247,11 +250,13 @@ func TestChangeThatBreaksRules(t *testing.T) {
 			errors: []string{`["body","expires_at"] conflict`}},
 		"a queue without a name": {body: `{"queue":"","flow_key":""}`,
 			errors: []string{`["body","queue"] string_pattern_mismatch`, `["body","flow_key"] string_pattern_mismatch`}},
-		"no such priority":            {body: `{"priority":"` + marker + `"}`, errors: []string{`["body","priority"] enum`}},
-		"no queue's name":             {body: `{"queue":"a b` + marker + `","flow_key":"a b"}`, errors: []string{`["body","queue"] string_pattern_mismatch`, `["body","flow_key"] string_pattern_mismatch`}},
-		"a priority of a plain task":  {body: `{"priority":"high"}`, errors: []string{`["body","priority"] conflict`}},
-		"a timeout out of range":      {body: `{"timeout_seconds":1801}`, errors: []string{`["body","timeout_seconds"] less_than_equal`}},
-		"backoffs in the wrong order": {body: `{"retry":{"min_backoff_seconds":5000}}`, errors: []string{`["body","retry","max_backoff_seconds"] out_of_range`}},
+		"no such priority":              {body: `{"priority":"` + marker + `"}`, errors: []string{`["body","priority"] enum`}},
+		"no queue's name":               {body: `{"queue":"a b` + marker + `","flow_key":"a b"}`, errors: []string{`["body","queue"] string_pattern_mismatch`, `["body","flow_key"] string_pattern_mismatch`}},
+		"a priority of a plain task":    {body: `{"priority":"high"}`, errors: []string{`["body","priority"] conflict`}},
+		"a timeout out of range":        {body: `{"timeout_seconds":1801}`, errors: []string{`["body","timeout_seconds"] less_than_equal`}},
+		"backoffs in the wrong order":   {body: `{"retry":{"min_backoff_seconds":5000}}`, errors: []string{`["body","retry","max_backoff_seconds"] out_of_range`}},
+		"for how long and how often":    {body: `{"retry":{"for":"2h","max_attempts":9}}`, errors: []string{`["body","retry","max_attempts"] conflict`}},
+		"for longer than attempts last": {body: `{"retry":{"for":"2h","max_backoff_seconds":2}}`, errors: []string{`["body","retry","for"] out_of_range`}},
 		"fewer attempts than were made": {body: `{"retry":{"max_attempts":3}}`, stored: func(t *task.Task) { t.AttemptCount = 3 },
 			errors: []string{`["body","retry","max_attempts"] out_of_range`}},
 	} {

@@ -42,6 +42,7 @@ type QueueDefaultsRequest struct {
 // QueueRetryRequest is the retry policy of tasks of a queue that do not say.
 type QueueRetryRequest struct {
 	_                       struct{}  `nullable:"true"`
+	For                     *string   `json:"for,omitempty" maxLength:"32" pattern:"^([0-9]{1,8}[dhms])+$" patternDescription:"a duration such as 6h, 90s, 15m, 2d or 1d12h" example:"6h" doc:"For how long retries go on, as in a task; it sets max_attempts, max_retry_duration_seconds and, unless that is given, max_backoff_seconds."`
 	MaxAttempts             **int     `json:"max_attempts,omitempty" minimum:"1" maximum:"100" nullable:"true" example:"5" doc:"How many calls are made at most, the first included."`
 	MaxRetryDurationSeconds **float64 `json:"max_retry_duration_seconds,omitempty" minimum:"0" maximum:"31536000" nullable:"true" example:"86400" doc:"No retry starts later than this after the first attempt. 0: no limit."`
 	MinBackoffSeconds       **float64 `json:"min_backoff_seconds,omitempty" minimum:"0.01" maximum:"86400" nullable:"true" example:"2" doc:"The wait before the first retry."`
@@ -114,6 +115,9 @@ func (r *KeyLimitsRequest) patch(l *task.KeyLimits) {
 func (r *QueueDefaultsRequest) patch(d *task.QueueDefaults) {
 	patchOptional(&d.Timeout, r.TimeoutSeconds, secondsOf)
 	patchObject(&d.Retry, r.Retry, func(r *QueueRetryRequest, c *task.RetryChange) {
+		if c.For, _ = r.retryFor(); c.For != nil { // retryMistakes has what is wrong with it
+			c.MaxBackoff = nil
+		}
 		patchOptional(&c.MaxAttempts, r.MaxAttempts, same)
 		patchOptional(&c.MaxRetryDuration, r.MaxRetryDurationSeconds, secondsOf)
 		patchOptional(&c.MinBackoff, r.MinBackoffSeconds, secondsOf)
@@ -121,6 +125,23 @@ func (r *QueueDefaultsRequest) patch(d *task.QueueDefaults) {
 		patchOptional(&c.MaxDoublings, r.MaxDoublings, same)
 		patchOptional(&c.RetryClientErrors, r.RetryClientErrors, same)
 	})
+}
+
+// retryFor is [retryFor] of a queue's retry policy.
+func (r *QueueRetryRequest) retryFor() (*time.Duration, task.Errors) {
+	return retryFor(r.For, r.MaxAttempts != nil && *r.MaxAttempts != nil, r.MaxRetryDurationSeconds != nil && *r.MaxRetryDurationSeconds != nil)
+}
+
+// retryMistakes returns what is wrong with retry.for, if that is there.
+func (r *QueueRequest) retryMistakes() task.Errors {
+	if r.Defaults == nil || *r.Defaults == nil || (*r.Defaults).Retry == nil || *(*r.Defaults).Retry == nil {
+		return nil
+	}
+	_, errs := (*(*r.Defaults).Retry).retryFor()
+	for i := range errs {
+		errs[i].Path = append([]string{"defaults"}, errs[i].Path...)
+	}
+	return errs
 }
 
 // QueueSettings are the settings of a queue, and whether it is paused.
@@ -351,6 +372,9 @@ func (a *API) writeQueue(w http.ResponseWriter, r *http.Request, done string, ch
 	if err := a.readBody(r, request); err != nil {
 		return err
 	}
+	if errs := request.retryMistakes(); errs != nil {
+		return errs
+	}
 	q, err := written(func() (task.Queue, error) {
 		q, err := a.Store.Queue(r.Context(), in.Name)
 		switch {
@@ -367,6 +391,7 @@ func (a *API) writeQueue(w http.ResponseWriter, r *http.Request, done string, ch
 		if err := q.Check(a.Defaults); err != nil {
 			return q, err
 		}
+		q.Defaults.Retry = q.Defaults.Retry.Resolved(a.Defaults.Retry)
 		return a.Store.PutQueue(r.Context(), q)
 	})
 	if err != nil {

@@ -262,6 +262,10 @@ func TestQueueSettingsThatBreakRules(t *testing.T) {
 		`{"defaults":{"timeout_seconds":0}}`:                           {`["body","defaults","timeout_seconds"] greater_than_equal`},
 		`{"defaults":{"url":"` + marker + `"}}`:                        {`["body","defaults","url"] extra_forbidden`},
 		`{"defaults":{"retry":{"max_attempts":101}}}`:                  {`["body","defaults","retry","max_attempts"] less_than_equal`},
+		`{"defaults":{"retry":{"for":"soon"}}}`:                        {`["body","defaults","retry","for"] string_pattern_mismatch`},
+		`{"defaults":{"retry":{"for":"40d"}}}`:                         {`["body","defaults","retry","for"] out_of_range`},
+		`{"defaults":{"retry":{"for":"6h","max_attempts":3}}}`:         {`["body","defaults","retry","max_attempts"] conflict`},
+		`{"defaults":{"retry":{"for":"6h","max_backoff_seconds":1}}}`:  {`["body","defaults","retry","for"] out_of_range`},
 		`{"defaults":{"retry":{"min_backoff_seconds":86400}}}`:         {`["body","defaults","retry","max_backoff_seconds"] out_of_range`},
 		`{"defaults":{"retry":{"max_retry_duration_seconds":-0.001}}}`: {`["body","defaults","retry","max_retry_duration_seconds"] greater_than_equal`},
 		`[]`: {`["body"] object_type`},
@@ -289,6 +293,25 @@ func TestQueueSettingsThatBreakRules(t *testing.T) {
 	s.refused(s.do(http.MethodPut, "/queues/mail", ""), http.StatusBadRequest)
 	s.refused(s.do(http.MethodPut, "/queues/mail", "{"), http.StatusBadRequest)
 	s.refused(s.do(http.MethodPut, "/queues/mail", "{}", "Content-Type", "text/plain"), http.StatusUnsupportedMediaType)
+}
+
+// A queue keeps what retry.for stands for; its tasks have that unless they say something else.
+func TestQueueRetriesFor(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.do(http.MethodPut, "/queues/mail", `{"defaults":{"retry":{"max_attempts":3,"max_backoff_seconds":5,"min_backoff_seconds":2}}}`)
+	a := s.do(http.MethodPatch, "/queues/mail", `{"defaults":{"retry":{"for":"10h","max_attempts":null}}}`)
+	want := map[string]any{
+		"max_attempts": 100.0, "max_retry_duration_seconds": 36000.0, "min_backoff_seconds": 2.0, "max_backoff_seconds": 3600.0, "max_doublings": nil, "retry_client_errors": nil,
+	}
+	if diff := gocmp.Diff(want, member(a.json, "defaults", "retry")); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	a = s.do(http.MethodPatch, "/queues/mail", `{"defaults":{"retry":{"max_attempts":4}}}`)
+	want["max_attempts"] = 4.0
+	if diff := gocmp.Diff(want, member(a.json, "defaults", "retry")); diff != "" {
+		t.Errorf("one member (-want +got):\n%s", diff)
+	}
 }
 
 // Of editors who read the same settings the first writes, and the others read again.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"regexp"
+	"slices"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -47,6 +48,7 @@ type AuthRequest struct {
 // RetryRequest is the retry policy of a TaskRequest; what it leaves out is the
 // service's default.
 type RetryRequest struct {
+	For                     *string  `json:"for,omitempty" maxLength:"32" pattern:"^([0-9]{1,8}[dhms])+$" patternDescription:"a duration such as 6h, 90s, 15m, 2d or 1d12h" example:"6h" doc:"For how long retries go on after the first attempt, whatever their number: 1s to 30d. Instead of max_attempts, which is 100 then, and of max_retry_duration_seconds. max_backoff_seconds is a tenth of it at most then, and a sixtieth at least, unless it is given."`
 	MaxAttempts             *int     `json:"max_attempts,omitempty" minimum:"1" maximum:"100" example:"5" doc:"How many calls are made at most, the first included."`
 	MaxRetryDurationSeconds *float64 `json:"max_retry_duration_seconds,omitempty" minimum:"0" maximum:"31536000" example:"86400" doc:"No retry starts later than this after the first attempt. 0: no limit. Retrying stops when either limit is reached."`
 	MinBackoffSeconds       *float64 `json:"min_backoff_seconds,omitempty" minimum:"0.01" maximum:"86400" example:"2" doc:"The wait before the first retry."`
@@ -110,14 +112,45 @@ func (r *TaskRequest) spec(defaults task.Spec) (s task.Spec, errs task.Errors) {
 		}
 	}
 	if p := r.Retry; p != nil {
-		set(&s.Retry.MaxAttempts, p.MaxAttempts)
-		setDuration(&s.Retry.MaxRetryDuration, p.MaxRetryDurationSeconds)
-		setDuration(&s.Retry.MinBackoff, p.MinBackoffSeconds)
-		setDuration(&s.Retry.MaxBackoff, p.MaxBackoffSeconds)
-		set(&s.Retry.MaxDoublings, p.MaxDoublings)
-		set(&s.Retry.RetryClientErrors, p.RetryClientErrors)
+		change, found := p.change()
+		s.Retry = change.In(s.Retry)
+		errs = slices.Concat(errs, found, change.CheckFor(s.Retry))
 	}
 	return s, errs
+}
+
+// change returns the request in the domain's terms.
+func (r *RetryRequest) change() (c task.RetryChange, errs task.Errors) {
+	c.For, errs = retryFor(r.For, r.MaxAttempts != nil, r.MaxRetryDurationSeconds != nil)
+	c.MaxAttempts, c.MaxRetryDuration = r.MaxAttempts, duration(r.MaxRetryDurationSeconds)
+	c.MinBackoff, c.MaxBackoff = duration(r.MinBackoffSeconds), duration(r.MaxBackoffSeconds)
+	c.MaxDoublings, c.RetryClientErrors = r.MaxDoublings, r.RetryClientErrors
+	return c, errs
+}
+
+// retryFor returns the duration that a member for gives; nil where it is left out or wrong.
+// The others say which members are there that it stands in place of.
+func retryFor(text *string, maxAttempts, maxDuration bool) (d *time.Duration, errs task.Errors) {
+	if text == nil {
+		return nil, nil
+	}
+	mistake := func(message, kind, field string) {
+		errs = append(errs, task.FieldError{Path: []string{"retry", field}, Message: message, Kind: kind})
+	}
+	if maxAttempts {
+		mistake("must not be there together with for, by which the time decides and not the number of attempts", "conflict", "max_attempts")
+	}
+	if maxDuration {
+		mistake("must not be there together with for, which says the same", "conflict", "max_retry_duration_seconds")
+	}
+	length, ok := task.ParseRetryFor(*text)
+	if !ok {
+		mistake("must be a duration such as 6h, 90s, 15m, 2d or 1d12h", "invalid", "for")
+	}
+	if errs != nil {
+		return nil, errs
+	}
+	return &length, nil
 }
 
 // notZone matches what LoadLocation takes but no zone of the IANA database:
@@ -194,10 +227,9 @@ func (r *ChangeRequest) change() (c task.Change, errs task.Errors) {
 		c.Content, errs = &content, append(errs, found...)
 	}
 	if p := r.Retry; p != nil {
-		c.Retry = task.RetryChange{
-			MaxAttempts: p.MaxAttempts, MaxRetryDuration: duration(p.MaxRetryDurationSeconds), MinBackoff: duration(p.MinBackoffSeconds),
-			MaxBackoff: duration(p.MaxBackoffSeconds), MaxDoublings: p.MaxDoublings, RetryClientErrors: p.RetryClientErrors,
-		}
+		var found task.Errors
+		c.Retry, found = (*RetryRequest)(p).change()
+		errs = append(errs, found...)
 	}
 	if r.RunAt != nil || r.TimeZone != nil || r.DelaySeconds != nil {
 		when, found := (&ScheduleRequest{RunAt: r.RunAt, TimeZone: r.TimeZone, DelaySeconds: r.DelaySeconds}).when()

@@ -55,7 +55,7 @@ func TestEnqueueDefaults(t *testing.T) {
 		State: task.Pending,
 		Spec: task.Spec{
 			URL: target, Method: "POST", Timeout: 30 * time.Second,
-			Retry: task.RetryPolicy{MaxAttempts: 10, MinBackoff: time.Second, MaxBackoff: time.Hour, MaxDoublings: 16},
+			Retry: task.RetryPolicy{MaxAttempts: 14, MinBackoff: time.Second, MaxBackoff: time.Hour, MaxDoublings: 16},
 		},
 		RunAt: storedAt, CreatedAt: storedAt,
 	}
@@ -64,7 +64,7 @@ func TestEnqueueDefaults(t *testing.T) {
 	}
 	wantText := `{"id":"` + got.ID.String() + `","state":"pending","url":"https://example.com/plays","method":"POST",` +
 		`"headers":{},"auth":null,"labels":{},"run_at":"2026-11-24T12:00:00.123456Z","created_at":"2026-11-24T12:00:00.123456Z",` +
-		`"expires_at":null,"timeout_seconds":30,"retry":{"max_attempts":10,"max_retry_duration_seconds":0,` +
+		`"expires_at":null,"timeout_seconds":30,"retry":{"max_attempts":14,"max_retry_duration_seconds":0,` +
 		`"min_backoff_seconds":1,"max_backoff_seconds":3600,"max_doublings":16,"retry_client_errors":false},` +
 		`"attempt_count":0,"finished_at":null,"reason":null,"cancel_requested_at":null,"on_success":null,"on_failure":null,"created_by":null,"payload_bytes":0,"content_type":null,"parent_id":null,"root_id":null,"queue":null,"flow_key":null,"priority":null,"attempts":[]}`
 	if strings.TrimSpace(a.text) != wantText {
@@ -220,6 +220,11 @@ func TestEnqueueAccepts(t *testing.T) {
 		{"doublings -0.0", withRetry("max_doublings", "-0.0"), func(t *task.Task) any { return t.Retry.MaxDoublings }, 0},
 		{"client errors", withRetry("retry_client_errors", "true"), func(t *task.Task) any { return t.Retry.RetryClientErrors }, true},
 		{"no client errors", withRetry("retry_client_errors", "false"), func(t *task.Task) any { return t.Retry.RetryClientErrors }, false},
+		{"retries for six hours", withRetry("for", `"6h"`), func(t *task.Task) any { return t.Retry },
+			task.RetryPolicy{MaxAttempts: 100, MaxRetryDuration: 6 * time.Hour, MinBackoff: time.Second, MaxBackoff: 36 * time.Minute, MaxDoublings: 16}},
+		{"retries for 36 hours, with backoffs", with("retry", `{"for":"1d12h","min_backoff_seconds":60,"max_backoff_seconds":7200,"retry_client_errors":true}`), func(t *task.Task) any { return t.Retry },
+			task.RetryPolicy{MaxAttempts: 100, MaxRetryDuration: 36 * time.Hour, MinBackoff: time.Minute, MaxBackoff: 2 * time.Hour, MaxDoublings: 16, RetryClientErrors: true}},
+		{"retries for 30 days", with("retry", `{"for":"30d","max_attempts":null,"max_retry_duration_seconds":null}`), func(t *task.Task) any { return t.Retry.MaxBackoff }, 12 * time.Hour},
 		{"empty retry", with("retry", `{}`), func(t *task.Task) any { return t.Retry }, task.DefaultRetryPolicy()},
 		{"most labels", with("labels", object(task.MaxLabels, "l", `"v"`)), func(t *task.Task) any { return len(t.Labels) }, task.MaxLabels},
 		{"longest label name", with("labels", `{"`+strings.Repeat("n", task.MaxLabelName)+`":"v"}`), func(t *task.Task) any { return len(t.Labels) }, 1},
@@ -357,6 +362,14 @@ var mistakes = []struct {
 	{"timeout in quotes", with("timeout_seconds", `"`+marker+`"`), []string{`["body","timeout_seconds"] float_type`}},
 	{"timeout of another type", with("timeout_seconds", "true"), []string{`["body","timeout_seconds"] float_type`}},
 	{"retry of another type", with("retry", `"`+marker+`"`), []string{`["body","retry"] object_type`}},
+	{"retries for no duration", withRetry("for", `"6 hours `+marker+`"`), []string{`["body","retry","for"] string_pattern_mismatch`}},
+	{"retries for a number", withRetry("for", "3600"), []string{`["body","retry","for"] string_type`}},
+	{"retries for no time", withRetry("for", `"0s"`), []string{`["body","retry","for"] out_of_range`}},
+	{"retries for too long", withRetry("for", `"31d"`), []string{`["body","retry","for"] out_of_range`}},
+	{"retries for ages", withRetry("for", `"99999999d99999999d"`), []string{`["body","retry","for"] out_of_range`}},
+	{"retries for a time and a number", with("retry", `{"for":"6h","max_attempts":5}`), []string{`["body","retry","max_attempts"] conflict`}},
+	{"retries for two times", with("retry", `{"for":"6h","max_retry_duration_seconds":60}`), []string{`["body","retry","max_retry_duration_seconds"] conflict`}},
+	{"retries that 100 attempts do not last for", with("retry", `{"for":"6h","max_backoff_seconds":60}`), []string{`["body","retry","for"] out_of_range`}},
 	{"no attempts", withRetry("max_attempts", "0"), []string{`["body","retry","max_attempts"] greater_than_equal`}},
 	{"too many attempts", withRetry("max_attempts", "101"), []string{`["body","retry","max_attempts"] less_than_equal`}},
 	{"attempts with a fraction", withRetry("max_attempts", "1.5"), []string{`["body","retry","max_attempts"] int_type`}},

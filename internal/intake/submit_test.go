@@ -160,7 +160,8 @@ func TestFingerprintStays(t *testing.T) {
 	t.Parallel()
 	made := &task.Task{ID: task.ID{1}, Delay: time.Second, Spec: task.Spec{
 		URL: target, Method: "PUT", Headers: map[string]string{"A": "1", "B": ""}, Body: []byte("{}"), ContentType: "application/json", Timeout: time.Minute,
-		Retry: task.DefaultRetryPolicy(), ExpiresAt: storedAt, OnFailure: &task.Callback{URL: target}, OIDCAudience: "a",
+		Retry:     task.RetryPolicy{MaxAttempts: 10, MinBackoff: time.Second, MaxBackoff: time.Hour, MaxDoublings: 16},
+		ExpiresAt: storedAt, OnFailure: &task.Callback{URL: target}, OIDCAudience: "a",
 	}}
 	const want = "9037611bda8d2d06a0ddd5f1985f4e60c4902ed8d9edcc2ebbd677476a4a4f81"
 	if got := fmt.Sprintf("%x", fingerprintOf([]*task.Task{made})); got != want {

@@ -31,6 +31,10 @@ type Content struct {
 
 // RetryChange is [Change] of a [RetryPolicy].
 type RetryChange struct {
+	// For is for how long retries go on after the first attempt, whatever their number. It
+	// stands in place of MaxAttempts and MaxRetryDuration, and of MaxBackoff unless that is
+	// set: see [RetryChange.Resolved].
+	For               *time.Duration
 	MaxAttempts       *int
 	MaxRetryDuration  *time.Duration
 	MinBackoff        *time.Duration
@@ -55,7 +59,7 @@ func (t *Task) Change(c Change, now time.Time) (*Task, error) {
 	set(&changed.Timeout, c.Timeout)
 	set(&changed.ExpiresAt, c.ExpiresAt)
 	changed.changeFlow(&c)
-	changed.Retry = c.Retry.in(t.Retry)
+	changed.Retry = c.Retry.In(t.Retry)
 
 	var errs Errors
 	add := func(message, kind string, path ...string) {
@@ -66,6 +70,7 @@ func (t *Task) Change(c Change, now time.Time) (*Task, error) {
 		changed.Body = nil // else check reports the same mistake again, for the method
 	}
 	changed.check(add)
+	c.Retry.checkFor(changed.Retry, add)
 	if c.Retry.MaxAttempts != nil && *c.Retry.MaxAttempts <= t.AttemptCount {
 		add("must be above the number of attempts that were made already (attempt_count)", "out_of_range", "retry", "max_attempts")
 	}
@@ -83,15 +88,42 @@ func (t *Task) Change(c Change, now time.Time) (*Task, error) {
 	return &changed, nil
 }
 
-// in returns p with c applied.
-func (c *RetryChange) in(p RetryPolicy) RetryPolicy {
+// In returns p with c applied.
+func (c *RetryChange) In(p RetryPolicy) RetryPolicy {
 	set(&p.MaxAttempts, c.MaxAttempts)
 	set(&p.MaxRetryDuration, c.MaxRetryDuration)
 	set(&p.MinBackoff, c.MinBackoff)
 	set(&p.MaxBackoff, c.MaxBackoff)
 	set(&p.MaxDoublings, c.MaxDoublings)
 	set(&p.RetryClientErrors, c.RetryClientErrors)
+	if c.For != nil {
+		p = p.lasting(*c.For, c.MaxBackoff != nil)
+	}
 	return p
+}
+
+// CheckFor returns [Errors] where the policy that c, applied, led to does not last for c.For.
+func (c *RetryChange) CheckFor(applied RetryPolicy) (errs Errors) {
+	c.checkFor(applied, func(message, kind string, path ...string) {
+		errs = append(errs, FieldError{Path: path, Message: message, Kind: kind})
+	})
+	return errs
+}
+
+func (c *RetryChange) checkFor(applied RetryPolicy, add func(message, kind string, path ...string)) {
+	if c.For != nil {
+		applied.checkLasting(add)
+	}
+}
+
+// Resolved returns c with what its For stands for in place of it, where it is applied to p.
+func (c RetryChange) Resolved(p RetryPolicy) RetryChange {
+	if c.For == nil {
+		return c
+	}
+	p = c.In(p)
+	c.MaxAttempts, c.MaxRetryDuration, c.MaxBackoff, c.For = &p.MaxAttempts, &p.MaxRetryDuration, &p.MaxBackoff, nil
+	return c
 }
 
 // merge returns fields with changes made to them, without touching either.

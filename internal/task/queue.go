@@ -89,7 +89,7 @@ func (d *QueueDefaults) IsZero() bool { return d.Timeout == nil && d.Retry == Re
 // In returns a Spec's Timeout and Retry with what d sets of them.
 func (d *QueueDefaults) In(s Spec) Spec {
 	set(&s.Timeout, d.Timeout)
-	s.Retry = d.Retry.in(s.Retry)
+	s.Retry = d.Retry.In(s.Retry)
 	return s
 }
 
@@ -107,6 +107,7 @@ func (s *QueueSettings) Check(service Spec) error {
 		add("must be between 0.1 and 1800", "out_of_range", "defaults", "timeout_seconds")
 	}
 	d.Retry.check(within("defaults", add))
+	s.Defaults.Retry.checkFor(d.Retry, within("defaults", add))
 	if errs == nil {
 		return nil
 	}

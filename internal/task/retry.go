@@ -1,7 +1,10 @@
 package task
 
 import (
+	"fmt"
 	"math"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -30,6 +33,9 @@ const (
 	MinBackoffLimit       = 10 * time.Millisecond
 	MaxBackoffLimit       = 24 * time.Hour
 	MaxDoublingsLimit     = 30
+	// MinRetryFor and MaxRetryFor bound for how long retries go on by [RetryChange.For].
+	MinRetryFor = time.Second
+	MaxRetryFor = 30 * 24 * time.Hour
 	// MaxRetryAfter caps what a target's Retry-After may ask for.
 	MaxRetryAfter = 24 * time.Hour
 	// MaxSnooze caps what a target's Orchestrator-Snooze may ask for, and MaxSnoozes
@@ -41,10 +47,11 @@ const (
 )
 
 // DefaultRetryPolicy is the policy where neither the request nor the settings
-// say otherwise.
+// say otherwise. Its last attempt begins more than an hour after the first, whatever
+// the jitter: a target that is away for an hour is called again when it is back.
 func DefaultRetryPolicy() RetryPolicy {
 	return RetryPolicy{
-		MaxAttempts:  10,
+		MaxAttempts:  14,
 		MinBackoff:   time.Second,
 		MaxBackoff:   time.Hour,
 		MaxDoublings: 16,
@@ -95,5 +102,56 @@ func (p RetryPolicy) check(add func(message, kind string, path ...string)) {
 	}
 	if p.MaxDoublings < 0 || p.MaxDoublings > MaxDoublingsLimit {
 		add("must be between 0 and 30", "out_of_range", "retry", "max_doublings")
+	}
+}
+
+// ParseRetryFor reads for how long retries go on, as people write it: whole numbers of
+// days, hours, minutes and seconds, such as "6h", "90s" or "1d12h". ok is false for any
+// other text. What is longer than [MaxRetryFor] may be read as any longer duration.
+func ParseRetryFor(text string) (d time.Duration, ok bool) {
+	for text != "" {
+		end := strings.IndexAny(text, "dhms")
+		if end < 1 {
+			return 0, false
+		}
+		n, err := strconv.ParseUint(text[:end], 10, 32)
+		if err != nil {
+			return 0, false
+		}
+		unit := map[byte]time.Duration{'d': 24 * time.Hour, 'h': time.Hour, 'm': time.Minute, 's': time.Second}[text[end]]
+		d += time.Duration(min(n, uint64(MaxRetryFor/unit)+1)) * unit //nolint:gosec // the second is small
+		d = min(d, MaxRetryFor+time.Second)
+		text, ok = text[end+1:], true
+	}
+	return d, ok
+}
+
+// lasting returns p with retries that go on for d: with the most attempts that there can
+// be. Unless keepLongest is true, the longest wait is a tenth of d at most, so that little
+// of d is left after the last attempt, and a sixtieth at least, so that the attempts last.
+func (p RetryPolicy) lasting(d time.Duration, keepLongest bool) RetryPolicy {
+	p.MaxAttempts, p.MaxRetryDuration = MaxAttemptsLimit, d
+	if !keepLongest {
+		p.MaxBackoff = max(min(p.MaxBackoff, d/10), d/60, p.MinBackoff)
+	}
+	return p
+}
+
+// checkLasting reports why p, made by lasting, does not keep what it promises.
+func (p RetryPolicy) checkLasting(add func(message, kind string, path ...string)) {
+	switch {
+	case p.MaxRetryDuration < MinRetryFor || p.MaxRetryDuration > MaxRetryFor:
+		add("must be between 1s and 30d", "out_of_range", "retry", "for")
+		return
+	case p.MinBackoff >= p.MaxRetryDuration:
+		add("must be longer than min_backoff_seconds: else there is no retry", "out_of_range", "retry", "for")
+		return
+	}
+	var lasts time.Duration
+	for n := range p.MaxAttempts - 1 {
+		lasts += time.Duration(float64(p.Backoff(n+1)) * (1 - Jitter))
+	}
+	if lasts < p.MaxRetryDuration {
+		add(fmt.Sprintf("must be at most %ds with these backoffs, since a task is called 100 times at most: raise max_backoff_seconds, or leave it out", int(lasts.Seconds())), "out_of_range", "retry", "for")
 	}
 }

@@ -158,3 +158,89 @@ func BenchmarkBackoff(b *testing.B) {
 		_ = p.Backoff(9)
 	}
 }
+
+func TestParseRetryFor(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]time.Duration{
+		"6h": 6 * time.Hour, "90s": 90 * time.Second, "15m": 15 * time.Minute, "2d": 48 * time.Hour, "1d12h": 36 * time.Hour,
+		"1h30m": 90 * time.Minute, "007s": 7 * time.Second, "0s": 0, "30m1h": 90 * time.Minute,
+		"30d": task.MaxRetryFor, "720h": task.MaxRetryFor,
+	} {
+		if got, ok := task.ParseRetryFor(text); !ok || got != want {
+			t.Errorf("%q: got %v, %t; want %v", text, got, ok, want)
+		}
+	}
+	for _, text := range []string{"31d", "99999999d", "99999999d99999999d", "30d1s", "4294967295h"} {
+		if got, ok := task.ParseRetryFor(text); !ok || got <= task.MaxRetryFor {
+			t.Errorf("%q: got %v, %t; want more than the most", text, got, ok)
+		}
+	}
+	for _, text := range []string{"", "6", "h", "6 h", "6H", "1.5h", "-1h", "+1h", "1h ", "6hh", "1w", "1ms", "PT6H", "4294967296s", "1h5"} {
+		if got, ok := task.ParseRetryFor(text); ok {
+			t.Errorf("%q is read as %v, want it refused", text, got)
+		}
+	}
+}
+
+// However failed attempts fall, retries go on for nearly as long as For says, and no longer:
+// to within the longest wait, which is a tenth of it, with the most jitter.
+func TestRetryForLasts(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		length := time.Duration(rapid.Int64Range(int64(20*time.Second), int64(task.MaxRetryFor)).Draw(t, "for"))
+		change := task.RetryChange{For: &length}
+		if rapid.Bool().Draw(t, "own backoffs") {
+			change.MaxBackoff = new(time.Duration(rapid.Int64Range(int64(time.Second), int64(task.MaxBackoffLimit)).Draw(t, "max_backoff")))
+		}
+		policy := change.In(task.DefaultRetryPolicy())
+		if errs := change.CheckFor(policy); errs != nil {
+			if change.MaxBackoff == nil {
+				t.Fatalf("the default backoffs do not last for %v: %v", length, errs)
+			}
+			return
+		}
+		at := time.Date(2026, 11, 30, 0, 0, 0, 0, time.UTC)
+		c := &task.Claim{Task: &task.Task{Spec: task.Spec{Retry: policy}}, At: at, FirstAt: at}
+		end := at.Add(length)
+		for {
+			d := c.Next(task.Outcome{Kind: task.OutcomeRetryable}, at, rapid.Float64Range(0, 0.999).Draw(t, "random"))
+			if d.State != task.Pending {
+				if d.Reason != task.RetryDurationExhausted {
+					t.Fatalf("retries for %v end %v before that: %s", length, end.Sub(at), d.Reason)
+				}
+				break
+			}
+			c.Task.AttemptCount++
+			at = at.Add(d.Wait)
+		}
+		longest := policy.MaxBackoff + policy.MaxBackoff/5
+		if left := end.Sub(at); left < 0 || left > longest {
+			t.Fatalf("the last attempt begins %v before the end of %v, want %v at most", left, length, longest)
+		}
+		if change.MaxBackoff == nil && policy.MaxBackoff > max(length/10, policy.MinBackoff) {
+			t.Fatalf("waits of up to %v in %v", policy.MaxBackoff, length)
+		}
+	})
+}
+
+func TestRetryForThatCannotLast(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		change task.RetryChange
+		says   string
+	}{
+		"too short":          {task.RetryChange{For: new(999 * time.Millisecond)}, "must be between 1s and 30d"},
+		"too long":           {task.RetryChange{For: new(task.MaxRetryFor + 1)}, "must be between 1s and 30d"},
+		"without a retry":    {task.RetryChange{For: new(time.Minute), MinBackoff: new(time.Minute)}, "must be longer than min_backoff_seconds: else there is no retry"},
+		"short waits":        {task.RetryChange{For: new(time.Hour), MaxBackoff: new(10 * time.Second)}, "must be at most 772s with these backoffs, since a task is called 100 times at most: raise max_backoff_seconds, or leave it out"},
+		"waits without grow": {task.RetryChange{For: new(24 * time.Hour), MaxDoublings: new(0)}, "must be at most 3960s with these backoffs, since a task is called 100 times at most: raise max_backoff_seconds, or leave it out"},
+	} {
+		errs := tt.change.CheckFor(tt.change.In(task.DefaultRetryPolicy()))
+		if len(errs) != 1 || errs[0].Message != tt.says {
+			t.Errorf("%s: got %v, want %q", name, errs, tt.says)
+		}
+	}
+	if errs := (&task.RetryChange{MaxAttempts: new(1)}).CheckFor(task.RetryPolicy{}); errs != nil {
+		t.Errorf("without For: got %v", errs)
+	}
+}

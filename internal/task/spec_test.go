@@ -86,7 +86,7 @@ func TestNew(t *testing.T) {
 
 func TestDefaultRetryPolicy(t *testing.T) {
 	t.Parallel()
-	want := task.RetryPolicy{MaxAttempts: 10, MinBackoff: time.Second, MaxBackoff: time.Hour, MaxDoublings: 16}
+	want := task.RetryPolicy{MaxAttempts: 14, MinBackoff: time.Second, MaxBackoff: time.Hour, MaxDoublings: 16}
 	if got := task.DefaultRetryPolicy(); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
