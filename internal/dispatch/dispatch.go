@@ -189,6 +189,21 @@ func (d *Dispatcher) CameBack(id task.ID) {
 // they are made here: claims are their numbers by task. It never blocks.
 func (d *Dispatcher) CutOff(claims map[task.ID]int64) { d.results.cancel(claims) }
 
+// warnOfCutOff says how many calls are under way at a stop, and three quarters of the grace
+// later how many will be cut off, until stop is called.
+func (d *Dispatcher) warnOfCutOff() (stop func() bool) {
+	grace := d.options.Grace
+	if _, running := d.Health(); running > 0 {
+		d.log.Info("stopping, calls under way may go on for the grace", "count", running, "grace_seconds", grace.Seconds())
+	}
+	left := grace / 4
+	return time.AfterFunc(grace-left, func() {
+		if _, running := d.Health(); running > 0 {
+			d.log.Warn("calls under way will be cut off unless they end in time", "count", running, "left_seconds", left.Seconds())
+		}
+	}).Stop
+}
+
 // Run works until ctx ends, then stops in order: it claims nothing more, lets
 // running calls go on for Grace, cuts off and gives back what is left, and
 // signs off. It returns when all its goroutines are gone, Grace plus about a
@@ -241,6 +256,8 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	}()
 	grace := time.NewTimer(d.options.Grace)
 	defer grace.Stop()
+	stopWarning := d.warnOfCutOff()
+	defer stopWarning()
 	select {
 	case <-written:
 	case <-grace.C:

@@ -103,7 +103,16 @@ func TestGraceForRunningCalls(t *testing.T) {
 		if got := m.row(waiting); got.claims != 0 {
 			t.Errorf("a task was claimed %d times after the stop, want 0", got.claims)
 		}
-		line := r.wantLine("running calls are cut off", "WARN")
+		line := r.wantLine("stopping, calls under way may go on for the grace", "INFO")
+		if line["count"] != 3.0 || line["grace_seconds"] != 8.0 {
+			t.Errorf("it stops with %v, want 3 calls under way and 8 s", line)
+		}
+		// Before the grace ends; two of the calls have ended by then.
+		line = r.wantLine("calls under way will be cut off unless they end in time", "WARN")
+		if line["count"] != 1.0 || line["left_seconds"] != 2.0 {
+			t.Errorf("it warns with %v, want 1 call and 2 s", line)
+		}
+		line = r.wantLine("running calls are cut off", "WARN")
 		if line["count"] != 1.0 {
 			t.Errorf("%v calls were cut off, want 1", line["count"])
 		}
