@@ -107,6 +107,7 @@ func (d *Deliverer) Deliver(ctx context.Context, c task.Call) task.Outcome {
 	o := d.attempt(ctx, c, start)
 	tellWishes(&o)
 	o.Duration = time.Since(start)
+	o.TellHidden()
 	return o
 }
 
@@ -125,7 +126,7 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) t
 		return o
 	}
 	o, connectionEnded := d.send(ctx, c, u, added, start, false)
-	if connectionEnded && idempotent(c.Task.Method) && o.Kind == task.OutcomeRetryable && !o.TimedOut {
+	if connectionEnded && mayRepeat(c.Task.Method, &o, time.Since(start)) {
 		o, _ = d.send(ctx, c, u, added, start, true)
 		if o.Shortage != "" {
 			return o // it was not sent again
@@ -136,6 +137,13 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) t
 		o.Error += sentTwice
 	}
 	return o
+}
+
+// mayRepeat reports whether a request is sent again whose kept connection ended with o. A
+// host that closes idle connections does so at once: what ends one later has let the target
+// begin.
+func mayRepeat(method string, o *task.Outcome, after time.Duration) bool {
+	return idempotent(method) && o.Kind == task.OutcomeRetryable && !o.TimedOut && after <= task.HiddenAfter
 }
 
 const sentTwice = "the request was sent twice, since the kept connection ended before an answer"
@@ -171,7 +179,9 @@ func (d *Deliverer) exchange(ctx context.Context, conn *http1.Conn, c task.Call,
 	head := d.appendHead(conn.Buffer(), u, c, added)
 	resp, err := conn.Send(c.Task.Method, u, head, c.Task.Body) //nolint:bodyclose // see there
 	if err != nil {
-		return failed(ctx, c, start, err, "no answer"), false
+		o := failed(ctx, c, start, err, "no answer")
+		o.Severed = http1.IsEnd(err)
+		return o, false
 	}
 	added.RedactHeader(resp.Header, "Location") // statusError quotes it
 	o = task.Outcome{

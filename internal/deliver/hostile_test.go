@@ -202,8 +202,8 @@ func TestHostileTargets(t *testing.T) {
 		{"hangs in the body of a 404", saysAndHangs("HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\nRetry-After: 3\r\n\r\n"), quick, task.Outcome{Kind: retryable, StatusCode: 404, Error: cutShort, TimedOut: true, RetryAfter: 3 * time.Second}},
 
 		{"closes at once", func(net.Conn) {}, patience, task.Outcome{Kind: retryable, Error: "the target closed or reset"}},
-		{"closes before the head", says(""), patience, task.Outcome{Kind: retryable, Error: brokenOff}},
-		{"closes in the headers", says(ok + "X-A: b\r\n"), patience, task.Outcome{Kind: retryable, Error: brokenOff}},
+		{"closes before the head", says(""), patience, task.Outcome{Kind: retryable, Error: brokenOff, Severed: true}},
+		{"closes in the headers", says(ok + "X-A: b\r\n"), patience, task.Outcome{Kind: retryable, Error: brokenOff, Severed: true}},
 		{"closes in the body", says(ok + "Content-Length: 9\r\n\r\nhalf"), patience, task.Outcome{Kind: succeeded, StatusCode: 200, Error: bodyCut + brokenOff}},
 		{"closes in a chunk", says(ok + "Transfer-Encoding: chunked\r\n\r\n9\r\nhalf"), patience, task.Outcome{Kind: succeeded, StatusCode: 200, Error: bodyCut + brokenOff}},
 		{"closes after the excerpt", says(ok + "Content-Length: 9000\r\n\r\n" + strings.Repeat("x", 8999)), patience, task.Outcome{Kind: succeeded, StatusCode: 200, Error: bodyCut + brokenOff}},

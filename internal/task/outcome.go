@@ -46,6 +46,9 @@ type Outcome struct {
 	Duration time.Duration
 	// TimedOut: the attempt used up its timeout.
 	TimedOut bool
+	// Severed: the connection ended, though it could be used, before an answer came. The
+	// target may have the request.
+	Severed bool
 	// Refused: the settings did not admit the call (Kind is permanent).
 	Refused bool
 	// Untried: the attempt failed before the target was tried, so that it says nothing of
@@ -158,7 +161,8 @@ func (c *Claim) MayStart(now time.Time) (d Decision, ok bool) {
 // now, by the clock of c.At. random, in [0, 1), spreads the wait before a retry.
 //
 // A target's Retry-After raises the wait and is not jittered downwards; its
-// Orchestrator-Snooze is the wait (see [Outcome.Heed]). A task whose cancellation was
+// Orchestrator-Snooze is the wait (see [Outcome.Heed]). After an outcome that is hidden the
+// next attempt begins no sooner than the task's timeout after this one. A task whose cancellation was
 // requested is not tried again; where its call ended it all the same, it ends so.
 //
 // An attempt that met a shortage is not counted. A shortage that lasts ends the task all
@@ -205,7 +209,7 @@ func (c *Claim) Next(o Outcome, now time.Time, random float64) Decision {
 		d.State, d.Reason = Failed, AttemptsExhausted
 		return d
 	default:
-		d.Wait = max(jittered(t.Retry.Backoff(d.Attempt.Number), random), min(o.RetryAfter, MaxRetryAfter))
+		d.Wait = max(jittered(t.Retry.Backoff(d.Attempt.Number), random), min(o.RetryAfter, MaxRetryAfter), o.hiddenWait(t.Timeout))
 	}
 
 	d.State = Pending

@@ -146,13 +146,13 @@ func (c *Conn) roundTrip(r *http.Request, body []byte) (*http.Response, error) {
 	if err != nil && failed != nil && RemoteAlert(err) == "" {
 		err = failed
 	}
-	c.lostIdle = c.reused && err != nil && c.head == maxHeaderBytes && isEnd(err)
+	c.lostIdle = c.reused && err != nil && c.head == maxHeaderBytes && IsEnd(err)
 	c.head = -1
 	return resp, err
 }
 
-// isEnd reports whether err says that the other side ended the connection.
-func isEnd(err error) bool {
+// IsEnd reports whether err says that the other side ended the connection.
+func IsEnd(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNABORTED)
 }
