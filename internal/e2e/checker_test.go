@@ -301,12 +301,13 @@ func (j *journal) called() int {
 const auditSQL = `
 CREATE TABLE audit (
     seq bigserial PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    id uuid NOT NULL, was text, became text, old_claim bigint, claim bigint, run_at timestamptz, worker_id uuid, lost boolean, told int);
+    id uuid NOT NULL, was text, became text, old_claim bigint, claim bigint, run_at timestamptz, worker_id uuid, lost boolean, told int,
+    lane text, claimed_at timestamptz);
 CREATE FUNCTION audit_task() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-    INSERT INTO audit (id, was, became, old_claim, claim, run_at, worker_id, lost, told) VALUES (
+    INSERT INTO audit (id, was, became, old_claim, claim, run_at, worker_id, lost, told, lane, claimed_at) VALUES (
         COALESCE(NEW.id, OLD.id), OLD.state, NEW.state, OLD.claim, NEW.claim, COALESCE(NEW.run_at, OLD.run_at), COALESCE(NEW.worker_id, OLD.worker_id),
         TG_OP = 'UPDATE' AND NEW.attempts->-1->>'outcome' = 'lost' AND NEW.attempts <> OLD.attempts,
-        jsonb_array_length(NEW.attempts));
+        jsonb_array_length(NEW.attempts), NEW.lane, NEW.claimed_at);
     RETURN NULL;
 END $$;
 CREATE TRIGGER audit_task AFTER INSERT OR UPDATE OR DELETE ON tasks FOR EACH ROW EXECUTE FUNCTION audit_task();
