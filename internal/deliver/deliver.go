@@ -131,6 +131,7 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) t
 		if o.Shortage != "" {
 			return o // it was not sent again
 		}
+		o.NotSent = false // the first time it was
 		if o.Error != "" {
 			o.Error += "; "
 		}

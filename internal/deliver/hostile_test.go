@@ -404,7 +404,7 @@ func TestConnectionFailures(t *testing.T) {
 			c.Task.Timeout = tt.timeout
 			got := d.Deliver(t.Context(), c)
 			wantCleanError(t, got)
-			want := task.Outcome{Kind: task.OutcomeRetryable, Error: tt.want, TimedOut: tt.timeout == quick, Duration: got.Duration}
+			want := task.Outcome{Kind: task.OutcomeRetryable, Error: tt.want, TimedOut: tt.timeout == quick, NotSent: true, Duration: got.Duration}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("outcome (-want +got):\n%s", diff)
 			}
@@ -448,15 +448,15 @@ func TestGuardAtDialTime(t *testing.T) {
 		dead     bool // nothing listens
 		want     task.Outcome
 	}{
-		{"a closed address", []string{"10.0.0.1"}, nil, false, task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: refusedText}},
-		{"several closed addresses", []string{"10.0.0.1", "fd00::1", "192.168.1.1", "::1"}, nil, false, task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: refusedText}},
-		{"a mapped closed address", []string{"::ffff:10.0.0.1"}, nil, false, task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: refusedText}},
-		{"the metadata server", []string{"169.254.169.254"}, []string{"0.0.0.0/0", "169.254.169.254/32"}, false, task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: refusedText}},
-		{"the metadata server over IPv6", []string{"fd20:ce::254"}, []string{"::/0", "fd20:ce::254/128"}, false, task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: refusedText}},
-		{"the metadata server over NAT64", []string{"64:ff9b::a9fe:a9fe"}, []string{"::/0", "0.0.0.0/0"}, false, task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: refusedText}},
+		{"a closed address", []string{"10.0.0.1"}, nil, false, task.Outcome{Kind: task.OutcomePermanent, Refused: true, NotSent: true, Error: refusedText}},
+		{"several closed addresses", []string{"10.0.0.1", "fd00::1", "192.168.1.1", "::1"}, nil, false, task.Outcome{Kind: task.OutcomePermanent, Refused: true, NotSent: true, Error: refusedText}},
+		{"a mapped closed address", []string{"::ffff:10.0.0.1"}, nil, false, task.Outcome{Kind: task.OutcomePermanent, Refused: true, NotSent: true, Error: refusedText}},
+		{"the metadata server", []string{"169.254.169.254"}, []string{"0.0.0.0/0", "169.254.169.254/32"}, false, task.Outcome{Kind: task.OutcomePermanent, Refused: true, NotSent: true, Error: refusedText}},
+		{"the metadata server over IPv6", []string{"fd20:ce::254"}, []string{"::/0", "fd20:ce::254/128"}, false, task.Outcome{Kind: task.OutcomePermanent, Refused: true, NotSent: true, Error: refusedText}},
+		{"the metadata server over NAT64", []string{"64:ff9b::a9fe:a9fe"}, []string{"::/0", "0.0.0.0/0"}, false, task.Outcome{Kind: task.OutcomePermanent, Refused: true, NotSent: true, Error: refusedText}},
 		{"an open address", []string{"127.0.0.1"}, nil, false, task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200}},
 		{"closed ones beside an open one", []string{"10.0.0.1", "127.0.0.1", "fd00::1"}, nil, false, task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 200}},
-		{"an open one that is dead", []string{"127.0.0.1"}, nil, true, task.Outcome{Kind: task.OutcomeRetryable, Error: "connection refused"}},
+		{"an open one that is dead", []string{"127.0.0.1"}, nil, true, task.Outcome{Kind: task.OutcomeRetryable, NotSent: true, Error: "connection refused"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -126,7 +126,7 @@ func TestMetadataServerThatFails(t *testing.T) {
 		c.Task.Timeout = 100 * time.Millisecond
 		got := newIdentified(t).Deliver(t.Context(), c)
 		got.Duration = 0
-		if diff := cmp.Diff(task.Outcome{Kind: task.OutcomeRetryable, TimedOut: true, Untried: true, Error: "no ID token within 0.1 s"}, got); diff != "" {
+		if diff := cmp.Diff(task.Outcome{Kind: task.OutcomeRetryable, TimedOut: true, Untried: true, NotSent: true, Error: "no ID token within 0.1 s"}, got); diff != "" {
 			t.Errorf("outcome (-want +got):\n%s", diff)
 		}
 	})

@@ -21,7 +21,9 @@ func (d *Deliverer) notMade(ctx context.Context, c task.Call, start time.Time, e
 			return task.Outcome{Kind: task.OutcomeInterrupted, Shortage: s, Error: string(s)}
 		}
 	}
-	return failed(ctx, c, start, err, missing)
+	o := failed(ctx, c, start, err, missing)
+	o.NotSent = true
+	return o
 }
 
 // shortageOf returns what this instance lacks where that is why a call that began at start

@@ -251,6 +251,7 @@ func (d *Dispatcher) deliver(ctx context.Context, call task.Call) (outcome task.
 				Kind:     task.OutcomeRetryable,
 				Error:    "the attempt failed inside the orchestrator",
 				Untried:  true,
+				NotSent:  true,
 				Duration: time.Since(start),
 			}
 		}

@@ -328,6 +328,7 @@ type attemptRow struct {
 	Error             string    `json:"error"`
 	ResponseExcerpt   string    `json:"response_excerpt"`
 	RetryAfterSeconds float64   `json:"retry_after_seconds"`
+	NotSent           bool      `json:"not_sent"`
 }
 
 // encodeAttempt returns the array to append to the attempts column. It is asked
@@ -358,6 +359,9 @@ func encodeAttempt(a *task.Attempt) string {
 	}
 	if a.RetryAfter != 0 {
 		b = appendSeconds(append(b, `,"retry_after_seconds":`...), a.RetryAfter)
+	}
+	if a.NotSent {
+		b = append(b, `,"not_sent":true`...)
 	}
 	b = append(b, "}]"...)
 	return string(b)
@@ -395,6 +399,7 @@ func decodeAttempts(b []byte) ([]task.Attempt, error) {
 			Error:           r.Error,
 			ResponseExcerpt: r.ResponseExcerpt,
 			RetryAfter:      duration(r.RetryAfterSeconds),
+			NotSent:         r.NotSent,
 		}
 	}
 	task.NumberRounds(attempts)

@@ -46,6 +46,7 @@ func TestAttemptIsReadAsWritten(t *testing.T) {
 		{Round: 1, Number: 100, StartedAt: at.Truncate(time.Second), Duration: 1, Outcome: task.OutcomeLost, Error: "\"quoted\"\\\n\x1f</script>\u2028"},
 		{Round: 3, Number: 2, StartedAt: at.In(time.FixedZone("", 3600)), Duration: 1800 * time.Second, Outcome: task.OutcomeRetryable, StatusCode: 503,
 			Error: "the target answered 503", ResponseExcerpt: "später 🎵", RetryAfter: 90 * time.Minute},
+		{Round: 1, Number: 2, StartedAt: at, Outcome: task.OutcomeRetryable, Error: "connection refused", NotSent: true},
 	} {
 		got, err := postgres.DecodeAttempts([]byte(postgres.EncodeAttempt(&want)))
 		if diff := cmp.Diff([]task.Attempt{want}, got); err != nil || diff != "" {

@@ -47,32 +47,36 @@ func Explain(t *Task, f Facts) string {
 // explainRepeats says why a target may have got a task more often than its counted attempts
 // show.
 func explainRepeats(t *Task) string {
-	var interrupted, snoozed, lost int
+	var interrupted, snoozed, lost, unanswered int
 	for i := range t.Attempts {
 		switch a := &t.Attempts[i]; {
-		case a.Outcome == OutcomeInterrupted && !isShortage(a.Error):
+		case a.Outcome == OutcomeInterrupted && !a.NotSent && !isShortage(a.Error):
 			interrupted++
 		case a.Outcome == OutcomeSnoozed:
 			snoozed++
 		case a.Outcome == OutcomeLost:
 			lost++
+		case a.Outcome == OutcomeRetryable && a.StatusCode == 0 && !a.NotSent:
+			unanswered++
 		}
 	}
-	var text, snoozes string
+	snoozes := ""
 	if snoozed > 0 {
 		snoozes = fmt.Sprintf(" The target snoozed %s.", count(snoozed, "attempt"))
 	}
-	switch {
-	case interrupted > 0 && lost > 0:
-		text = fmt.Sprintf(": %d interrupted, %d lost.", interrupted, lost)
-	case interrupted > 0:
-		text = fmt.Sprintf(": %d interrupted.", interrupted)
-	case lost > 0:
-		text = fmt.Sprintf(": %d lost.", lost)
-	default:
+	var parts []string
+	for _, part := range []struct {
+		n    int
+		what string
+	}{{interrupted, "interrupted"}, {lost, "lost"}, {unanswered, "unanswered"}} {
+		if part.n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", part.n, part.what))
+		}
+	}
+	if parts == nil {
 		return snoozes
 	}
-	return " The target may have got " + count(interrupted+lost, "attempt") + " without a result" + text + snoozes
+	return " The target may have got " + count(interrupted+lost+unanswered, "attempt") + " without a result: " + strings.Join(parts, ", ") + "." + snoozes
 }
 
 func explainParent(t *Task) string {

@@ -81,6 +81,13 @@ func TestExplain(t *testing.T) {
 				tried(1, task.OutcomeInterrupted, 0, string(task.ShortagePorts)), tried(1, task.OutcomeSnoozed, 503, answered503), tried(1, task.OutcomeSucceeded, 204, ""))}, alive,
 			"It succeeded 3 h ago at attempt 1 of 10: the target answered 204. The target may have got 1 attempt without a result: 1 interrupted. The target snoozed 2 attempts.",
 		},
+		"calls without an answer, and without a connection": {
+			task.Task{State: task.Succeeded, FinishedAt: ago(3 * time.Hour), AttemptCount: 6, Attempts: slices.Concat(
+				tried(1, task.OutcomeRetryable, 0, "no answer within 30 s"), tried(2, task.OutcomeRetryable, 0, "the target reset the connection"),
+				[]task.Attempt{{Number: 3, Outcome: task.OutcomeRetryable, Error: "connection refused", NotSent: true}}, tried(4, task.OutcomeLost, 0, "no result"),
+				tried(5, task.OutcomeRetryable, 503, answered503), tried(6, task.OutcomeSucceeded, 204, ""))}, alive,
+			"It succeeded 3 h ago at attempt 6 of 10: the target answered 204. The target may have got 3 attempts without a result: 1 lost, 2 unanswered.",
+		},
 		"not called for want of descriptors": {
 			task.Task{State: task.Pending, RunAt: noon.Add(time.Second), Attempts: tried(1, task.OutcomeInterrupted, 0, string(task.ShortageDescriptors))}, alive,
 			"It is due in 1.0 s for attempt 1 of 10, since attempt 1 came to nothing: " + string(task.ShortageDescriptors) + ".",

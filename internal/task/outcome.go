@@ -54,6 +54,9 @@ type Outcome struct {
 	// Untried: the attempt failed before the target was tried, so that it says nothing of
 	// the target.
 	Untried bool
+	// NotSent: the attempt failed before any of the request was sent, so that the target did
+	// not get it.
+	NotSent bool
 	// Cancelled: somebody asked meanwhile that the task be cancelled.
 	Cancelled bool
 	// Shortage is why no request was sent (Kind is interrupted); mostly empty.
@@ -180,6 +183,7 @@ func (c *Claim) Next(o Outcome, now time.Time, random float64) Decision {
 			StatusCode:      o.StatusCode,
 			Error:           o.Error,
 			ResponseExcerpt: o.ResponseExcerpt,
+			NotSent:         o.NotSent,
 			RetryAfter:      o.RetryAfter,
 		},
 		Counted: o.Kind.Counts(),

@@ -162,4 +162,6 @@ type Attempt struct {
 	ResponseExcerpt string
 	// RetryAfter is what the target asked for; zero where it did not.
 	RetryAfter time.Duration
+	// NotSent is as in an [Outcome]. Attempts that were recorded before there was NotSent have it false.
+	NotSent bool
 }
