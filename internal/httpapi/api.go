@@ -67,8 +67,9 @@ type store interface {
 	PutQueueKey(ctx context.Context, k task.QueueKey) (task.QueueKey, error)
 	DeleteQueueKey(ctx context.Context, queue, key string, version int64) error
 
-	// Hosts returns the hosts that are not healthy, in the order of their names.
-	Hosts(ctx context.Context) ([]task.Host, error)
+	// SomeHosts returns up to limit hosts that are not healthy, in the order of their names,
+	// from behind one on.
+	SomeHosts(ctx context.Context, behind string, limit int) ([]task.Host, error)
 	// CloseHost makes a host healthy, or returns [task.ErrNotFound] where it is.
 	CloseHost(ctx context.Context, name string) error
 	// Now returns the moment by the store's clock.

@@ -25,7 +25,8 @@ type Host struct {
 
 // HostList is the hosts that are not healthy.
 type HostList struct {
-	Hosts []Host `json:"hosts" nullable:"false" doc:"In the order of their names. Hosts that are not here are healthy."`
+	Hosts      []Host  `json:"hosts" nullable:"false" doc:"In the order of their names. Hosts that are on no page are healthy."`
+	NextCursor *string `json:"next_cursor" example:"https://plays.melodia.app" doc:"Send it as cursor for the hosts behind these. Null when there are none."`
 }
 
 func hostView(h task.Host, now time.Time) Host {
@@ -43,20 +44,29 @@ func (a *API) listHostsOperation() huma.Operation {
 		Summary: "List hosts that are not healthy",
 		Description: "Hosts whose tasks wait, so that they do not delay the tasks of others: why, and until when. All instances obey the same state. " +
 			"Waiting for a host costs a task no attempt.",
-		Responses: a.responses(http.StatusOK, HostList{}), Errors: readErrors,
+		Parameters: a.parameters(listInput{}), Responses: a.responses(http.StatusOK, HostList{}), Errors: readErrors,
 	}
 }
 
 func (a *API) listHosts(w http.ResponseWriter, r *http.Request) error {
+	var in listInput
+	if err := a.readList(r, &in, &in); err != nil {
+		return err
+	}
 	now, err := a.Store.Now(r.Context())
 	if err != nil {
 		return err
 	}
-	hosts, err := a.Store.Hosts(r.Context())
+	hosts, err := a.Store.SomeHosts(r.Context(), in.Cursor, in.Limit+1)
 	if err != nil {
 		return err
 	}
-	list := HostList{Hosts: make([]Host, len(hosts))}
+	var list HostList
+	if len(hosts) > in.Limit {
+		hosts = hosts[:in.Limit]
+		list.NextCursor = &hosts[in.Limit-1].Name
+	}
+	list.Hosts = make([]Host, len(hosts))
 	for i, h := range hosts {
 		list.Hosts[i] = hostView(h, now)
 	}

@@ -46,9 +46,9 @@ var flowFacts = `
         o.*,
         (SELECT count(*) FROM (SELECT FROM tasks a
             WHERE l.host <> '' AND split_part(a.lane, ' ', 2) = l.host AND strpos(a.lane, ' ') > 0 AND a.claimed_at IS NOT NULL LIMIT $3) r) AS host_running,
-        (SELECT count(*) FROM (SELECT FROM tasks a WHERE t.queue IS NOT NULL AND a.state = 'waiting' AND a.lane >= l.queue_row AND a.lane < t.queue || '0'
-            AND (a.run_at - a.priority * interval '15 min', a.id) < (t.run_at - t.priority * interval '15 min', t.id) LIMIT $3) a) AS ahead_in_queue,
-        (SELECT count(*) FROM (SELECT FROM (` + aheadInLane(`= 1`) + ` UNION ALL ` + aheadInLane(`= 0`) + ` UNION ALL ` + aheadInLane(`= -1`) + ` UNION ALL ` + aheadInLane(`IS NULL`) + `) a LIMIT $3) a) AS ahead_in_lane
+        CASE WHEN q.paused_at IS NOT NULL OR q.max_concurrent > 0 OR q.max_per_second > 0 THEN (` + aheadInQueue + `) END AS ahead_in_queue,
+        (SELECT count(*) FROM (SELECT FROM (` + aheadInLane(`t.lane`, `= 1`) + ` UNION ALL ` + aheadInLane(`t.lane`, `= 0`) + ` UNION ALL ` +
+	aheadInLane(`t.lane`, `= -1`) + ` UNION ALL ` + aheadInLane(`t.lane`, `IS NULL`) + `) a LIMIT $3) a) AS ahead_in_lane
     FROM (SELECT t.queue || '/' AS queue_row, split_part(t.lane, ' ', 1) AS key_row, split_part(t.lane, ' ', 2) AS host) l
     LEFT JOIN queues q ON q.name = t.queue
     LEFT JOIN queue_keys own ON own.queue = t.queue AND own.key = t.flow_key
@@ -73,9 +73,21 @@ func burstUsed(lane, rate string) string {
             GREATEST(` + lane + `.burst_used - EXTRACT(EPOCH FROM now() - ` + lane + `.claimed_at)::float8 * ` + rate + `, 0) END, 0)`
 }
 
-// aheadInLane is the tasks of t's lane that have a priority and come before t.
-func aheadInLane(priority string) string {
-	return `(SELECT FROM tasks a WHERE a.state = 'waiting' AND a.lane = t.lane AND a.priority ` + priority + `
+// aheadInQueue is how many tasks of t's queue come before t, which is of interest where the
+// queue itself lets it wait. Each step goes to the next lane, as in lanesSQL: of a lane no task
+// is read but those that count.
+var aheadInQueue = `
+            WITH RECURSIVE lane AS (
+                (SELECT a.lane AS name FROM tasks a WHERE a.state = 'waiting' AND a.lane >= l.queue_row AND a.lane < t.queue || '0' ORDER BY a.lane LIMIT 1)
+                UNION ALL
+                SELECT (SELECT a.lane FROM tasks a WHERE a.state = 'waiting' AND a.lane > lane.name AND a.lane < t.queue || '0' ORDER BY a.lane LIMIT 1)
+                FROM lane WHERE lane.name IS NOT NULL
+            )
+            SELECT count(*) FROM (SELECT FROM lane, LATERAL (` + aheadInLane(`lane.name`, `= 1`) + ` UNION ALL ` + aheadInLane(`lane.name`, `= 0`) + ` UNION ALL ` + aheadInLane(`lane.name`, `= -1`) + `) a LIMIT $3) a`
+
+// aheadInLane is the tasks of a lane that have a priority and come before t.
+func aheadInLane(lane, priority string) string {
+	return `(SELECT FROM tasks a WHERE a.state = 'waiting' AND a.lane = ` + lane + ` AND a.priority ` + priority + `
             AND (a.run_at, a.id) < (t.run_at + COALESCE(` + strings.NewReplacer("IS NULL", "0", "= ", "").Replace(priority) + ` - t.priority, 0) * interval '15 min', t.id) LIMIT $3)`
 }
 

@@ -21,7 +21,7 @@ const (
 // KeepHistory creates the partitions of today and of as many days ahead, where they
 // are missing: each takes the database some 10 ms, in which no task can end. It
 // drops those that ended longer than retention ago, and forgets the idempotency
-// keys that do not count any more. Any instance may call it at any time; what
+// keys that do not count any more, and the queues of which only names were left. Any instance may call it at any time; what
 // another one is at, it leaves alone.
 //
 // Where the role does not own the history, it makes and drops no partitions: tasks
@@ -36,6 +36,7 @@ func (s *Store) KeepHistory(ctx context.Context, retention time.Duration, ahead 
 			s.trim(ctx, "history", trimHistorySQL, seconds(retention)),
 			s.trim(ctx, "idempotency keys", trimKeysSQL),
 			s.trim(ctx, "lanes", sweepLanesSQL),
+			s.sweepQueues(ctx),
 		)
 	}
 	return errors.Join(
@@ -44,6 +45,7 @@ func (s *Store) KeepHistory(ctx context.Context, retention time.Duration, ahead 
 		s.trim(ctx, "default history partition", trimDefaultSQL, seconds(retention)),
 		s.trim(ctx, "idempotency keys", trimKeysSQL),
 		s.trim(ctx, "lanes", sweepLanesSQL),
+		s.sweepQueues(ctx),
 	)
 }
 

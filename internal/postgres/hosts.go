@@ -28,14 +28,27 @@ func scanHost(row pgx.CollectableRow) (h task.Host, err error) {
 const hostOver = `(h.allowed = 0 AND COALESCE(GREATEST(h.congested_until, h.held_until, h.open_until), h.changed_at) <= now()
     OR GREATEST(h.congested_until, h.held_until, h.open_until, h.changed_at) < now() - interval '10 minutes')`
 
-const hostsSQL = `-- name: list unhealthy hosts
+const (
+	hostsSQL = `-- name: list unhealthy hosts
 SELECT ` + hostColumns + ` FROM hosts h WHERE NOT ` + hostOver + ` ORDER BY name`
 
+	someHostsSQL = `-- name: list some unhealthy hosts
+SELECT ` + hostColumns + ` FROM hosts h WHERE name COLLATE "C" > $1 AND NOT ` + hostOver + ` ORDER BY name COLLATE "C" LIMIT $2`
+)
+
 // Hosts returns all hosts that are not healthy, in the order of their names.
-func (s *Store) Hosts(ctx context.Context) ([]task.Host, error) {
+func (s *Store) Hosts(ctx context.Context) ([]task.Host, error) { return s.listHosts(ctx, hostsSQL) }
+
+// SomeHosts returns up to limit hosts that are not healthy, in the order of the bytes of
+// their names, from behind a name on.
+func (s *Store) SomeHosts(ctx context.Context, behind string, limit int) ([]task.Host, error) {
+	return s.listHosts(ctx, someHostsSQL, behind, limit)
+}
+
+func (s *Store) listHosts(ctx context.Context, sql string, args ...any) ([]task.Host, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	rows, err := s.pool.Query(ctx, hostsSQL)
+	rows, err := s.pool.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, fmt.Errorf("list unhealthy hosts: %w", classify(err))
 	}

@@ -75,6 +75,18 @@ func TestHosts(t *testing.T) {
 	congested := task.Host{Name: "https://auth.melodia.app", CongestedFor: time.Minute}
 	congested, _ = saveHost(t, s, congested)
 	wantHosts(t, s, congested, held)
+	for _, tt := range []struct {
+		behind string
+		limit  int
+		want   []task.Host
+	}{
+		{"", 2, []task.Host{congested, held}}, {"", 1, []task.Host{congested}}, {congested.Name, 2, []task.Host{held}}, {held.Name, 2, nil},
+	} {
+		got, err := s.SomeHosts(t.Context(), tt.behind, tt.limit)
+		if diff := cmp.Diff(tt.want, got, sameHost, cmpopts.EquateEmpty()); err != nil || diff != "" {
+			t.Errorf("%d behind %q (-want +got): %v\n%s", tt.limit, tt.behind, err, diff)
+		}
+	}
 
 	healthy := task.Host{Name: playsHost, Version: first.Version}
 	if _, saved := saveHost(t, s, healthy); saved {

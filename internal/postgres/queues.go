@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/melodia/orchestrator/internal/batch"
 	"github.com/melodia/orchestrator/internal/task"
@@ -169,29 +171,93 @@ func (s *Store) QueueLoads(ctx context.Context, names []string) ([]task.QueueLoa
 	return loads, nil
 }
 
+// noTasks is that no task of the queue q waits or runs.
+const noTasks = `NOT EXISTS (SELECT FROM tasks t WHERE t.state = 'waiting' AND t.lane >= q.name || '/' AND t.lane < q.name || '0')
+    AND NOT EXISTS (SELECT FROM tasks t WHERE t.claimed_at IS NOT NULL AND t.lane IS NOT NULL AND t.lane >= q.name || '/' AND t.lane < q.name || '0')
+    AND NOT EXISTS (SELECT FROM tasks t WHERE t.state = 'pending' AND t.lane IS NOT NULL AND t.lane >= q.name || '/' AND t.lane < q.name || '0')`
+
 const deleteQueueSQL = `-- name: delete a queue
-DELETE FROM queues q WHERE name = $1 AND version = $2 AND NOT EXISTS (
-    SELECT FROM tasks t WHERE t.state = 'waiting' AND t.lane >= $1 || '/' AND t.lane < $1 || '0')
-    AND NOT EXISTS (SELECT FROM tasks t WHERE t.claimed_at IS NOT NULL AND t.lane IS NOT NULL AND t.lane >= $1 || '/' AND t.lane < $1 || '0')
-    AND NOT EXISTS (SELECT FROM tasks t WHERE t.state = 'pending' AND t.lane IS NOT NULL AND t.lane >= $1 || '/' AND t.lane < $1 || '0')
-RETURNING ` + queueColumns
+DELETE FROM queues q WHERE name = $1 AND version = $2 AND ` + noTasks
 
 // DeleteQueue deletes the settings of a queue and of its flow keys, which were read in a
 // version. It returns [task.ErrQueueInUse] where tasks of it are pending or running,
 // [task.ErrQueueChanged] where it has another version by now, and [task.ErrQueueNotFound].
-// Tasks that are submitted at the same moment may be of a queue that does not exist: there
-// are no limits for them.
+// A task that is submitted at the same moment is seen, or makes the queue anew.
 func (s *Store) DeleteQueue(ctx context.Context, name string, version int64) error {
-	_, err := s.oneQueue(ctx, "delete queue "+name, task.ErrQueueInUse, deleteQueueSQL, name, version)
-	if errors.Is(err, task.ErrQueueInUse) {
-		switch q, found := s.Queue(ctx, name); {
-		case found != nil:
-			return found
-		case q.Version != version:
-			return fmt.Errorf("delete queue %s: %w", name, task.ErrQueueChanged)
+	if err := s.managing.acquire(ctx); err != nil {
+		return fmt.Errorf("delete queue %s: %w", name, err)
+	}
+	deleted, err := s.deleteQueues(ctx, deleteQueueSQL, name, version)
+	s.managing.release()
+	if err != nil {
+		return fmt.Errorf("delete queue %s: %w", name, err)
+	}
+	if deleted > 0 {
+		return nil
+	}
+	switch q, err := s.Queue(ctx, name); {
+	case err != nil:
+		return err
+	case q.Version != version:
+		return fmt.Errorf("delete queue %s: %w", name, task.ErrQueueChanged)
+	}
+	return fmt.Errorf("delete queue %s: %w", name, task.ErrQueueInUse)
+}
+
+// deleteQueues runs a statement that deletes queues without tasks. Every statement that
+// stores tasks of queues locks the table to name them (nameQueues), until it has committed: so
+// none is under way meanwhile, and none that comes later takes the queue for one that exists.
+// It waits for them for a moment, and they wait for it. All is sent at once, so that an
+// instance which stalls in its midst holds no lock.
+func (s *Store) deleteQueues(ctx context.Context, sql string, args ...any) (deleted int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var all pgx.Batch
+	all.Queue("BEGIN ISOLATION LEVEL READ COMMITTED")
+	all.Queue("SET LOCAL lock_timeout = '1500ms'")
+	all.Queue("LOCK TABLE queues IN SHARE ROW EXCLUSIVE MODE")
+	all.Queue(sql, args...).Exec(func(tag pgconn.CommandTag) error {
+		deleted = tag.RowsAffected()
+		return nil
+	})
+	all.Queue("COMMIT")
+	return deleted, classify(s.pool.SendBatch(ctx, &all).Close())
+}
+
+const (
+	unusedQueuesSQL = `-- name: find queues that were only named
+SELECT name FROM queues q WHERE ` + onlyNamed + ` AND ` + noTasks + ` AND NOT EXISTS (SELECT FROM task_history h WHERE h.queue = q.name)
+ORDER BY name LIMIT 1000`
+
+	sweepQueuesSQL = `-- name: sweep queues
+DELETE FROM queues q WHERE name = ANY ($1) AND ` + onlyNamed + ` AND ` + noTasks
+
+	// onlyNamed is a queue of which nothing is known but its name, and not since just now.
+	onlyNamed = `version = 0 AND paused_at IS NULL AND created_at < now() - interval '1 hour' AND NOT EXISTS (SELECT FROM queue_keys k WHERE k.queue = q.name)`
+
+	// queuesAtOnce is how many queues one statement sweeps, while new tasks of queues wait.
+	queuesAtOnce = 100
+)
+
+// sweepQueues deletes up to 1,000 queues that tasks named and nobody wrote settings of, once
+// the last of their tasks has gone from the history.
+func (s *Store) sweepQueues(ctx context.Context) error {
+	reading, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	rows, err := s.pool.Query(reading, unusedQueuesSQL)
+	if err != nil {
+		return fmt.Errorf("sweep the queues: %w", classify(err))
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return fmt.Errorf("sweep the queues: %w", classify(err))
+	}
+	for some := range slices.Chunk(names, queuesAtOnce) {
+		if _, err := s.deleteQueues(ctx, sweepQueuesSQL, some); err != nil {
+			return fmt.Errorf("sweep %d queues: %w", len(some), err)
 		}
 	}
-	return err
+	return nil
 }
 
 const pauseQueueSQL = `-- name: pause or resume a queue

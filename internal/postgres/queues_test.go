@@ -1,8 +1,10 @@
 package postgres_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -351,6 +353,99 @@ func TestDeleteQueue(t *testing.T) {
 	}
 	if got := get(t, s, tk.ID); got.Queue != "mail" {
 		t.Errorf("the task that has ended is of queue %q", got.Queue)
+	}
+}
+
+// Beside tasks that are stored at the same moment: the queue is in use, or is made anew.
+func TestDeleteQueueBesideSubmissions(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	ctx, stop := context.WithCancel(t.Context())
+	var deleting sync.WaitGroup
+	deleted := 0
+	deleting.Go(func() {
+		for ctx.Err() == nil {
+			switch err := s.DeleteQueue(t.Context(), "mail", 0); {
+			case err == nil:
+				deleted++
+			case !errors.Is(err, task.ErrQueueInUse) && !errors.Is(err, task.ErrQueueNotFound):
+				t.Error(err)
+			}
+		}
+	})
+	rounds := 0
+	for deadline := time.Now().Add(30 * time.Second); rounds < 300 || deleted == 0 && time.Now().Before(deadline); rounds++ {
+		tk := newTask(inQueue("mail", "", task.Normal))
+		insert(t, s, tk)
+		if _, err := s.Queue(t.Context(), "mail"); err != nil {
+			t.Errorf("a task waits in a queue that does not exist: %v", err)
+			break
+		}
+		exec(t, pool, "DELETE FROM tasks WHERE id = $1", [16]byte(tk.ID))
+	}
+	stop()
+	deleting.Wait()
+	t.Logf("%d rounds, %d deletions", rounds, deleted)
+}
+
+// A transaction that holds the table up costs the deletion its time, and nothing else.
+func TestDeleteQueueThatCannotLock(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	insert(t, s, newTask(inQueue("mail", "", task.Normal)))
+	exec(t, pool, "DELETE FROM tasks")
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	if _, err := tx.Exec(t.Context(), "INSERT INTO queues (name) VALUES ('other')"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DeleteQueue(t.Context(), "mail", 0); !errors.Is(err, task.ErrUnavailable) {
+		t.Errorf("DeleteQueue = %v, want ErrUnavailable", err)
+	}
+	insert(t, s, newTask(inQueue("mail", "", task.Normal)))
+	if _, err := s.Queue(t.Context(), "mail"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A queue goes with the last of its tasks, unless more than its name is known.
+func TestQueuesAreSwept(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	for _, name := range []string{"waits", "runs", "ended", "gone", "fresh", "paused", "limited", "key"} {
+		tk := newTask(inQueue(name, "k", task.Normal))
+		insert(t, s, tk)
+		switch name {
+		case "waits":
+		case "runs":
+			if _, err := s.ClaimOne(t.Context(), register(t, s), tk.ID); err != nil {
+				t.Fatal(err)
+			}
+		case "ended":
+			if _, err := s.Cancel(t.Context(), tk.ID); err != nil {
+				t.Fatal(err)
+			}
+		default:
+			exec(t, pool, "DELETE FROM tasks WHERE id = $1", [16]byte(tk.ID))
+		}
+	}
+	putQueue(t, s, task.Queue{Name: "limited"})
+	if _, err := s.PauseQueue(t.Context(), "paused", true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.PutQueueKey(t.Context(), task.QueueKey{Queue: "key", Key: "k"}); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, pool, "UPDATE queues SET created_at = created_at - interval '2 hours' WHERE name <> 'fresh'")
+	if err := s.KeepHistory(t.Context(), 24*time.Hour, 0); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"ended", "fresh", "key", "limited", "paused", "runs", "waits"}
+	if got := query[[]string](t, pool, `SELECT array_agg(name ORDER BY name COLLATE "C") FROM queues`); !slices.Equal(got, want) {
+		t.Errorf("queues %q are left, want %q", got, want)
 	}
 }
 
