@@ -1,5 +1,5 @@
-// Package auth authenticates requests: by API key, by ID token, or by what Cloud Run
-// has checked already. It knows no operations; which scope one of them needs is the
+// Package auth authenticates requests: by API key, by ID token, by a token of the
+// platform, or by what Cloud Run has checked already. It knows no operations; which scope one of them needs is the
 // door's to say.
 package auth
 
@@ -13,11 +13,13 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/melodia/orchestrator/internal/jwtkey"
 )
 
 // Options are the settings of the same names, in capitals.
 type Options struct {
-	// Methods is AUTH: none or iam, or api_key and oidc, or one of these.
+	// Methods is AUTH: none or iam, or some of api_key, oidc and jwt.
 	Methods []string
 	// APIKeys is API_KEYS, entries name:scopes:sha256 with scopes joined by + and
 	// the SHA-256 of the key in hexadecimal digits.
@@ -28,6 +30,20 @@ type Options struct {
 	OIDCAudience string
 	// OIDCAllow are entries email:scopes.
 	OIDCAllow []string
+	// AuthSecret is the secret of HS256, or a key in PEM, for tokens of the platform.
+	AuthSecret string
+	// AuthSecretSigns is whether AuthSecret signs tokens for targets, too.
+	AuthSecretSigns bool
+	// AuthAlgorithm is HS256, RS256 or ES256.
+	AuthAlgorithm string
+	// AuthJWKSURL is where public keys are, instead of one in AuthSecret.
+	AuthJWKSURL string
+	// AuthIssuer is what tokens of the platform have as iss.
+	AuthIssuer string
+	// AuthAudience is what they have among aud; "" demands that they have no aud.
+	AuthAudience string
+	// AuthRoles are entries role:scopes.
+	AuthRoles []string
 	// OnCloudRun is whether K_SERVICE is set.
 	OnCloudRun bool
 
@@ -42,6 +58,7 @@ type Authenticator struct {
 	open, iam bool
 	keys      []apiKey
 	tokens    *tokenVerifier // nil: ID tokens are not taken
+	jwt       *jwtVerifier   // nil: tokens of the platform are not taken
 	scopes    []string
 }
 
@@ -51,7 +68,7 @@ func New(o Options) (*Authenticator, error) {
 	a := &Authenticator{scopes: o.Scopes}
 	var errs []error
 	mistake := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	apiKeys, tokens := false, false
+	apiKeys, tokens, jwt := false, false, false
 	for _, method := range o.Methods {
 		switch strings.TrimSpace(method) {
 		case "none":
@@ -62,12 +79,14 @@ func New(o Options) (*Authenticator, error) {
 			apiKeys = true
 		case "oidc":
 			tokens = true
+		case "jwt":
+			jwt = true
 		default:
-			mistake("AUTH must be none, iam, api_key, oidc, or api_key,oidc")
+			mistake("AUTH must be none, iam, or one or more of api_key, oidc and jwt, joined by commas")
 		}
 	}
 	if len(o.Methods) == 0 {
-		mistake("AUTH is not set: it says how callers prove who they are, and must be api_key, oidc, api_key,oidc, or iam; none lets everybody in who reaches the port (to try the service: orchestrator dev)")
+		mistake("AUTH is not set: it says how callers prove who they are, and must be api_key, oidc, jwt, several of these joined by commas, or iam; none lets everybody in who reaches the port (to try the service: orchestrator dev)")
 	}
 	if len(o.Methods) > 1 && (a.open || a.iam) {
 		mistake("AUTH: none and iam stand alone, since they would open the door beside every other way")
@@ -90,6 +109,15 @@ func New(o Options) (*Authenticator, error) {
 			errs = append(errs, err)
 		}
 	}
+	if jwt {
+		var err error
+		if a.jwt, err = newJWTVerifier(o); err != nil {
+			errs = append(errs, err)
+		}
+		if tokens && o.AuthIssuer == o.OIDCIssuer {
+			mistake("AUTH_ISSUER and OIDC_ISSUER must not be the same: a token is told by its issuer")
+		}
+	}
 	return a, errors.Join(errs...)
 }
 
@@ -98,24 +126,29 @@ func (a *Authenticator) Close() {
 	if a.tokens != nil {
 		a.tokens.client.CloseIdleConnections()
 	}
+	if a.jwt != nil && a.jwt.client != nil {
+		a.jwt.client.CloseIdleConnections()
+	}
 }
 
 // What is wrong with the credentials of a request, as the end of a sentence for the caller.
 var (
 	errNone     = errors.New("no credentials came; send one of them as Authorization: Bearer …, an API key also as X-Api-Key")
 	errSeveral  = errors.New("more than one credential came; send one, in one header")
-	errScheme   = errors.New("the Authorization header must be Bearer, a space, and an API key or ID token")
+	errScheme   = errors.New("the Authorization header must be Bearer, a space, and an API key or token")
 	errKey      = errors.New("the API key is not one of this service's")
 	errStripped = errors.New("the ID token's signature has been removed; only a service behind Cloud Run's IAM with AUTH=iam takes such a token")
 	errToken    = errors.New("the ID token is not valid here; it must be signed by the issuer, and made for this service's audience")
 	errExpired  = errors.New("the ID token has expired; fetch a new one")
 	errEmail    = errors.New("the ID token must hold a verified email")
+	errTaken    = errors.New("the token's claim sub is the name of another caller of this service, an API key's or an email of OIDC_ALLOW")
+	errOwn      = errors.New("the token's claim sub is this service's own name: what it has made for a target lets no one in here")
 	errIAM      = errors.New("the request has not come through Cloud Run's IAM; call the service's public URL with an ID token")
 )
 
 // Authenticate returns the principal that makes a request with these headers, and its
 // scopes. The principal is empty with AUTH=none. The error is [task.ErrUnavailable] where
-// the issuer of ID tokens cannot be asked; otherwise its text is for the caller to read
+// the issuer of tokens cannot be asked; otherwise its text is for the caller to read
 // and holds nothing that was sent. Authenticate blocks for five seconds at most.
 func (a *Authenticator) Authenticate(ctx context.Context, header http.Header) (principal string, scopes []string, err error) {
 	switch {
@@ -135,15 +168,53 @@ func (a *Authenticator) Authenticate(ctx context.Context, header http.Header) (p
 			return "", nil, err
 		case strings.HasSuffix(credential, stripped):
 			return "", nil, errStripped
-		case a.tokens != nil && (a.keys == nil || !strings.HasPrefix(credential, keyPrefix)):
-			return a.tokens.identify(ctx, credential)
+		case a.keys != nil && strings.HasPrefix(credential, keyPrefix):
+			return a.byKey(credential)
 		}
-		return a.byKey(credential)
+		return a.byToken(ctx, credential)
 	}
 	if len(keys)+len(header["Authorization"]) > 1 {
 		return "", nil, errSeveral
 	}
 	return a.byKey(keys[0])
+}
+
+// byToken finds who a token is of. Without a way to check tokens it is no key either.
+func (a *Authenticator) byToken(ctx context.Context, token string) (principal string, scopes []string, err error) {
+	switch {
+	case a.jwt != nil && (a.tokens == nil || a.jwt.issues(token)):
+		principal, scopes, err = a.jwt.identify(ctx, token)
+		switch {
+		case err != nil:
+			return "", nil, err
+		case principal == jwtkey.Subject:
+			return "", nil, errOwn // or who may have a target called could come back as the service
+		case a.isNamed(principal):
+			return "", nil, errTaken
+		}
+		return principal, scopes, nil
+	case a.tokens != nil:
+		return a.tokens.identify(ctx, token)
+	}
+	return a.byKey(token)
+}
+
+// isNamed reports whether the settings give the name to the owner of a key, or to an
+// account: a subject that an issuer of other tokens gives must not be taken for them.
+func (a *Authenticator) isNamed(name string) bool {
+	return slices.ContainsFunc(a.keys, func(k apiKey) bool { return k.name == name }) ||
+		a.tokens != nil && a.tokens.allow[name] != nil
+}
+
+// payloadOf returns the middle part of a token, decoded and unproved; nil where there is none.
+func payloadOf(token string) []byte {
+	_, rest, _ := strings.Cut(token, ".")
+	payload, _, _ := strings.Cut(rest, ".")
+	text, err := base64.RawURLEncoding.DecodeString(payload)
+	if err != nil {
+		return nil
+	}
+	return text
 }
 
 // bearer returns the credential in the values of a header.
@@ -181,12 +252,10 @@ func emailFromIAM(header http.Header) (string, error) {
 		return "", err
 	}
 	unsigned, ok := strings.CutSuffix(token, stripped)
-	_, payload, _ := strings.Cut(unsigned, ".")
-	text, err := base64.RawURLEncoding.DecodeString(payload)
-	if !ok || err != nil {
+	if !ok {
 		return "", errIAM
 	}
-	claims, err := parseClaims(text)
+	claims, err := parseIDClaims(payloadOf(unsigned))
 	if err != nil {
 		return "", errIAM
 	}

@@ -11,36 +11,49 @@ import (
 // claims are what a token says, by their names.
 type claims map[string]json.RawMessage
 
-var errClaims = errors.New("the token's claims are not one JSON object with a value for each name")
+var errClaims = errors.New("the token's claims must be one JSON object in which each name stands once")
 
 // parseClaims reads the payload of a token. Names are compared byte by byte, as
-// RFC 7519 §10.1.1 says. encoding/json compares them without regard to case, and
-// of two values takes the last, so it could read another claim than the issuer
-// meant, and go-oidc uses it. So parseClaims refuses a payload where the two could differ:
-// a name that comes twice, in whatever case (§4 demands that they are unique), or another
-// spelling of a name that go-oidc or this package reads.
+// RFC 7519 §10.1.1 says; a name that comes twice is refused (§4 demands that they
+// are unique).
 func parseClaims(payload []byte) (claims, error) {
 	d := json.NewDecoder(bytes.NewReader(payload))
 	if first, err := d.Token(); err != nil || first != json.Delim('{') {
 		return nil, errClaims
 	}
-	c, names := make(claims), make(map[string]bool)
+	c := make(claims)
 	for d.More() {
 		token, err := d.Token()
 		name, _ := token.(string)
 		var value json.RawMessage
-		if err != nil || d.Decode(&value) != nil {
+		if err != nil || d.Decode(&value) != nil || c[name] != nil {
 			return nil, errClaims
 		}
+		c[name] = value
+	}
+	if _, err := d.Token(); err != nil || d.InputOffset() != int64(len(bytes.TrimRight(payload, " \t\r\n"))) {
+		return nil, errClaims
+	}
+	return c, nil
+}
+
+// parseIDClaims is parseClaims of an ID token, which go-oidc reads before. encoding/json,
+// which go-oidc uses, compares names without regard to case, and of two values takes the
+// last, so it could read another claim than the issuer meant. So parseIDClaims refuses
+// claims where the two could differ: two names that differ in their case only, or another
+// spelling of a name that go-oidc or this package reads.
+func parseIDClaims(payload []byte) (claims, error) {
+	c, err := parseClaims(payload)
+	if err != nil {
+		return nil, err
+	}
+	names := make(map[string]bool, len(c))
+	for name := range c {
 		folded := fold(name)
 		if names[folded] || readClaims[folded] != "" && readClaims[folded] != name {
 			return nil, errClaims
 		}
 		names[folded] = true
-		c[name] = value
-	}
-	if _, err := d.Token(); err != nil || d.InputOffset() != int64(len(bytes.TrimRight(payload, " \t\r\n"))) {
-		return nil, errClaims
 	}
 	return c, nil
 }

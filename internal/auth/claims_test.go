@@ -77,7 +77,7 @@ func TestClaimsAreExact(t *testing.T) {
 	})
 }
 
-func TestParseClaims(t *testing.T) {
+func TestParseIDClaims(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		`{}`:                                  "map[]",
@@ -105,7 +105,7 @@ func TestParseClaims(t *testing.T) {
 		`{"` + strings.Repeat("x", 70) + `":`: "",
 	} {
 		got := ""
-		if c, err := parseClaims([]byte(text)); err == nil {
+		if c, err := parseIDClaims([]byte(text)); err == nil {
 			shown := make(map[string]string)
 			for name, value := range c {
 				shown[name] = string(value)
@@ -113,7 +113,7 @@ func TestParseClaims(t *testing.T) {
 			got = fmt.Sprint(shown)
 		}
 		if got != want {
-			t.Errorf("parseClaims(%s) = %q, want %q", text, got, want)
+			t.Errorf("parseIDClaims(%s) = %q, want %q", text, got, want)
 		}
 	}
 }

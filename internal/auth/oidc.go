@@ -52,8 +52,7 @@ func newTokenVerifier(o Options) (*tokenVerifier, error) {
 		issuer: o.OIDCIssuer,
 		config: oidc.Config{ClientID: o.OIDCAudience, SupportedSigningAlgs: algorithms},
 		allow:  make(map[string][]string),
-		// No proxy from the environment, as for all other calls.
-		client: newIssuerClient(&http.Transport{MaxIdleConns: 2, IdleConnTimeout: time.Minute}),
+		client: newIssuerClient(newIssuerTransport()),
 	}
 	var errs []error
 	if !trustworthy(o.OIDCIssuer) {
@@ -113,7 +112,7 @@ func (v *tokenVerifier) identify(ctx context.Context, rawToken string) (email st
 	if err := token.Claims(&payload); err != nil {
 		return "", nil, errToken
 	}
-	claims, err := parseClaims(payload)
+	claims, err := parseIDClaims(payload)
 	if err != nil {
 		return "", nil, errToken
 	}
@@ -182,7 +181,7 @@ func unavailable(err error) error {
 	if errors.Is(err, task.ErrUnavailable) { // it came from issuerTransport
 		return err
 	}
-	return issuerError{fmt.Errorf("ask the issuer of ID tokens: %w", err)}
+	return issuerError{fmt.Errorf("ask the issuer of tokens: %w", err)}
 }
 
 // Is is what errors.Is looks for.
@@ -202,6 +201,11 @@ type issuerAnswer struct {
 	until time.Time
 	body  []byte
 	err   error
+}
+
+// newIssuerTransport has no proxy from the environment, as all other calls have none.
+func newIssuerTransport() *http.Transport {
+	return &http.Transport{MaxIdleConns: 2, IdleConnTimeout: time.Minute}
 }
 
 // newIssuerClient has no timeout of its own: fetch has, and keeps its error whole.
