@@ -34,6 +34,13 @@ func (l *checklist) fail(topic string, err error) {
 	l.line("FAIL", topic, strings.Join(strings.Fields(err.Error()), " "))
 }
 
+// failEach is fail of each line of an error, which has one for each mistake.
+func (l *checklist) failEach(topic string, err error) {
+	for line := range strings.Lines(err.Error()) {
+		l.fail(topic, errors.New(line))
+	}
+}
+
 // checkCommand checks what serve would start with, changes nothing, and writes what to
 // do. It returns an error if serve would not start.
 func checkCommand(ctx context.Context, stdout io.Writer) error {
@@ -56,20 +63,21 @@ func (l *checklist) settings() *config.Config {
 	before := l.failed
 	c, err := load()
 	if err != nil {
-		for line := range strings.Lines(err.Error()) { // one for each mistake
-			l.fail("settings", errors.New(strings.TrimSpace(line)))
-		}
+		l.failEach("settings", err)
 	}
 	if c == nil {
 		return nil
 	}
 	if _, err := deliverOptions(c); err != nil {
-		l.fail("settings", err)
+		l.failEach("settings", err)
 	}
 	if authenticator, err := newAuthenticator(c); err != nil {
-		l.fail("settings", err)
+		l.failEach("settings", err)
 	} else {
 		authenticator.Close()
+	}
+	if text := shortSecret(c); text != "" {
+		l.warn("settings", text)
 	}
 	if l.failed == before {
 		l.ok("settings", "valid; AUTH is "+strings.Join(c.Auth, ","))

@@ -34,6 +34,9 @@ func TestCheck(t *testing.T) {
 		"no database":     {map[string]string{"DATABASE_URL": "postgres://u:hunter2@127.0.0.1:1/x"}, 1, `ok +settings .*\nFAIL +database .*connection refused[^\n]*\n$`},
 		"wrong settings":  {map[string]string{"DATABASE_URL": migrated, "PORT": "x", "AUTH": ""}, 1, `FAIL +settings +PORT must be a whole number[^\n]*\n$`},
 		"no database URL": {map[string]string{"DATABASE_URL": "", "AUTH": "", "TARGET_ALLOW_HOSTS": "http://x"}, 1, `FAIL +settings +DATABASE_URL is not set[^\n]*\nFAIL +settings +TARGET_ALLOW_HOSTS: [^\n]*\nFAIL +settings +AUTH is not set[^\n]*\n$`},
+		"tokens":          {map[string]string{"DATABASE_URL": migrated, "AUTH": "jwt,api_key", "API_KEYS": "a:read:" + strings.Repeat("0", 64), "AUTH_SECRET": "hunter2-of-32-bytes-or-more-here", "AUTH_ROLES": "admin:read", "JWT_TARGET_HOSTS": ".melodia.app"}, 0, `^warn .*TARGET_ALLOW_HOSTS\?\nok +settings +valid; AUTH is jwt,api_key\nok +database`},
+		"a weak secret":   {map[string]string{"DATABASE_URL": migrated, "AUTH_SECRET": "hunter2", "JWT_TARGET_HOSTS": ".melodia.app"}, 0, `warn +settings +AUTH_SECRET has fewer than 32 bytes`},
+		"no fit":          {map[string]string{"DATABASE_URL": migrated, "AUTH": "jwt", "AUTH_SECRET": "hunter2", "AUTH_ALGORITHM": "HS256", "AUTH_JWKS_URL": "https://id.example/hunter2", "JWT_TARGET_HOSTS": "x:1", "JWT_ROLES": ""}, 1, `\?\nFAIL +settings +JWT_TARGET_HOSTS: entry 1[^\n]*\nFAIL +settings +JWT_ROLES must name a role[^\n]*\nFAIL +settings +AUTH_JWKS_URL has public keys[^\n]*\nFAIL +settings +AUTH_ROLES is not set`},
 		"no caller":       {map[string]string{"DATABASE_URL": migrated, "AUTH": ""}, 1, `FAIL +settings +AUTH is not set.*\nok +database`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -125,7 +128,7 @@ func TestDatabaseOfParts(t *testing.T) {
 // sockets returns a folder like Cloud SQL's, whose socket leads to a server.
 func sockets(t *testing.T, server string) (folder string) {
 	t.Helper()
-	short, err := os.MkdirTemp("", "") // the path of a socket may have 107 bytes
+	short, err := os.MkdirTemp("", "") //nolint:usetesting // the path of a socket has at most 107 bytes, and t.TempDir is long
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -130,7 +130,7 @@ func devAuth(c *config.Config) (a authorization, err error) {
 	if c.Auth == nil {
 		c.Auth = []string{"none"} // it listens on loopback only
 	}
-	if !slices.Contains(c.Auth, "api_key") && !slices.Contains(c.Auth, "oidc") {
+	if !slices.ContainsFunc(c.Auth, func(way string) bool { return way == "api_key" || way == "oidc" || way == "jwt" }) {
 		return a, nil
 	}
 	a.argument = ` -H "Authorization: Bearer $ORCHESTRATOR_KEY"`

@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -15,6 +16,7 @@ import (
 	"github.com/melodia/orchestrator/internal/deliver"
 	"github.com/melodia/orchestrator/internal/dispatch"
 	"github.com/melodia/orchestrator/internal/httpapi"
+	"github.com/melodia/orchestrator/internal/jwtkey"
 	"github.com/melodia/orchestrator/internal/postgres"
 	"github.com/melodia/orchestrator/internal/target"
 )
@@ -27,10 +29,21 @@ func warnMisspelt(log *slog.Logger) {
 	}
 }
 
+// shortSecret returns a warning where AUTH_SECRET is in use and may be guessed; "" otherwise.
+func shortSecret(c *config.Config) string {
+	inUse := slices.Contains(c.Auth, "jwt") || len(c.JWTTargetHosts) > 0
+	if !inUse || !jwtkey.IsShort(jwtkey.Algorithm(c.AuthAlgorithm), c.AuthSecret) {
+		return ""
+	}
+	return "AUTH_SECRET has fewer than 32 bytes, the least that HS256 allows: one who has a token of the platform can find it by trying, and make tokens then"
+}
+
 // newAuthenticator returns what the settings let in.
 func newAuthenticator(c *config.Config) (*auth.Authenticator, error) {
 	return auth.New(auth.Options{
 		Methods: c.Auth, APIKeys: c.APIKeys, OIDCIssuer: c.OIDCIssuer, OIDCAudience: c.OIDCAudience, OIDCAllow: c.OIDCAllow,
+		AuthSecret: c.AuthSecret, AuthSecretSigns: len(c.JWTTargetHosts) > 0, AuthAlgorithm: c.AuthAlgorithm, AuthJWKSURL: c.AuthJWKSURL,
+		AuthIssuer: c.AuthIssuer, AuthAudience: c.AuthAudience, AuthRoles: c.AuthRoles,
 		OnCloudRun: c.CloudRunService != "", Scopes: httpapi.Scopes(),
 	})
 }
@@ -65,29 +78,36 @@ func connectionsWithin(limit uint64, wanted, others int) int {
 	return min(fit, wanted)
 }
 
-// deliverOptions returns what the settings say about calls. An error names the setting, or
-// says that the system's certificates cannot be read.
+// deliverOptions returns what the settings say about calls. The error has one line for each
+// mistake, which names the setting, or says that the system's certificates cannot be read.
 func deliverOptions(c *config.Config) (deliver.Options, error) {
 	o := deliver.Options{Version: version, Concurrency: c.DispatchConcurrency}
 	// crypto/x509 reads them once, and keeps for good that it could not. At the first https call
 	// the process may have no file descriptor left; now it has.
+	var errs []error
 	_, err := x509.SystemCertPool()
 	if err != nil {
-		return o, fmt.Errorf("the system's CA certificates cannot be read, without which no https target can be called (SSL_CERT_FILE and SSL_CERT_DIR say where they are): %w", err)
+		errs = append(errs, fmt.Errorf("the system's CA certificates cannot be read, without which no https target can be called (SSL_CERT_FILE and SSL_CERT_DIR say where they are): %w", err))
 	}
 	if o.Policy, err = target.NewPolicy(c.TargetAllowHosts, c.TargetAllowNetworks, c.TargetRequireHTTPS); err != nil {
-		return o, fmt.Errorf("TARGET_ALLOW_HOSTS: %w", err)
+		errs = append(errs, fmt.Errorf("TARGET_ALLOW_HOSTS: %w", err))
 	}
 	if o.Credentials.Identity, err = credentials.NewIdentity(c.OIDCTargetHosts); err != nil {
-		return o, fmt.Errorf("OIDC_TARGET_HOSTS: %w", err)
+		errs = append(errs, fmt.Errorf("OIDC_TARGET_HOSTS: %w", err))
+	}
+	o.Credentials.Issuer, err = credentials.NewIssuer(credentials.IssuerOptions{
+		Hosts: c.JWTTargetHosts, Roles: c.JWTRoles, Name: c.AuthIssuer, Algorithm: c.AuthAlgorithm, Secret: c.AuthSecret,
+	})
+	if err != nil {
+		errs = append(errs, err)
 	}
 	if o.Credentials.Signer, err = credentials.NewSigner(c.SigningSecrets); err != nil {
-		return o, fmt.Errorf("SIGNING_SECRETS: %w", err)
+		errs = append(errs, fmt.Errorf("SIGNING_SECRETS: %w", err))
 	}
 	if o.Credentials.Secrets, err = credentials.NewSecrets(c.SecretsDir, c.SecretHosts); err != nil {
-		return o, fmt.Errorf("SECRET_HOSTS: %w", err)
+		errs = append(errs, fmt.Errorf("SECRET_HOSTS: %w", err))
 	}
-	return o, nil
+	return o, errors.Join(errs...)
 }
 
 // dispatchOptions returns what the settings say about the dispatcher.

@@ -47,16 +47,16 @@ type trial struct {
 func serve(ctx context.Context, c *config.Config, listener net.Listener, log *slog.Logger, t trial) error {
 	warnMisspelt(log)
 	calls, err := deliverOptions(c)
-	if err != nil {
+	authenticator, authErr := newAuthenticator(c)
+	if err := errors.Join(err, authErr); err != nil {
 		return err
+	}
+	if reason := shortSecret(c); reason != "" {
+		log.Warn("a setting is weak", "reason", reason)
 	}
 	down := teardown{log: log}
 	defer down.run() // if the start fails halfway
 
-	authenticator, err := newAuthenticator(c)
-	if err != nil {
-		return err
-	}
 	down.push("authenticator", 0, func(context.Context) { authenticator.Close() })
 	stopDebug, err := serveDebug(ctx, c.DebugPort, log)
 	if err != nil {
@@ -118,7 +118,7 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 		<-dispatched
 	})
 	submissions := intake.New(intake.Options{
-		Store: store, Dispatcher: dispatcher, Policy: calls.Policy, Identity: calls.Credentials.Identity, Secrets: calls.Credentials.Secrets,
+		Store: store, Dispatcher: dispatcher, Policy: calls.Policy, Identity: calls.Credentials.Identity, Issuer: calls.Credentials.Issuer, Secrets: calls.Credentials.Secrets,
 		Defaults: c.Defaults(), MaxHops: c.MaxHops, NewID: store.NewID,
 	})
 	api.Ready(store, dispatcher, submissions)

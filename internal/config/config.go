@@ -36,6 +36,13 @@ type Config struct {
 	OIDCIssuer   string   `envconfig:"OIDC_ISSUER" default:"https://accounts.google.com"`
 	OIDCAudience string   `envconfig:"OIDC_AUDIENCE"`
 	OIDCAllow    []string `envconfig:"OIDC_ALLOW"`
+	// AuthSecret and what follows are of the platform's tokens.
+	AuthSecret    string   `envconfig:"AUTH_SECRET"`
+	AuthAlgorithm string   `envconfig:"AUTH_ALGORITHM" default:"HS256"`
+	AuthJWKSURL   string   `envconfig:"AUTH_JWKS_URL"`
+	AuthIssuer    string   `envconfig:"AUTH_ISSUER" default:"auth-service"`
+	AuthAudience  string   `envconfig:"AUTH_AUDIENCE"`
+	AuthRoles     []string `envconfig:"AUTH_ROLES"`
 	// CloudRunService is set by Cloud Run itself.
 	CloudRunService string  `envconfig:"K_SERVICE"`
 	RateLimit       float64 `envconfig:"RATE_LIMIT" default:"0"`
@@ -61,6 +68,8 @@ type Config struct {
 	TargetRequireHTTPS  bool           `envconfig:"TARGET_REQUIRE_HTTPS" default:"false"`
 
 	OIDCTargetHosts []string `envconfig:"OIDC_TARGET_HOSTS"`
+	JWTTargetHosts  []string `envconfig:"JWT_TARGET_HOSTS"`
+	JWTRoles        []string `envconfig:"JWT_ROLES" default:"service"`
 	SigningSecrets  []string `envconfig:"SIGNING_SECRETS"`
 	SecretsDir      string   `envconfig:"SECRETS_DIR"`
 	SecretHosts     []string `envconfig:"SECRET_HOSTS"`

@@ -43,7 +43,7 @@ func setenv(t *testing.T, settings map[string]string) {
 func defaults() *Config {
 	return &Config{
 		Port: 8080, DatabasePort: 5432, MaxConnections: 4096, DatabaseMaxConns: 10, MigrateOnStart: true,
-		OIDCIssuer: "https://accounts.google.com", RateBurst: 20, Docs: "on", ShowPayloads: "off",
+		OIDCIssuer: "https://accounts.google.com", AuthAlgorithm: "HS256", AuthIssuer: "auth-service", JWTRoles: []string{"service"}, RateBurst: 20, Docs: "on", ShowPayloads: "off",
 		Dispatch: true, DispatchConcurrency: 200, HostShare: 0.75, PollInterval: time.Second, LeaseDuration: 15 * time.Second, ShutdownGrace: 8 * time.Second,
 		TaskTimeout: 30 * time.Second, RetryMaxAttempts: 14, RetryMinBackoff: time.Second, RetryMaxBackoff: time.Hour, MaxHops: 10,
 		Retention: 720 * time.Hour, IdempotencyWindow: 24 * time.Hour, LogLevel: slog.LevelInfo, LogFormat: "json",
@@ -71,11 +71,12 @@ func TestEverySetting(t *testing.T) {
 	setenv(t, map[string]string{
 		"PORT": "0", "DATABASE_URL": "postgres://u:p@h/d", "MAX_CONNECTIONS": "16", "DATABASE_MAX_CONNS": "4", "MIGRATE_ON_START": "false",
 		"AUTH": "api_key,oidc", "API_KEYS": "a:read:00,b:read+submit:01", "OIDC_ISSUER": "https://id.example", "OIDC_AUDIENCE": "https://o.example",
-		"OIDC_ALLOW": "a@x.example:read,b@x.example:submit", "K_SERVICE": "orchestrator", "RATE_LIMIT": "0.5", "RATE_BURST": "7", "DOCS": "off", "SHOW_PAYLOADS": "on",
+		"OIDC_ALLOW": "a@x.example:read,b@x.example:submit", "AUTH_SECRET": "secret, with a comma", "AUTH_ALGORITHM": "RS256", "AUTH_JWKS_URL": "https://id.example/keys", "AUTH_ISSUER": "id", "AUTH_AUDIENCE": "o", "AUTH_ROLES": "a:read,b:read+submit",
+		"K_SERVICE": "orchestrator", "RATE_LIMIT": "0.5", "RATE_BURST": "7", "DOCS": "off", "SHOW_PAYLOADS": "on",
 		"DISPATCH": "0", "DISPATCH_CONCURRENCY": "1", "HOST_SHARE": "1", "POLL_INTERVAL": "10ms", "LEASE_DURATION": "1m30s", "SHUTDOWN_GRACE": "0",
 		"TASK_TIMEOUT": "100ms", "RETRY_MAX_ATTEMPTS": "100", "RETRY_MIN_BACKOFF": "10ms", "RETRY_MAX_BACKOFF": "24h", "MAX_HOPS": "3",
 		"TARGET_ALLOW_HOSTS": "a.example,.b.example", "TARGET_ALLOW_NETWORKS": "10.0.0.0/8,fd00::/8", "TARGET_REQUIRE_HTTPS": "true",
-		"OIDC_TARGET_HOSTS": "a.example,.b.example", "SIGNING_SECRETS": "whsec_a,whsec_b", "SECRETS_DIR": ".", "SECRET_HOSTS": "a=a.example,b=.b.example",
+		"OIDC_TARGET_HOSTS": "a.example,.b.example", "JWT_TARGET_HOSTS": "c.example,.d.example", "JWT_ROLES": "admin,user", "SIGNING_SECRETS": "whsec_a,whsec_b", "SECRETS_DIR": ".", "SECRET_HOSTS": "a=a.example,b=.b.example",
 		"RETENTION": "1h", "IDEMPOTENCY_WINDOW": "10m", "LOG_LEVEL": "DEBUG", "LOG_FORMAT": "text", "DEBUG_PORT": "6060",
 	})
 	got, err := Load()
@@ -85,7 +86,9 @@ func TestEverySetting(t *testing.T) {
 	want := &Config{
 		Port: 0, DatabasePort: 5432, DatabaseURL: "postgres://u:p@h/d", MaxConnections: 16, DatabaseMaxConns: 4, MigrateOnStart: false,
 		Auth: []string{"api_key", "oidc"}, APIKeys: []string{"a:read:00", "b:read+submit:01"}, OIDCIssuer: "https://id.example", OIDCAudience: "https://o.example",
-		OIDCAllow: []string{"a@x.example:read", "b@x.example:submit"}, CloudRunService: "orchestrator", RateLimit: 0.5, RateBurst: 7, Docs: "off", ShowPayloads: "on",
+		OIDCAllow: []string{"a@x.example:read", "b@x.example:submit"}, CloudRunService: "orchestrator",
+		AuthSecret: "secret, with a comma", AuthAlgorithm: "RS256", AuthJWKSURL: "https://id.example/keys", AuthIssuer: "id", AuthAudience: "o", AuthRoles: []string{"a:read", "b:read+submit"},
+		JWTTargetHosts: []string{"c.example", ".d.example"}, JWTRoles: []string{"admin", "user"}, RateLimit: 0.5, RateBurst: 7, Docs: "off", ShowPayloads: "on",
 		Dispatch: false, DispatchConcurrency: 1, HostShare: 1, PollInterval: 10 * time.Millisecond, LeaseDuration: 90 * time.Second, ShutdownGrace: 0,
 		TaskTimeout: 100 * time.Millisecond, RetryMaxAttempts: 100, RetryMinBackoff: 10 * time.Millisecond, RetryMaxBackoff: 24 * time.Hour, MaxHops: 3,
 		TargetAllowHosts:    []string{"a.example", ".b.example"},
@@ -124,6 +127,9 @@ func TestRanges(t *testing.T) {
 		// What is in them is for package auth to judge.
 		{name: "AUTH", right: []string{"", marker}}, {name: "API_KEYS", right: []string{"", marker}}, {name: "OIDC_ISSUER", right: []string{"", marker}},
 		{name: "OIDC_AUDIENCE", right: []string{"", marker}}, {name: "OIDC_ALLOW", right: []string{"", marker}}, {name: "K_SERVICE", right: []string{"", marker}},
+		{name: "AUTH_SECRET", right: []string{"", marker}}, {name: "AUTH_ALGORITHM", right: []string{"", marker}}, {name: "AUTH_JWKS_URL", right: []string{"", marker}},
+		{name: "AUTH_ISSUER", right: []string{"", marker}}, {name: "AUTH_AUDIENCE", right: []string{"", marker}}, {name: "AUTH_ROLES", right: []string{"", marker}},
+		{name: "JWT_TARGET_HOSTS", right: []string{"", marker}}, {name: "JWT_ROLES", right: []string{"", marker}},
 		{name: "RATE_LIMIT", right: []string{"0", "0.001", "1000000"}, wrong: []string{"-0.1", "1000001", "NaN", "Inf"}, rule: "must be between 0 and 1000000 requests a second; 0 sets no limit",
 			unreadable: []string{marker, "", "10/s"}, unreadRule: "must be a number, like 0"},
 		{name: "RATE_BURST", right: []string{"1", "1000000"}, wrong: []string{"0", "1000001"}, rule: "must be between 1 and 1000000",

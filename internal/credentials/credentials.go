@@ -1,5 +1,5 @@
 // Package credentials adds to a call what proves who makes it: an ID token of the
-// service's account ([Identity]), secrets that the headers of the task refer to
+// service's account ([Identity]), a token of the platform ([Issuer]), secrets that the headers of the task refer to
 // ([Secrets]), signatures ([Signer]). They are added when the call is made and are
 // stored nowhere; [Added.Read] and [Added.RedactHeader] keep them out of what is
 // stored of an answer.
@@ -9,7 +9,8 @@
 // must bear: neither redirects, which are not followed, nor DNS answers lead them
 // elsewhere.
 //
-// Where a target answers 401 to an ID token, the token may have been withdrawn. A
+// A token of the platform is made for each call, at its moment, so that a 401 to it
+// counts like any answer. Where a target answers 401 to an ID token, the token may have been withdrawn. A
 // second request within the attempt would not be one attempt, so the next attempt
 // gets a new token. Attempts after the first have one that was just fetched, so
 // that another 401 counts like any answer (while the metadata server cannot be
@@ -23,6 +24,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/melodia/orchestrator/internal/task"
 )
 
 // Set is what the service can add to calls. The zero value adds nothing. Any number
@@ -30,6 +33,8 @@ import (
 type Set struct {
 	// Identity fetches ID tokens; nil allows none.
 	Identity *Identity
+	// Issuer makes tokens of the platform; nil makes none.
+	Issuer *Issuer
 	// Secrets are what headers may refer to; nil is none.
 	Secrets *Secrets
 	// Signer signs calls; nil signs none.
@@ -42,6 +47,8 @@ type Wanted struct {
 	Headers map[string]string
 	// Audience is whom the ID token is for; "" asks for no token.
 	Audience string
+	// JWT is what a token of the platform says; nil asks for none. There is no ID token then.
+	JWT *task.JWT
 	// At is the moment of the attempt, by the database's clock.
 	At time.Time
 	// Retry says that it is not the task's first attempt.
@@ -56,6 +63,7 @@ type Added struct {
 	Headers map[string]string
 
 	token  *idToken // nil: none
+	jwt    string   // a token of the platform; "": none
 	signs  bool     // the headers of signatures are the service's
 	keys   signingKeys
 	hidden *hidden // nil: nothing to hide
@@ -90,6 +98,17 @@ func (s *Set) For(ctx context.Context, u *url.URL, w Wanted) (added Added, err e
 		added.hidden = &h
 	}
 	added.signs, added.keys = s.Signer != nil, s.Signer.keysFor(u)
+	if err == nil && w.JWT != nil {
+		if err := s.Issuer.check(u, w.JWT.Role); err != nil {
+			return added, &Error{text: "the task's auth " + err.Error(), refused: true}
+		}
+		if added.jwt, err = s.Issuer.token(w.JWT, w.At); err != nil {
+			return added, &Error{text: "no token could be signed", cause: err}
+		}
+		h.values = append(h.values, added.jwt)
+		added.hidden = &h
+		return added, nil
+	}
 	if err != nil || w.Audience == "" {
 		return added, err
 	}
@@ -117,10 +136,10 @@ func (s *Set) TokenRefused(added Added, at time.Time) bool {
 	return added.token != nil && s.Identity.refused(added.token, at)
 }
 
-// Token returns the ID token; "" is none.
+// Token returns what goes with the call as Authorization: Bearer; "" is none.
 func (a Added) Token() string {
 	if a.token == nil {
-		return ""
+		return a.jwt
 	}
 	return a.token.value
 }
@@ -139,7 +158,7 @@ func (a Added) Signature(id string, at time.Time, body []byte) (timestamp, signa
 // Replaces reports whether the service sends the header itself, so that the task's
 // own header of that name must not be sent.
 func (a Added) Replaces(name string) bool {
-	return a.signs && isWebhook(name) || a.token != nil && strings.EqualFold(name, "Authorization")
+	return a.signs && isWebhook(name) || a.Token() != "" && strings.EqualFold(name, "Authorization")
 }
 
 // isWebhook reports whether a header is Webhook-…, or Webhook_…, which a target may

@@ -118,7 +118,7 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) t
 		return task.Outcome{Kind: task.OutcomePermanent, Refused: true, Error: "the task's url " + err.Error()}
 	}
 	added, err := d.credentials.For(ctx, u, credentials.Wanted{
-		Headers: c.Task.Headers, Audience: c.Task.OIDCAudience, At: c.At, Retry: c.Attempt > 1, Deadline: start.Add(c.Task.Timeout),
+		Headers: c.Task.Headers, Audience: c.Task.OIDCAudience, JWT: c.Task.JWT, At: c.At, Retry: c.Attempt > 1, Deadline: start.Add(c.Task.Timeout),
 	})
 	if err != nil {
 		o := d.notMade(ctx, c, start, err, "no ID token")

@@ -115,8 +115,12 @@ func TestAttackers(t *testing.T) {
 		allow = append(allow, "all-but-"+scope+"@x.example:"+strings.Join(others(scope), "+"))
 	}
 	all := addKey("all", httpapi.Scopes()...)
-	p := start(t, "serve", "DATABASE_URL="+database, "AUTH=api_key,oidc", "API_KEYS="+strings.Join(entries, ","),
-		"OIDC_ISSUER="+issuer.URL, "OIDC_AUDIENCE="+audience, "OIDC_ALLOW="+strings.Join(allow, ","))
+	roles := "admin:" + strings.Join(httpapi.Scopes(), "+")
+	for _, scope := range httpapi.Scopes() {
+		roles += ",all-but-" + scope + ":" + strings.Join(others(scope), "+")
+	}
+	p := start(t, "serve", "DATABASE_URL="+database, "AUTH=api_key,oidc,jwt", "API_KEYS="+strings.Join(entries, ","),
+		"AUTH_SECRET="+platformSecret, "AUTH_ROLES="+roles, "OIDC_ISSUER="+issuer.URL, "OIDC_AUDIENCE="+audience, "OIDC_ALLOW="+strings.Join(allow, ","))
 
 	claims := func(name string, value any) map[string]any {
 		c := issuer.Claims(account, audience)
@@ -145,6 +149,18 @@ func TestAttackers(t *testing.T) {
 			h.Add("Authorization", "Bearer "+c)
 		}
 		return h
+	}
+	platform := func(name string, value any) string {
+		c := platformClaims("user-1", "admin")
+		if c[name] = value; value == nil {
+			delete(c, name)
+		}
+		return platformToken(t, c)
+	}
+	user := platformToken(t, platformClaims("user-1", "admin"))
+	userParts := strings.Split(user, ".")
+	forged := func(alg string, sign func([]byte) []byte) http.Header {
+		return bearer(authtest.Token(t, map[string]any{"alg": alg}, platformClaims("user-1", "admin"), sign))
 	}
 	unknownKey, _ := newAPIKey(t, "all", httpapi.Scopes()...)
 	attacks := map[string]struct {
@@ -181,6 +197,30 @@ func TestAttackers(t *testing.T) {
 		"signature stripped":               {header: bearer(parts[0] + "." + parts[1] + ".SIGNATURE_REMOVED_BY_GOOGLE")},
 		"stripped, in Cloud Run's header":  {header: http.Header{"X-Serverless-Authorization": {"Bearer " + parts[0] + "." + parts[1] + ".SIGNATURE_REMOVED_BY_GOOGLE"}}},
 		"signature cut off":                {header: bearer(parts[0] + "." + parts[1] + ".")},
+		"platform: none":                   {header: forged("none", none)},
+		"platform: another secret":         {header: forged("HS256", withSecret("m3l0d14"))},
+		"platform: no secret":              {header: forged("HS256", withSecret(""))},
+		"platform: HS512":                  {header: forged("HS512", withSecret(platformSecret))},
+		"platform: by the issuer's key":    {header: bearer(issuer.Token(platformClaims("user-1", "admin")))},
+		"platform: the public key":         {header: forged("HS256", withSecret(string(publicKey)))},
+		"platform: expired":                {header: bearer(platform("exp", time.Now().Add(-time.Second).Unix()))},
+		"platform: without an end":         {header: bearer(platform("exp", nil))},
+		"platform: Exp for exp":            {header: bearer(authtest.Token(t, map[string]any{"alg": "HS256"}, map[string]any{"iss": "auth-service", "sub": "user-1", "role": "admin", "Exp": 1 << 40}, withSecret(platformSecret)))},
+		"platform: of the future":          {header: bearer(platform("iat", time.Now().Add(time.Hour).Unix()))},
+		"platform: not valid yet":          {header: bearer(platform("nbf", time.Now().Add(time.Hour).Unix()))},
+		"platform: another issuer":         {header: bearer(platform("iss", "auth"))},
+		"platform: for another service":    {header: bearer(platform("aud", "catalogue"))},
+		"platform: no subject":             {header: bearer(platform("sub", nil))},
+		"platform: a key's name":           {header: bearer(platform("sub", "all"))},
+		"platform: an account's email":     {header: bearer(platform("sub", account))},
+		"platform: twice":                  {header: bearer(user, user)},
+		"platform: a claim twice":          {header: bearer(authtest.Token(t, map[string]any{"alg": "HS256"}, json.RawMessage(`{"iss":"auth-service","sub":"user-1","role":"artist","role":"admin","exp":99999999999}`), withSecret(platformSecret)))},
+		"platform: unsigned":               {header: bearer(userParts[0] + "." + userParts[1] + ".")},
+		"platform: other claims":           {header: bearer(userParts[0] + "." + strings.Split(platform("sub", "root"), ".")[1] + "." + userParts[2])},
+		"platform: large":                  {header: bearer(platform("x", strings.Repeat("x", 8<<10)))},
+		"platform: huge":                   {header: bearer(platform("x", strings.Repeat("x", 1<<20))), status: http.StatusRequestHeaderFieldsTooLarge},
+		"platform: another role":           {header: bearer(platform("role", "user")), status: http.StatusForbidden},
+		"platform: Role for role":          {header: bearer(platformToken(t, map[string]any{"iss": "auth-service", "sub": "user-1", "Role": "admin", "exp": time.Now().Add(time.Hour).Unix()})), status: http.StatusForbidden},
 		"another account":                  {header: bearer(issuer.Token(issuer.Claims("other@x.example", audience))), status: http.StatusForbidden},
 		"an account written otherwise":     {header: bearer(issuer.Token(issuer.Claims("PLAYS@x.example", audience))), status: http.StatusForbidden},
 	}
@@ -215,6 +255,7 @@ func TestAttackers(t *testing.T) {
 		}
 		for name, header := range map[string]http.Header{
 			"a key without the scope":    bearer(keyWithout[op.scope]),
+			"a role without the scope":   bearer(platform("role", "all-but-"+op.scope)),
 			"an email without the scope": bearer(issuer.Token(issuer.Claims("all-but-"+op.scope+"@x.example", audience))),
 		} {
 			a := p.send(op.method, op.path, sent, header)
@@ -224,7 +265,7 @@ func TestAttackers(t *testing.T) {
 			}
 		}
 		// The same request is let in with the scope; no operation takes what is in it.
-		for name, header := range map[string]http.Header{"a key": bearer(keyWith[op.scope]), "a token": bearer(right)} {
+		for name, header := range map[string]http.Header{"a key": bearer(keyWith[op.scope]), "a token": bearer(right), "a token of the platform": bearer(user)} {
 			if a := p.send(op.method, op.path, sent, header); a.status == http.StatusUnauthorized || a.status == http.StatusForbidden || a.status >= 500 {
 				t.Errorf("%s: %s %s is answered %d %s, want it let in", name, op.method, op.path, a.status, a.raw)
 			}
@@ -246,7 +287,7 @@ func TestAttackers(t *testing.T) {
 	}
 
 	// Who comes in is on record, and so is who did something to their tasks.
-	for who, header := range map[string]http.Header{"submit": bearer(keyWith["submit"]), "all": {"X-Api-Key": {all}}, account: bearer(right)} {
+	for who, header := range map[string]http.Header{"submit": bearer(keyWith["submit"]), "all": {"X-Api-Key": {all}}, account: bearer(right), "user-1": bearer(user), "42": bearer(platform("sub", 42))} {
 		a := p.send(http.MethodPost, "/schedule", `{"url":"`+target.url+`/200","delay_seconds":3600}`, header)
 		if a.status != http.StatusAccepted || a.task.CreatedBy == nil || *a.task.CreatedBy != who {
 			t.Errorf("a task by %s is answered %d %s", who, a.status, a.raw)

@@ -17,23 +17,23 @@ import (
 	webhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 )
 
-// python returns an interpreter that has what the README's examples import: the one in
-// the path, or that of Debian's packages python3-fastapi, python3-httpx and uvicorn.
-func python(t *testing.T) string {
+// python returns an interpreter that can import the modules: the one in the path, or
+// Debian's with the packages.
+func python(t *testing.T, modules, packages string) string {
 	t.Helper()
 	for _, name := range []string{"python3", "/usr/bin/python3"} {
-		if exec.Command(name, "-c", "import fastapi, httpx, uvicorn").Run() == nil {
+		if exec.Command(name, "-c", "import "+modules).Run() == nil {
 			return name
 		}
 	}
-	t.Fatal("no python3 has fastapi, httpx and uvicorn (Debian: python3-fastapi python3-httpx uvicorn)")
+	t.Fatalf("no python3 can import %s (Debian: %s)", modules, packages)
 	return ""
 }
 
 // The README's examples in Python do what the README says.
 func TestDocumentedPython(t *testing.T) {
 	t.Parallel()
-	interpreter := python(t)
+	interpreter := python(t, "fastapi, httpx, uvicorn", "python3-fastapi python3-httpx uvicorn")
 	blocks := fenced(t, "README.md", "python")
 	if len(blocks) != 3 {
 		t.Fatalf("the README has %d examples in Python, want 3", len(blocks))

@@ -74,6 +74,8 @@ func TestNothingLeaks(t *testing.T) {
 	} {
 		secrets[where] = fmt.Sprintf("pl4nted%02d", i)
 	}
+	secrets["platform's secret"] = platformSecret
+	secrets["tokens of the platform"] = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9." // as each of them begins
 	secrets["unknown account"] += "@x.example"
 	secrets["token for targets"] = "s1gn4tur3" // newMetadata's
 	signing := base64.StdEncoding.EncodeToString([]byte(strings.Repeat(secrets["secret that signs"], 4)))
@@ -127,7 +129,8 @@ func TestNothingLeaks(t *testing.T) {
 	order(`ALTER SYSTEM SET log_parameter_max_length = 0`)
 	order(`SELECT pg_reload_conf()`)
 
-	p := start(t, "serve", "DATABASE_URL="+database, "AUTH=api_key,oidc", "API_KEYS="+entry+","+weakEntry,
+	p := start(t, "serve", "DATABASE_URL="+database, "AUTH=api_key,oidc,jwt", "API_KEYS="+entry+","+weakEntry,
+		"AUTH_SECRET="+platformSecret, "AUTH_ROLES=admin:submit+read+manage+internal", "JWT_TARGET_HOSTS=127.0.0.1",
 		"GCE_METADATA_HOST="+newMetadata(t), "OIDC_TARGET_HOSTS=127.0.0.1", "SIGNING_SECRETS=whsec_"+signing,
 		"SECRETS_DIR="+secretsDir, "SECRET_HOSTS=billing=127.0.0.1",
 		"OIDC_ISSUER="+issuer.URL, "OIDC_AUDIENCE=x", "OIDC_ALLOW=plays@x.example:submit+read+manage+internal", "LOG_LEVEL=debug")
@@ -179,7 +182,9 @@ func TestNothingLeaks(t *testing.T) {
 		post("/worker-endpoint", `{"url":"https://`+host+`/?signature=`+secrets["task's query string"]+`","body":"`+secrets["body"]+`","timeout_seconds":0.2}`)
 	}
 	tasks = append(tasks, post("/schedule", spec("/200", `,"delay_seconds":0`)).task.ID,
-		post("/enqueue", `{"url":"`+target.url+`/echo","auth":{"type":"oidc"},"retry":{"min_backoff_seconds":0.01}}`).task.ID)
+		post("/enqueue", `{"url":"`+target.url+`/echo","auth":{"type":"oidc"},"retry":{"min_backoff_seconds":0.01}}`).task.ID,
+		post("/enqueue", `{"url":"`+target.url+`/echo","auth":{"type":"jwt"}}`).task.ID)
+	post("/worker-endpoint", `{"url":"`+target.url+`/echo","auth":{"type":"jwt"}}`)
 	callback := `{"url":"` + target.url + `/503?signature=` + secrets["task's query string"] + `","headers":{"Authorization":"Bearer ` + secrets["task's secret header"] + `"}}`
 	tasks = append(tasks, post("/enqueue", spec("/200", `,"on_success":`+callback)).task.ID, post("/enqueue", spec("/302", `,"on_failure":`+callback)).task.ID)
 	for _, id := range tasks {
@@ -189,6 +194,8 @@ func TestNothingLeaks(t *testing.T) {
 		eventually(t, func() bool { return ended(look(http.MethodGet, "/tasks/"+id, "", authorized(key)).task) }, func() string { return "a task does not end" })
 	}
 	look(http.MethodGet, "/tasks/"+tasks[0], "", authorized(secrets["token"]))
+	look(http.MethodGet, "/tasks/"+tasks[0], "", authorized(platformToken(t, platformClaims("user-1", "admin"))))
+	look(http.MethodGet, "/tasks/"+tasks[0], "", authorized(platformToken(t, platformClaims(secrets["wrong value"]+" ", "admin"))))
 	post("/worker-endpoint", `{"task_id":"`+tasks[0]+`"}`)
 
 	// Everything that is there to find and manage them.

@@ -47,7 +47,7 @@ func securitySchemes() map[string]*huma.SecurityScheme {
 	return map[string]*huma.SecurityScheme{
 		"bearer": {
 			Type: "http", Scheme: "bearer",
-			Description: "An API key (ork_…), or an ID token (OpenID Connect) for this service's audience with a verified email. Each operation names the scope that the caller needs.",
+			Description: "An API key (ork_…), an ID token (OpenID Connect) for this service's audience with a verified email, or a token of the platform. Each operation names the scope that the caller needs.",
 		},
 		"api_key": {Type: "apiKey", In: "header", Name: "X-Api-Key", Description: "An API key, for callers whose Authorization header serves something else."},
 	}

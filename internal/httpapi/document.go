@@ -74,7 +74,7 @@ var meanings = map[string]string{
 	"429": "More is under way than the service can take on, or this caller sends more requests than it may. Nothing was stored or carried out. Try again after Retry-After.",
 	"500": "Something went wrong inside the service. The log has the cause under the problem's instance.",
 	"502": "The target refused, failed, or answered anything but 2xx; or the task could not start any more. Where the target asked for the call later (outcome snoozed), Retry-After says after how many seconds.",
-	"503": "The database, or the issuer of ID tokens, is out of reach; the service is starting or shutting down; answers that callers have not read take too much memory; or the service lacks file descriptors or memory, or, for a call of /worker-endpoint, local ports or name servers. Try again after Retry-After.",
+	"503": "The database, or the issuer of tokens, is out of reach; the service is starting or shutting down; answers that callers have not read take too much memory; or the service lacks file descriptors or memory, or, for a call of /worker-endpoint, local ports or name servers. Try again after Retry-After.",
 	"504": "The target did not answer within the timeout.",
 	"508": "More calls led to this request than MAX_HOPS allows, or it is a call that /worker-endpoint made itself. Orchestrator-Retry: never tells a task that made it to give up.",
 }

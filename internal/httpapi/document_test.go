@@ -43,6 +43,7 @@ func TestLimitsAreTheDomains(t *testing.T) {
 		{"AuthRequest", "audience", "minLength", 1},
 		{"AuthRequest", "audience", "maxLength", task.MaxAudience},
 		{"RetryRequest", "for", "maxLength", 32},
+		{"AuthRequest", "role", "maxLength", task.MaxRole}, {"AuthRequest", "role", "minLength", 1},
 		{"RetryRequest", "max_attempts", "minimum", 1},
 		{"RetryRequest", "max_attempts", "maximum", task.MaxAttemptsLimit},
 		{"RetryRequest", "max_retry_duration_seconds", "minimum", 0},

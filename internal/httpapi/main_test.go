@@ -338,6 +338,16 @@ func (p fakePolicy) CheckURL(rawURL string) error {
 	return p(rawURL)
 }
 
+// fakeIssuer allows every role and target where it is nil.
+type fakeIssuer func(rawURL, role string) error
+
+func (f fakeIssuer) Check(rawURL, role string) error {
+	if f == nil {
+		return nil
+	}
+	return f(rawURL, role)
+}
+
 type fakeSecrets func(name, rawURL string) error
 
 func (f fakeSecrets) Check(name, rawURL string) error {
@@ -394,6 +404,7 @@ type service struct {
 type settings struct {
 	Options
 	Policy, Identity fakePolicy
+	Issuer           fakeIssuer
 	Secrets          fakeSecrets
 	Callers          fakeCallers
 	MaxHops          int
@@ -440,7 +451,7 @@ type submitter interface {
 func (s *settings) newIntake(store *fakeStore, by submitter) *intake.Intake {
 	return intake.New(intake.Options{
 		Store: store, Dispatcher: by,
-		Policy: s.Policy, Identity: s.Identity, Secrets: s.Secrets, Defaults: s.Defaults, MaxHops: s.MaxHops, NewID: s.NewID,
+		Policy: s.Policy, Identity: s.Identity, Issuer: s.Issuer, Secrets: s.Secrets, Defaults: s.Defaults, MaxHops: s.MaxHops, NewID: s.NewID,
 	})
 }
 

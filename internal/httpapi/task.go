@@ -39,10 +39,11 @@ type TaskRequest struct {
 	OnFailure      *CallbackRequest  `json:"on_failure,omitempty" doc:"Where to report that the task has failed, for whatever reason. The end of a cancelled task is not reported. Not at /worker-endpoint."`
 }
 
-// AuthRequest asks for an ID token to go with the call.
+// AuthRequest asks for a token to go with the call.
 type AuthRequest struct {
-	Type     string  `json:"type" enum:"oidc" example:"oidc" doc:"oidc: an ID token of the service's own account goes with each call, as Authorization: Bearer."`
-	Audience *string `json:"audience,omitempty" minLength:"1" maxLength:"512" example:"https://plays-4fk2.run.app" doc:"For whom the token is: what the target expects in its claim aud. At most 512 bytes. Left out: scheme, host and port of url."`
+	Type     string  `json:"type" enum:"oidc,jwt" example:"oidc" doc:"What goes with each call, as Authorization: Bearer. oidc: an ID token of the service's own account. jwt: a token of the platform, which is made for each attempt when it begins: sub is orchestrator, and it counts for 5 minutes."`
+	Audience *string `json:"audience,omitempty" minLength:"1" maxLength:"512" example:"https://plays-4fk2.run.app" doc:"For whom the token is: what the target expects in its claim aud. At most 512 bytes. Left out: scheme, host and port of url (oidc); no claim aud (jwt)."`
+	Role     *string `json:"role,omitempty" minLength:"1" maxLength:"64" example:"admin" doc:"With jwt: the token's claim role. The service's settings name the roles that it may be; left out: the first of them."`
 }
 
 // RetryRequest is the retry policy of a TaskRequest; what it leaves out is the
@@ -101,8 +102,7 @@ func (r *TaskRequest) spec(defaults task.Spec) (s task.Spec, errs task.Errors) {
 	content, errs := readContent(r.Payload, r.Body, r.BodyBase64)
 	s.Body, s.ContentType = content.Body, content.ContentType
 	if r.Auth != nil {
-		s.OIDCAudience = task.DefaultAudience(r.URL)
-		set(&s.OIDCAudience, r.Auth.Audience)
+		errs = append(errs, r.Auth.spec(&s)...)
 	}
 	setDuration(&s.Timeout, r.TimeoutSeconds)
 	if r.ExpiresAt != nil {
@@ -152,6 +152,28 @@ func retryFor(text *string, maxAttempts, maxDuration bool) (d *time.Duration, er
 	}
 	return &length, nil
 }
+
+// spec sets what the call of s, whose URL is set, is to carry.
+func (a *AuthRequest) spec(s *task.Spec) (errs task.Errors) {
+	if a.Type == authJWT {
+		s.JWT = new(task.JWT)
+		set(&s.JWT.Audience, a.Audience)
+		set(&s.JWT.Role, a.Role)
+		return nil
+	}
+	s.OIDCAudience = task.DefaultAudience(s.URL)
+	set(&s.OIDCAudience, a.Audience)
+	if a.Role != nil {
+		errs = append(errs, task.FieldError{Path: []string{"auth", "role"}, Message: "must not be there with type oidc: an ID token has none", Kind: "conflict"})
+	}
+	return errs
+}
+
+// The types of auth.
+const (
+	authOIDC = "oidc"
+	authJWT  = "jwt"
+)
 
 // notZone matches what LoadLocation takes but no zone of the IANA database:
 // UTC by no name, this machine's own zone, and zones that count leap seconds.
@@ -310,10 +332,11 @@ type Task struct {
 	BodyBase64 *string         `json:"body_base64,omitzero" example:"AAEC/w==" doc:"With include=payload: the body of the call, where it came as body_base64: in the standard alphabet, with padding."`
 }
 
-// Auth says which ID token goes with a task's call.
+// Auth says which token goes with a task's call.
 type Auth struct {
-	Type     string `json:"type" enum:"oidc" example:"oidc" doc:"oidc: an ID token of the service's own account."`
-	Audience string `json:"audience" example:"https://plays-4fk2.run.app" doc:"For whom the token is."`
+	Type     string  `json:"type" enum:"oidc,jwt" example:"oidc" doc:"oidc: an ID token of the service's own account. jwt: a token of the platform."`
+	Audience *string `json:"audience" example:"https://plays-4fk2.run.app" doc:"For whom the token is. Null: it does not say."`
+	Role     *string `json:"role" example:"admin" doc:"The role that was asked for. Null: the first one of the settings, and none in an ID token."`
 }
 
 // Retry is a retry policy in force.
@@ -359,7 +382,7 @@ func taskView(t *task.Task) *Task {
 		ExpiresAt:         Timestamp(t.ExpiresAt),
 		TimeoutSeconds:    t.Timeout.Seconds(),
 		Retry:             retryView(t.Retry),
-		Auth:              authView(t.OIDCAudience),
+		Auth:              authView(&t.Spec),
 		AttemptCount:      t.AttemptCount,
 		FinishedAt:        Timestamp(t.FinishedAt),
 		Reason:            present(t.Reason),
@@ -401,11 +424,14 @@ func idView(id task.ID) *string {
 	return &text
 }
 
-func authView(audience string) *Auth {
-	if audience == "" {
-		return nil
+func authView(s *task.Spec) *Auth {
+	switch {
+	case s.JWT != nil:
+		return &Auth{Type: authJWT, Audience: present(s.JWT.Audience), Role: present(s.JWT.Role)}
+	case s.OIDCAudience != "":
+		return &Auth{Type: authOIDC, Audience: &s.OIDCAudience}
 	}
-	return &Auth{Type: "oidc", Audience: audience}
+	return nil
 }
 
 func callbackView(c *task.Callback) *Callback {
@@ -473,7 +499,7 @@ func (a *API) documentTask() {
 	a.documentDefaults()
 	callback := Callback{URL: "https://example.com/ended", Headers: map[string]string{"X-Tenant": "melodia"}}
 	for property, example := range map[string]any{
-		"auth": Auth{Type: "oidc", Audience: "https://plays-4fk2.run.app"}, "on_success": callback, "on_failure": callback,
+		"auth": Auth{Type: authOIDC, Audience: present("https://plays-4fk2.run.app")}, "on_success": callback, "on_failure": callback,
 	} {
 		p := a.registry.Map()["Task"].Properties[property]
 		*p = huma.Schema{

@@ -353,6 +353,13 @@ var mistakes = []struct {
 	{"audience too long", with("auth", `{"type":"oidc","audience":"`+marker+strings.Repeat("a", task.MaxAudience+1-len(marker))+`"}`), []string{`["body","auth","audience"] string_too_long`}},
 	{"audience with a space", with("auth", `{"type":"oidc","audience":"`+marker+` "}`), []string{`["body","auth","audience"] invalid`}},
 	{"auth and Authorization", `{"url":"` + target + `","auth":{"type":"oidc"},"headers":{"authorization":"` + marker + `"}}`, []string{`["body","headers","authorization"] conflict`}},
+	{"a role in an ID token", with("auth", `{"type":"oidc","role":"`+marker+`"}`), []string{`["body","auth","role"] conflict`}},
+	{"empty role", with("auth", `{"type":"jwt","role":""}`), []string{`["body","auth","role"] string_too_short`}},
+	{"role too long", with("auth", `{"type":"jwt","role":"`+marker+strings.Repeat("a", task.MaxRole+1-len(marker))+`"}`), []string{`["body","auth","role"] string_too_long`}},
+	{"role of two words", with("auth", `{"type":"jwt","role":"`+marker+` x"}`), []string{`["body","auth","role"] invalid`}},
+	{"roles in a list", with("auth", `{"type":"jwt","role":["`+marker+`"]}`), []string{`["body","auth","role"] string_type`}},
+	{"empty audience of the platform", with("auth", `{"type":"jwt","audience":""}`), []string{`["body","auth","audience"] string_too_short`}},
+	{"a token of the platform and Authorization", `{"url":"` + target + `","auth":{"type":"jwt"},"headers":{"authorization":"` + marker + `"}}`, []string{`["body","headers","authorization"] conflict`}},
 	{"auth and no url", `{"url":"` + marker + `","auth":{"type":"oidc"}}`, []string{`["body","url"] invalid`}},
 	{"timeout too short", with("timeout_seconds", "0.09999"), []string{`["body","timeout_seconds"] greater_than_equal`}},
 	{"timeout too long", with("timeout_seconds", "1800.0001"), []string{`["body","timeout_seconds"] less_than_equal`}},
@@ -604,7 +611,27 @@ func TestCredentialsInTasks(t *testing.T) {
 		if got := s.only(a).OIDCAudience; got != tt.want {
 			t.Errorf("%s: stored the audience %q, want %q", tt.auth, got, tt.want)
 		}
-		if diff := cmp.Diff(any(map[string]any{"type": "oidc", "audience": tt.want}), a.at("auth")); diff != "" {
+		if diff := cmp.Diff(any(map[string]any{"type": "oidc", "audience": tt.want, "role": nil}), a.at("auth")); diff != "" {
+			t.Errorf("%s: shown (-want +got):\n%s", tt.auth, diff)
+		}
+	}
+	longRole, longAudience := strings.Repeat("r", task.MaxRole), strings.Repeat("a", task.MaxAudience)
+	for _, tt := range []struct {
+		auth           string
+		want           task.JWT
+		audience, role any
+	}{
+		{`{"type":"jwt"}`, task.JWT{}, nil, nil},
+		{`{"type":"jwt","audience":null,"role":null}`, task.JWT{}, nil, nil},
+		{`{"type":"jwt","role":"admin","audience":"catalogue"}`, task.JWT{Role: "admin", Audience: "catalogue"}, "catalogue", "admin"},
+		{`{"role":"` + longRole + `","audience":"` + longAudience + `","type":"jwt"}`, task.JWT{Role: longRole, Audience: longAudience}, longAudience, longRole},
+	} {
+		a := s.post("/enqueue", with("auth", tt.auth))
+		stored := s.only(a)
+		if diff := cmp.Diff(&tt.want, stored.JWT); diff != "" || stored.OIDCAudience != "" {
+			t.Errorf("%s: stored an ID token for %q and (-want +got):\n%s", tt.auth, stored.OIDCAudience, diff)
+		}
+		if diff := cmp.Diff(any(map[string]any{"type": "jwt", "audience": tt.audience, "role": tt.role}), a.at("auth")); diff != "" {
 			t.Errorf("%s: shown (-want +got):\n%s", tt.auth, diff)
 		}
 	}

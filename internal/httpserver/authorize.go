@@ -66,7 +66,7 @@ func (g *Guard) authorize(r *http.Request, need Need) (principal string, err err
 	switch {
 	case errors.Is(err, task.ErrUnavailable):
 		return "", fmt.Errorf("%w: %w", &Refusal{Status: http.StatusServiceUnavailable, Header: RetryLater(),
-			Detail: "The service cannot reach the issuer of ID tokens at the moment, so that it cannot tell who calls. Nothing was stored or carried out."}, err)
+			Detail: "The service cannot reach the issuer of tokens at the moment, so that it cannot tell who calls. Nothing was stored or carried out."}, err)
 	case err != nil:
 		return "", &Refusal{Status: http.StatusUnauthorized, Header: http.Header{"Www-Authenticate": {Challenge}},
 			Detail: "It is not known who calls: " + err.Error() + "."}

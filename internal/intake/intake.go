@@ -64,6 +64,12 @@ type identityPolicy interface {
 	CheckURL(rawURL string) error
 }
 
+// tokenPolicy says to which targets a token of the platform may be sent, and with which
+// role. The error's text completes "auth …" and holds neither.
+type tokenPolicy interface {
+	Check(rawURL, role string) error
+}
+
 // secretPolicy says which secrets there are, and to which targets they may be
 // sent. The error is a [task.Shortage] where that cannot be told at the moment; else its
 // text completes "headers.X …" and holds neither name nor URL.
@@ -77,6 +83,7 @@ type Options struct {
 	Dispatcher dispatcher
 	Policy     targetPolicy
 	Identity   identityPolicy
+	Issuer     tokenPolicy
 	Secrets    secretPolicy
 	// Defaults are the settings' values for what a request leaves out: Timeout and Retry.
 	Defaults task.Spec
@@ -117,7 +124,7 @@ func (in *Intake) DefaultsOf(ctx context.Context, queue, flowKey string) (task.S
 }
 
 // Task makes a task of what a request asks for, by the domain's rules and the settings'
-// rules about targets, ID tokens and secrets. The error is [task.Errors] with every rule
+// rules about targets, tokens and secrets. The error is [task.Errors] with every rule
 // that it breaks, or a [task.Shortage] where the instance could not find that out.
 func (in *Intake) Task(spec task.Spec, when task.When) (*task.Task, error) {
 	t, err := task.New(in.o.NewID(), spec, when, time.Now())
@@ -138,8 +145,15 @@ func (in *Intake) Task(spec task.Spec, when task.When) (*task.Task, error) {
 	if err != nil {
 		return nil, err
 	}
-	if spec.OIDCAudience != "" && len(errs) == 0 {
-		if err := in.o.Identity.CheckURL(spec.URL); err != nil {
+	if len(errs) == 0 {
+		var err error
+		switch {
+		case spec.JWT != nil:
+			err = in.o.Issuer.Check(spec.URL, spec.JWT.Role)
+		case spec.OIDCAudience != "":
+			err = in.o.Identity.CheckURL(spec.URL)
+		}
+		if err != nil {
 			errs = append(errs, task.FieldError{Path: []string{"auth"}, Message: err.Error(), Kind: "target_refused"})
 		}
 	}

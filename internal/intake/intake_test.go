@@ -35,6 +35,12 @@ func TestTaskBreaksRules(t *testing.T) {
 			return nil
 		})
 		o.Identity = fakePolicy(func(string) error { return errors.New("must not be there") })
+		o.Issuer = fakeIssuer(func(_, role string) error {
+			if role == "known" {
+				return nil
+			}
+			return errors.New("must not be there")
+		})
 		o.Secrets = fakeSecrets(func(name, url string) error {
 			if name == "known" && url == target {
 				return nil
@@ -55,6 +61,9 @@ func TestTaskBreaksRules(t *testing.T) {
 		"the other callback's":                 {func(s *task.Spec) { s.OnFailure = &task.Callback{URL: forbidden} }, task.When{}, []string{"on_failure.url target_refused"}},
 		"a token":                              {func(s *task.Spec) { s.OIDCAudience = "a" }, task.When{}, []string{"auth target_refused"}},
 		"a token for a target that is refused": {func(s *task.Spec) { s.URL, s.OIDCAudience = forbidden, "a" }, task.When{}, []string{"url target_refused"}},
+		"a token of the platform":              {func(s *task.Spec) { s.JWT = &task.JWT{Role: "unknown"} }, task.When{}, []string{"auth target_refused"}},
+		"one that is allowed":                  {func(s *task.Spec) { s.JWT = &task.JWT{Role: "known", Audience: "a"} }, task.When{}, nil},
+		"one for a target that is refused":     {func(s *task.Spec) { s.URL, s.JWT = forbidden, &task.JWT{} }, task.When{}, []string{"url target_refused"}},
 		"a secret that is allowed":             {func(s *task.Spec) { s.Headers = map[string]string{"X": "${secret:known}"} }, task.When{}, nil},
 		"secrets": {func(s *task.Spec) {
 			s.Headers = map[string]string{"X-B": "${secret:known} ${secret:b} ${secret:c}", "X-A": "${secret:a}", "X-C": "c"}

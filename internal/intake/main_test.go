@@ -121,6 +121,16 @@ func (p fakePolicy) CheckURL(rawURL string) error {
 	return p(rawURL)
 }
 
+// fakeIssuer allows every role and target where it is nil.
+type fakeIssuer func(rawURL, role string) error
+
+func (f fakeIssuer) Check(rawURL, role string) error {
+	if f == nil {
+		return nil
+	}
+	return f(rawURL, role)
+}
+
 type fakeSecrets func(name, rawURL string) error
 
 func (f fakeSecrets) Check(name, rawURL string) error {
@@ -134,7 +144,7 @@ func (f fakeSecrets) Check(name, rawURL string) error {
 func newIntake(f *fakes, change ...func(*Options)) *Intake {
 	var n atomic.Uint64
 	o := Options{
-		Store: f, Dispatcher: f, Policy: fakePolicy(nil), Identity: fakePolicy(nil), Secrets: fakeSecrets(nil),
+		Store: f, Dispatcher: f, Policy: fakePolicy(nil), Identity: fakePolicy(nil), Issuer: fakeIssuer(nil), Secrets: fakeSecrets(nil),
 		Defaults: task.Spec{Timeout: 7 * time.Second, Retry: task.DefaultRetryPolicy()},
 		NewID:    func() task.ID { return task.ID{15: byte(n.Add(1))} },
 	}

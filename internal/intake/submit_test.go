@@ -189,6 +189,11 @@ func TestFingerprintHasEveryField(t *testing.T) {
 			v.Set(reflect.ValueOf(storedAt))
 		case map[string]string:
 			v.Set(reflect.ValueOf(map[string]string{"a": "b"}))
+		case *task.JWT:
+			v.Set(reflect.ValueOf(&task.JWT{}))
+			if asRole := []*task.Task{{Spec: task.Spec{JWT: &task.JWT{Role: "x"}}}}; string(fingerprintOf(asRole)) == string(fingerprintOf([]*task.Task{made})) {
+				t.Errorf("%s: its role does not count", path)
+			}
 		case *task.Callback:
 			v.Set(reflect.ValueOf(&task.Callback{}))
 		case task.Priority:

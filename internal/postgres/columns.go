@@ -51,6 +51,7 @@ var taskColumns = columns{
 	{bodyBytes, "integer", nowhere, useShow, orNull(func(t *task.Task) *int { return &t.BodyBytes })},
 	{"callbacks", "jsonb", both, useInsert | useShow | useRedrive, callbacksField},
 	{"oidc_audience", "text", both, useCall, orNull(func(t *task.Task) *string { return &t.OIDCAudience })},
+	{"jwt", "jsonb", both, useCall, jwtField},
 	{"created_by", "text", both, useInsert | useShow | useRedrive | useInherit, orNull(func(t *task.Task) *string { return &t.CreatedBy })},
 	{"idempotency_key", "text", both, useInsert | useShow | useRedrive, orNull(func(t *task.Task) *string { return &t.IdempotencyKey })},
 	{"parent_id", "uuid", both, useInsert | useShow | useRedrive, orNull(func(t *task.Task) *[16]byte { return (*[16]byte)(&t.ParentID) })},
@@ -167,6 +168,10 @@ var (
 	})
 	callbacksField = nullable(func(t *task.Task) *string { return encodeCallbacks(&t.Spec) }, func(t *task.Task, b []byte) (err error) {
 		t.OnSuccess, t.OnFailure, err = decodeCallbacks(b)
+		return err
+	})
+	jwtField = nullable(func(t *task.Task) *string { return encodeJWT(t.JWT) }, func(t *task.Task, b []byte) (err error) {
+		t.JWT, err = decodeJWT(b)
 		return err
 	})
 	stateField = field{dest: func(t *task.Task) (any, func() error) {
@@ -484,6 +489,26 @@ func decodeCallbacks(b []byte) (onSuccess, onFailure *task.Callback, err error) 
 	var c callbacksRow
 	err = json.Unmarshal(b, &c)
 	return c.OnSuccess, c.OnFailure, err
+}
+
+func encodeJWT(j *task.JWT) *string {
+	if j == nil {
+		return nil
+	}
+	b, err := json.Marshal(j)
+	if err != nil {
+		panic(err) // strings always encode
+	}
+	text := string(b)
+	return &text
+}
+
+func decodeJWT(b []byte) (j *task.JWT, err error) {
+	if b == nil {
+		return nil, nil
+	}
+	err = json.Unmarshal(b, &j)
+	return j, err
 }
 
 // nullMap makes the empty map NULL.

@@ -245,6 +245,7 @@ func TestChange(t *testing.T) {
 	worker := register(t, s)
 	tk := newTask(func(tk *task.Task) {
 		tk.Delay = time.Hour
+		tk.JWT = &task.JWT{Role: "admin"}
 		tk.OnFailure, tk.OIDCAudience, tk.CreatedBy = &task.Callback{URL: "https://ends.melodia.app/no"}, "https://plays.melodia.app", "plays"
 	})
 	insert(t, s, tk)
@@ -340,6 +341,7 @@ func TestRedrive(t *testing.T) {
 			worker := register(t, s)
 			tk := withKey("play-42")
 			tk.Labels, tk.CreatedBy = map[string]string{"kind": "play"}, "plays"
+			tk.JWT = &task.JWT{Audience: "catalogue"}
 			tk.OnFailure, tk.OIDCAudience = &task.Callback{URL: "https://ends.melodia.app/no"}, "https://plays.melodia.app"
 			tk.ExpiresAt = time.Date(2199, 12, 31, 0, 0, 0, 0, time.UTC)
 			insert(t, s, tk)

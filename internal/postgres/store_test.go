@@ -218,6 +218,7 @@ func TestTaskSurvivesTheRoundTrip(t *testing.T) {
 		tk.OnSuccess = &task.Callback{URL: "https://ends.melodia.app/ok"}
 		tk.OnFailure = &task.Callback{URL: "https://ends.melodia.app/no", Headers: map[string]string{"X-Tenant": "é"}}
 		tk.OIDCAudience = "https://plays.melodia.app"
+		tk.JWT = &task.JWT{Role: "a\"dmin", Audience: "catálogo"}
 		tk.CreatedBy = "plays@melodia.app"
 		tk.IdempotencyKey, tk.Fingerprint = "play-42", []byte{}
 		tk.ParentID, tk.Hops = newID(), task.MaxHops
@@ -390,6 +391,7 @@ func TestFinishEndsATask(t *testing.T) {
 			tk := newTask(func(tk *task.Task) {
 				tk.Labels = map[string]string{"kind": "play"}
 				tk.OnFailure = &task.Callback{URL: "https://ends.melodia.app/no"}
+				tk.JWT = &task.JWT{}
 				tk.OIDCAudience, tk.CreatedBy = "https://plays.melodia.app", "plays@melodia.app"
 				tk.IdempotencyKey, tk.Fingerprint = "play-42", []byte{}
 			})

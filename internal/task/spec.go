@@ -34,6 +34,9 @@ type Spec struct {
 	// OIDCAudience is for whom an ID token goes with the call, in its header
 	// Authorization; empty is no token.
 	OIDCAudience string
+	// JWT is what a token of the platform says that goes with the call instead; nil is
+	// no token.
+	JWT *JWT
 	// Queue and FlowKey say which limits the task waits for. Both are empty in a plain
 	// task; a task with a FlowKey has a Queue.
 	Queue, FlowKey string
@@ -48,12 +51,22 @@ type Callback struct {
 	Headers map[string]string `json:"headers,omitempty"`
 }
 
+// JWT is what a task asks of the token that is made for each of its calls, by which
+// services of the platform know each other.
+type JWT struct {
+	// Role is the token's role; empty is the settings' first.
+	Role string `json:"role,omitempty"`
+	// Audience is for whom the token is; empty makes one without the claim.
+	Audience string `json:"audience,omitempty"`
+}
+
 // Limits of a task request. Texts are counted in bytes of UTF-8, not in characters.
 const (
 	MaxURLBytes    = 2048
 	MaxHeaders     = 50
 	MaxHeaderBytes = 8 << 10 // all names and values together
 	MaxAudience    = 512     // bytes
+	MaxRole        = 64      // bytes
 	MaxLabels      = 16
 	MaxLabelName   = 64   // bytes
 	MaxLabelValue  = 256  // bytes
@@ -158,7 +171,7 @@ func (s *Spec) check(add func(message, kind string, path ...string)) {
 		add("GET and HEAD calls carry no payload or body; use another method or leave it out", "conflict", "method")
 	}
 	checkHeaders(s.Headers, add)
-	s.checkAudience(add)
+	s.checkAuth(add)
 	s.checkFlow(add)
 	s.OnSuccess.check("on_success", add)
 	s.OnFailure.check("on_failure", add)
@@ -219,13 +232,28 @@ func checkHeaders(headers map[string]string, add func(message, kind string, path
 	}
 }
 
-// checkAudience demands one word of text, and no form such as a URL: each issuer of tokens
-// and each target has names of its own for audiences.
-func (s *Spec) checkAudience(add func(message, kind string, path ...string)) {
-	if s.OIDCAudience == "" {
+// IsRole reports whether a token may have the role: one word of text.
+func IsRole(role string) bool { return role != "" && isWord(role, MaxRole) }
+
+// isWord reports whether s is text without spaces, of at most so many bytes.
+func isWord(s string, most int) bool {
+	return len(s) <= most && isPlainText(s) && !strings.Contains(s, " ")
+}
+
+// checkAuth demands one word of text as the audience, and no form such as a URL: each issuer
+// of tokens and each target has names of its own for audiences.
+func (s *Spec) checkAuth(add func(message, kind string, path ...string)) {
+	audience := s.OIDCAudience
+	switch {
+	case s.JWT != nil:
+		audience = s.JWT.Audience
+		if !isWord(s.JWT.Role, MaxRole) {
+			add("must be at most 64 bytes without spaces and control characters", "invalid", "auth", "role")
+		}
+	case audience == "":
 		return
 	}
-	if len(s.OIDCAudience) > MaxAudience || !isPlainText(s.OIDCAudience) || strings.Contains(s.OIDCAudience, " ") {
+	if !isWord(audience, MaxAudience) {
 		add("must be at most 512 bytes without spaces and control characters", "invalid", "auth", "audience")
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Headers)) {

@@ -110,6 +110,9 @@ func TestRules(t *testing.T) {
 		return func(s *submission) { s.Headers = map[string]string{name: value} }
 	}
 	headers := func(m map[string]string) change { return func(s *submission) { s.Headers = m } }
+	jwt := func(role, audience string) change {
+		return func(s *submission) { s.JWT = &task.JWT{Role: role, Audience: audience} }
+	}
 	audience := func(a string) change { return func(s *submission) { s.OIDCAudience = a } }
 	onSuccess := func(url string, headers map[string]string) change {
 		return func(s *submission) { s.OnSuccess = &task.Callback{URL: url, Headers: headers} }
@@ -139,6 +142,7 @@ func TestRules(t *testing.T) {
 		badHeader    = "headers invalid"
 		badValue     = "headers.X-A invalid"
 		badAudience  = "auth.audience invalid"
+		badRole      = "auth.role invalid"
 		badLabel     = "labels invalid"
 		badTimeout   = "timeout_seconds out_of_range"
 		badAttempts  = "retry.max_attempts out_of_range"
@@ -231,6 +235,14 @@ func TestRules(t *testing.T) {
 		{"audience with a line feed", audience("a\n"), []string{badAudience}},
 		{"audience that is not UTF-8", audience("\xff"), []string{badAudience}},
 		{"audience with other headers", func(s *submission) { s.OIDCAudience, s.Headers = "a", map[string]string{"X-Authorization": "v"} }, nil},
+		{"a token of the platform", jwt("", ""), nil},
+		{"role and audience of the platform", jwt(strings.Repeat("é", 32), strings.Repeat("a", 512)), nil},
+		{"role of 65 bytes", jwt(strings.Repeat("r", 65), ""), []string{badRole}},
+		{"role with a space", jwt("a b", "a"), []string{badRole}},
+		{"role with a line feed", jwt("a\n", "a"), []string{badRole}},
+		{"role that is not UTF-8", jwt("\xff", "a"), []string{badRole}},
+		{"audience of the platform of 513 bytes", jwt("", strings.Repeat("a", 513)), []string{badAudience}},
+		{"a token of the platform with Authorization", func(s *submission) { s.JWT, s.Headers = &task.JWT{}, map[string]string{"Authorization": "v"} }, []string{"headers.Authorization conflict"}},
 		{"audience with Authorization", func(s *submission) { s.OIDCAudience, s.Headers = "a", map[string]string{"Authorization": "v"} }, []string{"headers.Authorization conflict"}},
 		{"audience with authorization", func(s *submission) { s.OIDCAudience, s.Headers = "a", map[string]string{"authoriZation": "v"} }, []string{"headers.authoriZation conflict"}},
 
@@ -539,6 +551,7 @@ func TestErrorsDoNotTellWhatWasSent(t *testing.T) {
 		"callback": func(s *submission) {
 			s.OnSuccess = &task.Callback{URL: marker, Headers: map[string]string{"Host": marker}}
 		},
+		"role":             func(s *submission) { s.JWT = &task.JWT{Role: marker + "\n"} },
 		"audience":         func(s *submission) { s.OIDCAudience = marker + "\n" },
 		"label value":      func(s *submission) { s.Labels = map[string]string{"a": marker + "\n"} },
 		"long label value": func(s *submission) { s.Labels = map[string]string{"a": strings.Repeat(marker, 100)} },
