@@ -122,7 +122,7 @@ func TestPlatformTokens(t *testing.T) {
 			"an exponent as subject":         {claims("sub", json.RawMessage("1e3")), subject},
 			"a flag as subject":              {claims("sub", true), subject},
 			"a list as subject":              {claims("sub", []string{marker}), subject},
-			"the service's own":             {claims("sub", "orchestrator"), errOwn.Error()},
+			"the service's own":              {claims("sub", "orchestrator"), errOwn.Error()},
 			"no subject":                     {claims("sub", nil), subject},
 			"null as subject":                {claims("sub", json.RawMessage("null")), subject},
 			"an empty subject":               {claims("sub", ""), subject},
