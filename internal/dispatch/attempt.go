@@ -117,11 +117,19 @@ func (d *Dispatcher) startClaimed(j *job) (started bool) {
 func (d *Dispatcher) giveBack(j *job) {
 	j.cutOff(nil)
 	j.decision = d.notNow(j)
-	d.results.write(j, d.returned)
+	then := d.returned
+	if j.decision.State != task.Pending {
+		then = d.completed
+	}
+	d.results.write(j, then)
 }
 
-// notNow is the decision on a task whose host may not be called now: it waits for it.
+// notNow is the decision on a task whose host may not be called now: it waits for it, unless
+// no attempt may start anyway.
 func (d *Dispatcher) notNow(j *job) task.Decision {
+	if decision, may := j.claim.MayStart(j.now()); !may {
+		return decision
+	}
 	return task.Decision{State: task.Pending, Host: task.HostOf(j.claim.Task.URL)}
 }
 

@@ -25,6 +25,7 @@ func (p *plenty) Heartbeat(context.Context, task.ID) (bool, error)     { return 
 
 func (p *plenty) Cancelled(context.Context, task.ID) (map[task.ID]int64, error) { return nil, nil }
 func (p *plenty) Unregister(context.Context, task.ID) error                     { return nil }
+func (p *plenty) Expire(context.Context, int) (int, error)                      { return 0, nil }
 func (p *plenty) KeepHistory(context.Context, time.Duration, int) error         { return nil }
 func (p *plenty) NextDue(context.Context) (time.Duration, bool, error) {
 	return 0, p.next < len(p.claims), nil

@@ -37,6 +37,8 @@ type store interface {
 	Unregister(ctx context.Context, worker task.ID) error
 	Reap(ctx context.Context, worker task.ID, held []task.ID, lease time.Duration) (lost []task.ID, err error)
 	KeepHistory(ctx context.Context, retention time.Duration, ahead int) error
+	// Expire has up to limit tasks that expired in their lanes claimed in spite of limits.
+	Expire(ctx context.Context, limit int) (n int, err error)
 
 	Insert(ctx context.Context, t *task.Task) error
 	InsertBatch(ctx context.Context, b *task.Batch) error
@@ -235,6 +237,7 @@ func (d *Dispatcher) Run(ctx context.Context) {
 		if d.options.Concurrency > 0 {
 			keeping.Go(func() { d.followLanes(keep) })
 			keeping.Go(func() { d.holdBack(keep) })
+			keeping.Go(func() { d.expireWaiting(keep) })
 			claiming.Go(func() { d.claimLanes(ctx) })
 		}
 	}

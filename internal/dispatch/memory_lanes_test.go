@@ -119,7 +119,7 @@ func (m *tables) nextOf(a task.LaneAsk, most int) (*row, task.LaneState) {
 			inQueue += ofBool(l.Queue() == queue)
 			inKey += ofBool(l.Queue() == queue && l.Key() == key)
 			inHost += ofBool(l.Host() == host)
-		case r.State == task.Pending && l == a.Lane:
+		case r.State == task.Pending && l == a.Lane && !r.byRequest:
 			waiting = append(waiting, r)
 			if r.ID == m.flow.heads[string(a.Lane.At(""))] && perKey.Ordered && key != "" {
 				head = r
@@ -172,7 +172,7 @@ func (m *memory) Lanes(ctx context.Context, behind task.Lane, limit int) (lanes 
 		defer m.mu.Unlock()
 		due := map[task.Lane]time.Duration{}
 		for _, r := range m.rows {
-			if l := r.Lane(); r.State == task.Pending && l > behind && l != "" {
+			if l := r.Lane(); r.State == task.Pending && l > behind && !r.isPlain() {
 				wait, ok := due[l]
 				if in := r.RunAt.Sub(m.now()); !ok || in < wait {
 					due[l] = in
@@ -186,6 +186,22 @@ func (m *memory) Lanes(ctx context.Context, behind task.Lane, limit int) (lanes 
 		lanes = lanes[:min(limit, len(lanes))]
 	})
 	return lanes, err
+}
+
+// Expire is not among the calls that the store counts, as Lanes.
+func (m *memory) Expire(ctx context.Context, limit int) (n int, err error) {
+	err = m.quietly(ctx, "Expire", func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		for _, r := range m.rows {
+			if r.State == task.Pending && !r.isPlain() && !r.ExpiresAt.IsZero() && r.ExpiresAt.Before(m.now()) && n < limit {
+				r.byRequest, r.RunAt = true, m.now()
+				r.claim++
+				n++
+			}
+		}
+	})
+	return n, err
 }
 
 func (m *memory) HoldBack(ctx context.Context, hosts []string) (moved int, more bool, err error) {

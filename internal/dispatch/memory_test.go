@@ -81,6 +81,7 @@ type row struct {
 	returned           int  // how often that came to nothing, or ended the task without a call
 	told               int  // how many attempts there were when it was last redriven
 	locked             bool // by another instance's transaction
+	byRequest          bool // it is claimed in spite of the limits of its lane
 }
 
 // asked is one call of the store.
@@ -359,7 +360,7 @@ func (m *tables) insert(t *task.Task) *row {
 func (m *memory) NextDue(ctx context.Context) (wait time.Duration, ok bool, err error) {
 	err = m.do(ctx, asked{op: "NextDue"}, func() {
 		for _, r := range m.rows {
-			if in := r.RunAt.Sub(m.now()); r.State == task.Pending && r.Lane() == "" && (!ok || in < wait) {
+			if in := r.RunAt.Sub(m.now()); r.State == task.Pending && r.isPlain() && (!ok || in < wait) {
 				wait, ok = in, true
 			}
 		}
@@ -377,7 +378,7 @@ func (m *memory) Claim(ctx context.Context, worker task.ID, limit int) (claims [
 		}
 		var due []*row
 		for _, r := range m.rows {
-			if r.State == task.Pending && r.Lane() == "" && !r.locked && !r.RunAt.After(m.now()) {
+			if r.State == task.Pending && r.isPlain() && !r.locked && !r.RunAt.After(m.now()) {
 				due = append(due, r)
 			}
 		}
@@ -423,9 +424,12 @@ func (r *row) sent() *task.Task {
 	return &t
 }
 
+// isPlain reports whether a pending task is claimed as a plain one.
+func (r *row) isPlain() bool { return r.Lane() == "" || r.byRequest }
+
 // take makes a pending task running. t is handed out of it.
 func (m *tables) take(r *row, t *task.Task, worker task.ID, now time.Time) *task.Claim {
-	r.State, r.worker, r.claimedAt = task.Running, worker, now
+	r.State, r.worker, r.claimedAt, r.byRequest = task.Running, worker, now, false
 	r.claim++
 	r.claims++
 	if r.firstAt.IsZero() {

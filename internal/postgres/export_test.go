@@ -16,6 +16,7 @@ var (
 	ClaimDueSQL = taskSQL.claimDue
 	FinishSQL   = taskSQL.finish.sql
 	NextDueSQL  = nextDueSQL
+	ExpireSQL   = expireSQL
 
 	CancelledSQL         = cancelledSQL
 	FinishCancelledSQL   = taskSQL.finishCancelled.sql

@@ -285,3 +285,38 @@ func TestMissingLanesAreMadeWithoutDeadlock(t *testing.T) {
 		t.Errorf("claimed %d, want the one of the lane that was there", n)
 	}
 }
+
+// What has expired in a lane is claimed as a plain task is; all else stays where it is.
+func TestExpire(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	worker := register(t, s)
+	exec(t, pool, `INSERT INTO queues (name, paused_at) VALUES ('mail', now())`)
+	expires := func(tk *task.Task) { tk.ExpiresAt = time.Now().Add(time.Hour) }
+	paused, ofHost, another := newTask(inQueue("mail", "k", task.Normal), expires), newTask(expires), newTask(inQueue("mail", "k", task.Normal), expires)
+	ofHost.HeldHost = playsHost
+	fresh, never, plain := newTask(inQueue("mail", "", task.Normal), expires), newTask(inQueue("mail", "", task.Normal)), newTask(expires)
+	insert(t, s, paused, ofHost, another, fresh, never, plain)
+	for _, tk := range []*task.Task{paused, ofHost, another, plain} {
+		exec(t, pool, `UPDATE tasks SET expires_at = now() - interval '1 s' WHERE id = $1`, [16]byte(tk.ID))
+	}
+	exec(t, pool, `UPDATE tasks SET run_at = now() + interval '1 hour' WHERE id = $1`, [16]byte(plain.ID))
+	for _, want := range []int{2, 1, 0} {
+		if n, err := s.Expire(t.Context(), 2); n != want || err != nil {
+			t.Fatalf("Expire = %d, %v; want %d", n, err, want)
+		}
+	}
+	got := claim(t, s, worker, 10)
+	if len(got) != 3 {
+		t.Fatalf("claimed %v, want the 3 that expired in a lane", ids(got))
+	}
+	for _, c := range got {
+		if d, may := c.MayStart(c.At); may || d.Reason != task.Expired {
+			t.Errorf("task %s may start: %t (%+v)", c.Task.ID, may, d)
+		}
+		finish(t, s, c, task.Decision{State: task.Failed, Reason: task.Expired})
+	}
+	if got := query[string](t, pool, `SELECT string_agg(state, ' ' ORDER BY state) FROM tasks`); got != "pending waiting waiting" {
+		t.Errorf("the others are %q, want the plain one pending and two waiting", got)
+	}
+}
