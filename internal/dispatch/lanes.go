@@ -12,8 +12,13 @@ import (
 )
 
 const (
-	// maxAsked is how many lanes one claim asks.
-	maxAsked = 100
+	// maxAsked is how many lanes one claim asks, and maxPerLane for how many tasks at least each
+	// of many, once it is known that most have so many.
+	maxAsked   = maxFetch
+	maxPerLane = 4
+	// maxOthersPause is the longest pause of a lane that another instance claims from, which
+	// takes some milliseconds.
+	maxOthersPause = 16 * time.Millisecond
 	// laneLook is how many lanes one look reads, and lookShare in how much of the time,
 	// 1 of so many, at the most.
 	laneLook  = 1000
@@ -25,7 +30,8 @@ const (
 
 // laneStore is the part of the store that has lanes.
 type laneStore interface {
-	ClaimLanes(ctx context.Context, worker task.ID, asks []task.LaneAsk, limit int) ([]*task.Claim, []task.LaneState, error)
+	// ClaimLanes moves due tasks of unhealthy hosts to the lanes of these in place of claiming them.
+	ClaimLanes(ctx context.Context, worker task.ID, asks []task.LaneAsk, unhealthy []string, limit int) ([]*task.Claim, []task.LaneState, error)
 	// Lanes returns up to limit lanes in which tasks wait, from behind a lane on.
 	Lanes(ctx context.Context, behind task.Lane, limit int) ([]task.LaneDue, error)
 }
@@ -45,18 +51,21 @@ type laneStore interface {
 type lanes struct {
 	changed chan struct{} // told when a lane became ready or waits for less long; buffered
 	lookNow chan struct{} // told when the store may have lanes that are not known; buffered
+	low     chan struct{} // told when fewer lanes are ready than a claim may ask; buffered
 	ready   atomic.Int32
 
-	mu      sync.Mutex
-	byName  map[task.Lane]*lane
-	atHosts map[*lane]struct{} // those of byName that have a host
-	// byKey is those of atHosts that have a key, by the lane of that key without a host.
+	mu     sync.Mutex
+	byName map[task.Lane]*lane
+	// byHost is those of byName that have a host, and byKey those of them that have a key, by the
+	// lane of that key without a host.
+	byHost  map[string][]*lane
 	byKey   map[task.Lane][]*lane
 	groups  map[string]*group
 	ring    []*group
 	timed   timedLanes
 	turns   uint64 // how many times lanes were asked
 	horizon time.Duration
+	perLane int // how many tasks most lanes have that are asked; maxPerLane at most
 }
 
 type lane struct {
@@ -92,8 +101,9 @@ type group struct {
 
 func newLanes() *lanes {
 	return &lanes{
-		changed: make(chan struct{}, 1), lookNow: make(chan struct{}, 1),
-		byName: make(map[task.Lane]*lane), atHosts: make(map[*lane]struct{}), byKey: make(map[task.Lane][]*lane), groups: make(map[string]*group), horizon: minHorizon,
+		changed: make(chan struct{}, 1), lookNow: make(chan struct{}, 1), low: make(chan struct{}, 1),
+		byName: make(map[task.Lane]*lane), byHost: make(map[string][]*lane), byKey: make(map[task.Lane][]*lane), groups: make(map[string]*group),
+		horizon: minHorizon, perLane: 1,
 	}
 }
 
@@ -141,7 +151,7 @@ func (l *lanes) add(name task.Lane) *lane {
 	one := &lane{name: name, host: name.Host(), group: g, index: -1}
 	l.byName[name] = one
 	if one.host != "" {
-		l.atHosts[one] = struct{}{}
+		l.byHost[one.host] = append(l.byHost[one.host], one)
 		if name.Key() != "" {
 			l.byKey[name.At("")] = append(l.byKey[name.At("")], one)
 		}
@@ -154,17 +164,21 @@ func (l *lanes) add(name task.Lane) *lane {
 func (l *lanes) forget(one *lane) {
 	delete(l.byName, one.name)
 	if one.host != "" {
-		delete(l.atHosts, one)
-		key := one.name.At("")
-		if rest := slices.DeleteFunc(l.byKey[key], func(other *lane) bool { return other == one }); len(rest) > 0 {
-			l.byKey[key] = rest
-		} else {
-			delete(l.byKey, key)
-		}
+		without(l.byHost, one.host, one)
+		without(l.byKey, one.name.At(""), one)
 	}
 	if one.group.lanes--; one.group.lanes == 0 {
 		l.untime(one.group.until)
 		delete(l.groups, one.group.name)
+	}
+}
+
+// without takes a lane out of those under a name.
+func without[N comparable](lists map[N][]*lane, name N, one *lane) {
+	if rest := slices.DeleteFunc(lists[name], func(other *lane) bool { return other == one }); len(rest) > 0 {
+		lists[name] = rest
+	} else {
+		delete(lists, name)
 	}
 }
 
@@ -187,12 +201,18 @@ func (l *lanes) freed(name task.Lane) {
 	} else if g.blocked && g.until.permit && soon.Before(g.until.at) {
 		l.retime(g.until, soon)
 	}
-	turn := l.ofKey(name)
+	turn, ofHost := l.ofKey(name), l.ofHost(name.Host())
 	l.wake(turn, soon)
-	if one != turn && (one == nil || !one.forKey) {
+	if ofHost != turn {
+		l.wake(ofHost, soon)
+	}
+	if one != turn && (one == nil || !one.forKey && !one.forHost()) {
 		l.wake(one, soon)
 	}
 }
+
+// forHost reports whether a lane waits for a permit of its host.
+func (one *lane) forHost() bool { return one.permit && !one.forKey && one.host != "" }
 
 // wake has a lane asked soon if it waits for a permit. mu is held.
 func (l *lanes) wake(one *lane, soon time.Time) {
@@ -208,7 +228,10 @@ func (l *lanes) wake(one *lane, soon time.Time) {
 // ofKey returns the lane that gets a permit of the key of a lane: of those that wait for one, or
 // are asked, that which was asked least recently. mu is held.
 func (l *lanes) ofKey(name task.Lane) (one *lane) {
-	if len(l.byKey) == 0 || name.Key() == "" {
+	if name.Key() == "" {
+		return nil
+	}
+	if len(l.byKey) == 0 {
 		return l.byName[name]
 	}
 	key := name.At("")
@@ -226,14 +249,27 @@ func (l *lanes) ofKey(name task.Lane) (one *lane) {
 	return one
 }
 
+// ofHost returns the lane that gets a permit of a host: of those that wait for one, or are asked,
+// that which was asked least recently. mu is held.
+func (l *lanes) ofHost(host string) (one *lane) {
+	for _, other := range l.byHost[host] {
+		if (other.forHost() || other.asked) && (one == nil || other.turn < one.turn) {
+			one = other
+		}
+	}
+	return one
+}
+
 // wakeHosts has all lanes asked that wait for their hosts.
 func (l *lanes) wakeHosts() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	for one := range l.atHosts {
-		if one.blocked {
-			l.retime(one, now)
+	for _, atHost := range l.byHost {
+		for _, one := range atHost {
+			if one.blocked {
+				l.retime(one, now)
+			}
 		}
 	}
 }
@@ -252,14 +288,20 @@ func (l *lanes) look() {
 	}
 }
 
-// found notes lanes that a look has found.
-func (l *lanes) found(due []task.LaneDue) {
+// found notes lanes that a look has found, and reports whether one of them that was not known may be
+// asked now.
+func (l *lanes) found(due []task.LaneDue) (fresh bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
 	for _, d := range due {
+		known := l.byName[d.Lane] != nil
 		l.noteAt(d.Lane, d.Wait, now)
+		if one := l.byName[d.Lane]; !known && d.Wait <= 0 && !one.group.blocked {
+			fresh = true
+		}
 	}
+	return fresh
 }
 
 // looked sets the horizon after a look at all lanes that took so long: two more go by
@@ -325,43 +367,45 @@ func (l *lanes) enter(g *group) {
 	}
 }
 
-// take takes lanes to be asked for up to limit tasks together, each for its part of them.
-// permits bounds how many tasks of a lane with a host are asked for; othersWait says that lanes
+// take takes lanes to be asked for up to limit tasks together, each for its part of them: the groups
+// have the same part, and so have the lanes of a group.
+// permits bounds how many tasks of the lanes with a host are asked for; othersWait says that lanes
 // of other hosts, or of none, are ready. Where these are none,
 // the lane is asked again at the latest after again, or with zero when a slot is free.
 // Each lane that take returns goes to answer.
 func (l *lanes) take(limit int, permits func(one task.Lane, othersWait bool) (most, running int, again time.Duration)) []task.LaneAsk {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var asked []*lane
+	part := parts(limit, len(l.ring))
+	hosts := make(map[string]*askedHost)
 	per := make(map[*group]int)
-	running := make(map[*lane]int)
-	most := make(map[*lane]int)
-	given := make(map[string]int)
-	others := make(map[string]bool)
+	var asked []*lane
+	var full []*group
 	for len(l.ring) > 0 && len(asked) < min(limit, maxAsked) {
 		g := l.ring[0]
 		l.ring = l.ring[1:]
+		if per[g] > 0 && per[g]*l.perLane >= part {
+			full = append(full, g)
+			continue
+		}
 		g.inRing = false
 		one := g.next()
 		l.enter(g)
-		most[one] = limit
 		if one.host != "" {
-			// Lanes that are not ready at first do not become so here: this holds for all of the host.
-			wait, ok := others[one.host]
-			if !ok {
-				wait = l.othersWait(one.host) || slices.ContainsFunc(asked, func(other *lane) bool { return other.host != one.host })
-				others[one.host] = wait
+			h := hosts[one.host]
+			if h == nil {
+				h = new(askedHost)
+				hosts[one.host] = h
+				// Lanes that are not ready at first do not become so here: this holds for all of the host.
+				isOther := func(other *lane) bool { return other.host != one.host }
+				h.most, h.running, h.again = permits(one.name, slices.ContainsFunc(asked, isOther) || anyReady(l.ring, isOther) || anyReady(full, isOther))
 			}
-			n, all, again := permits(one.name, wait)
-			n -= given[one.host]
-			if n <= 0 {
+			if h.lanes >= h.most {
 				one.blocked, one.permit = true, true
-				l.time(one, time.Now().Add(max(again, minPause)))
+				l.time(one, time.Now().Add(max(h.again, minPause)))
 				continue
 			}
-			given[one.host] += n
-			most[one], running[one] = n, all
+			h.lanes++
 		}
 		l.turns++
 		one.asked, one.noted, one.freed, one.turn = true, false, false, l.turns
@@ -369,36 +413,57 @@ func (l *lanes) take(limit int, permits func(one task.Lane, othersWait bool) (mo
 		asked = append(asked, one)
 		per[g]++
 	}
+	l.ring = append(l.ring, full...)
+	ready := 0
+	for i := 0; i < len(l.ring) && ready < maxAsked; i++ {
+		ready += len(l.ring[i].first) + len(l.ring[i].ready)
+	}
+	if ready < maxAsked {
+		signal(l.low)
+	}
 	l.ready.Store(int32(len(l.ring))) //nolint:gosec // far below 2^31
+	part = parts(limit, len(per))
 	asks := make([]task.LaneAsk, len(asked))
 	for i, one := range asked {
-		share := (limit + len(per) - 1) / len(per)
-		n := (share + per[one.group] - 1) / per[one.group]
-		asks[i] = task.LaneAsk{Lane: one.name, Most: min(n, most[one]), Running: running[one]}
+		asks[i] = task.LaneAsk{Lane: one.name, Most: parts(part, per[one.group])}
+		if h := hosts[one.host]; h != nil {
+			most := min(asks[i].Most, parts(h.most, h.lanes))
+			h.most -= most
+			h.lanes--
+			asks[i].Most, asks[i].Running = most, h.running
+		}
 	}
 	return asks
 }
 
-// othersWait reports whether a lane is ready in the ring that has not this host. mu is held.
-func (l *lanes) othersWait(host string) bool {
-	isOther := func(one *lane) bool { return one.host != host }
-	for _, g := range l.ring {
-		if slices.ContainsFunc(g.first, isOther) || slices.ContainsFunc(g.ready, isOther) {
-			return true
-		}
-	}
-	return false
+// askedHost is a host of lanes that are asked.
+type askedHost struct {
+	most, running int
+	again         time.Duration
+	lanes         int // that are asked
 }
 
-// answer puts lanes back that were asked. claims are what was claimed, by lane. full says that
-// these are as many as were asked for together. poll is when to ask those again that wait for
+// parts is how many each of some gets of n, rounded up.
+func parts(n, some int) int { return (n + max(some, 1) - 1) / max(some, 1) }
+
+// anyReady reports whether a lane of some groups is ready for which is holds.
+func anyReady(groups []*group, is func(*lane) bool) bool {
+	return slices.ContainsFunc(groups, func(g *group) bool { return slices.ContainsFunc(g.first, is) || slices.ContainsFunc(g.ready, is) })
+}
+
+// answer puts lanes back that were asked for up to limit tasks together. claims are what was claimed,
+// by lane. poll is when to ask those again that wait for
 // what only others may know, as a limit that is changed.
-func (l *lanes) answer(states []task.LaneState, claims map[task.Lane]int, full bool, poll time.Duration) {
+func (l *lanes) answer(states []task.LaneState, claims map[task.Lane]int, limit int, poll time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
+	full := l.adapt(states, claims, limit)
 	var first []*lane
 	for _, s := range states {
+		for _, host := range s.Held {
+			l.noteAt(s.Lane.At(host), 0, now)
+		}
 		one := l.byName[s.Lane]
 		if one == nil || !one.asked {
 			continue
@@ -407,7 +472,7 @@ func (l *lanes) answer(states []task.LaneState, claims map[task.Lane]int, full b
 		one.asked, g.paused = false, s.Blocked == task.BlockedByPause
 		// A lane that is not blocked, has due tasks and got none: others hold these, or the
 		// store does not know the instance at the moment.
-		inVain := s.Blocked == "" && s.Wait == 0 && claims[one.name] == 0 && !full
+		inVain := s.Blocked == "" && s.Wait == 0 && claims[one.name] == 0 && len(s.Held) == 0 && !full
 		if s.Blocked != task.BlockedByOthers && !inVain {
 			one.pause = 0
 		}
@@ -415,7 +480,10 @@ func (l *lanes) answer(states []task.LaneState, claims map[task.Lane]int, full b
 		case s.Blocked == task.BlockedByPause:
 			l.block(g, now.Add(poll), false)
 			first = append(first, one)
-		case s.Blocked == task.BlockedByOthers, inVain:
+		case s.Blocked == task.BlockedByOthers:
+			one.pause = longer(one.pause, min(maxOthersPause, poll))
+			l.time(one, now.Add(jitter(one.pause)))
+		case inVain:
 			one.pause = longer(one.pause, poll)
 			l.time(one, now.Add(jitter(one.pause)))
 		case s.Blocked == task.BlockedByQueue:
@@ -464,6 +532,26 @@ func (l *lanes) answer(states []task.LaneState, claims map[task.Lane]int, full b
 		}
 	}
 	signal(l.changed)
+}
+
+// adapt learns how many tasks lanes have, and reports whether a claim got as many as it asked for. Where
+// most lanes have more, fewer of them are asked for more; where too few came and other
+// lanes are ready, more are asked. mu is held.
+func (l *lanes) adapt(states []task.LaneState, claims map[task.Lane]int, limit int) (full bool) {
+	total, more := 0, 0
+	for _, s := range states {
+		total += claims[s.Lane]
+		if claims[s.Lane] > 0 && s.Blocked == "" && s.Wait == 0 {
+			more++
+		}
+	}
+	switch full = total >= limit; {
+	case full && 2*more > len(claims):
+		l.perLane = min(2*l.perLane, maxPerLane)
+	case 2*total <= limit && len(l.ring) > 0:
+		l.perLane = max(l.perLane/2, 1)
+	}
+	return full
 }
 
 // giveBack puts lanes back that were asked in vain: the store did not answer.
@@ -573,7 +661,7 @@ func (d *Dispatcher) claimLanes(ctx context.Context) {
 			continue
 		}
 		// The end of ctx does not cut it short: the instance must know what it claimed.
-		claims, states, err := d.store.ClaimLanes(s.writes, s.worker, asks, limit)
+		claims, states, err := d.store.ClaimLanes(s.writes, s.worker, asks, d.hosts.lanes(), limit)
 		claimed := time.Now()
 		byLane := make(map[task.Lane]int, len(asks))
 		for _, c := range claims {
@@ -591,7 +679,12 @@ func (d *Dispatcher) claimLanes(ctx context.Context) {
 			continue
 		}
 		failing = 0
-		d.lanes.answer(states, byLane, len(claims) >= limit, jitter(d.options.PollInterval))
+		d.lanes.answer(states, byLane, limit, jitter(d.options.PollInterval))
+		for _, state := range states {
+			if len(state.Held) > 0 {
+				d.heldBack.add(state.Lane)
+			}
+		}
 	}
 }
 
@@ -632,7 +725,7 @@ func (d *Dispatcher) waitForLanes(ctx context.Context) bool {
 
 // followLanes looks for lanes that are not known here until ctx ends: at once, when told,
 // and every PollInterval. It rests after each look for so long that the store spends 2 % of
-// the time with them at most.
+// the time with them at most, but for looks that find lanes which are asked before the rest is over.
 func (d *Dispatcher) followLanes(ctx context.Context) {
 	for {
 		began := time.Now()
@@ -645,11 +738,11 @@ func (d *Dispatcher) followLanes(ctx context.Context) {
 				}
 				break
 			}
-			d.lanes.found(due)
+			fresh := d.lanes.found(due)
 			if more = len(due) == laneLook; more {
 				behind = due[len(due)-1].Lane
 			}
-			if !sleep(ctx, (lookShare-1)*time.Since(start)) {
+			if !d.restAfterLook(ctx, (lookShare-1)*time.Since(start), more && fresh) {
 				return
 			}
 		}
@@ -665,4 +758,20 @@ func (d *Dispatcher) followLanes(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// restAfterLook rests, with fresh only until few lanes are ready, and reports whether ctx is still going on.
+func (d *Dispatcher) restAfterLook(ctx context.Context, rest time.Duration, fresh bool) bool {
+	low := d.lanes.low
+	if !fresh {
+		low = nil
+	}
+	timer := time.NewTimer(rest)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	case <-low:
+	}
+	return ctx.Err() == nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -366,7 +367,7 @@ func TestLanesThatGotNothingComeFirst(t *testing.T) { //nolint:paralleltest // s
 	}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	l.answer(states, nil, false, 0)
+	l.answer(states, nil, 100, 0)
 	runtime.ReadMemStats(&after)
 	if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
 		t.Errorf("an answer allocates %d bytes", n)
@@ -431,7 +432,7 @@ func TestPermitsOfAKeyGoRoundItsLanes(t *testing.T) {
 		full := func(name task.Lane) task.LaneState {
 			return task.LaneState{Lane: name, Blocked: task.BlockedByKey, Wait: -1}
 		}
-		l.answer([]task.LaneState{full(names[0]), full(names[1]), full(names[2])}, nil, false, time.Hour)
+		l.answer([]task.LaneState{full(names[0]), full(names[1]), full(names[2])}, nil, 10, time.Hour)
 		counts := map[task.Lane]int{}
 		// A lane that waits for its host takes no turn of the others.
 		l.note("q/k https://broken", 0)
@@ -448,7 +449,7 @@ func TestPermitsOfAKeyGoRoundItsLanes(t *testing.T) {
 			}
 			last = asked[0]
 			counts[last]++
-			l.answer([]task.LaneState{full(last)}, map[task.Lane]int{last: 1}, false, time.Hour)
+			l.answer([]task.LaneState{full(last)}, map[task.Lane]int{last: 1}, 10, time.Hour)
 		}
 		for _, name := range names {
 			if counts[name] != 3 {
@@ -456,4 +457,145 @@ func TestPermitsOfAKeyGoRoundItsLanes(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A queue with many keys and one with many tasks have the same part of a claim, and neither is asked for
+// more than the claim may take.
+func TestPartsOfAClaim(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		perLane      int
+		lanes        int // that the queue with many keys is asked for
+		ofKey, ofOne int
+	}{
+		"at first":                  {1, 100, 1, 100},
+		"where keys have more each": {4, 25, 4, 100},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLanes()
+			l.perLane = tt.perLane
+			l.note("deep/", 0)
+			for n := range 1000 {
+				l.note(task.Lane(fmt.Sprintf("many/%d", n)), 0)
+			}
+			l.expire()
+			asks := l.take(200, func(task.Lane, bool) (most, running int, again time.Duration) { return 200, 0, 0 })
+			lanes := map[string]int{}
+			for _, a := range asks {
+				lanes[a.Lane.Queue()]++
+				want := tt.ofKey
+				if a.Lane == "deep/" {
+					want = tt.ofOne
+				}
+				if a.Most != want {
+					t.Errorf("%s is asked for %d, want %d", a.Lane, a.Most, want)
+				}
+			}
+			if lanes["deep"] != 1 || lanes["many"] != tt.lanes {
+				t.Errorf("asked are lanes of %v, want 1 and %d", lanes, tt.lanes)
+			}
+			if n := l.ready.Load(); n != 1 {
+				t.Errorf("%d groups are ready, want the queue with many keys", n)
+			}
+		})
+	}
+}
+
+// A claim from lanes that have several tasks each asks fewer of them, and one that got too little asks more.
+func TestLanesAskedAreFittedToTheirTasks(t *testing.T) {
+	t.Parallel()
+	l := newLanes()
+	for n := range 5000 {
+		l.note(task.Lane(fmt.Sprintf("many/%d", n)), 0)
+	}
+	l.expire()
+	for i, tt := range []struct{ has, asked int }{{9, 200}, {9, 100}, {9, 50}, {1, 50}, {1, 100}, {1, 200}, {1, 200}} {
+		asks := l.take(200, func(task.Lane, bool) (most, running int, again time.Duration) { return 200, 0, 0 })
+		if len(asks) != tt.asked {
+			t.Errorf("claim %d asks %d lanes, want %d", i, len(asks), tt.asked)
+		}
+		claims := map[task.Lane]int{}
+		var states []task.LaneState
+		for _, a := range asks {
+			claims[a.Lane] = min(a.Most, tt.has)
+			state := task.LaneState{Lane: a.Lane, Wait: -1}
+			if tt.has > a.Most {
+				state.Wait = 0
+			}
+			states = append(states, state)
+		}
+		l.answer(states, claims, 200, time.Hour)
+	}
+}
+
+// The permits of a host go round its lanes: those of one queue do not starve behind those of another.
+func TestPermitsOfAHostGoRoundItsLanes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLanes()
+		names := []task.Lane{" https://h", "a/ https://h", "b/k https://h"}
+		for _, name := range names {
+			l.note(name, 0)
+		}
+		counts := map[task.Lane]int{}
+		for range 9 {
+			l.expire()
+			asks := l.take(10, func(task.Lane, bool) (most, running int, again time.Duration) { return 1, 1, time.Hour })
+			if len(asks) != 1 || asks[0].Most != 1 {
+				t.Fatalf("asked is %v for one permit, want one task of one lane", asks)
+			}
+			name := asks[0].Lane
+			counts[name]++
+			l.answer([]task.LaneState{{Lane: name, Blocked: task.BlockedByHost, Wait: -1}}, map[task.Lane]int{name: 1}, 10, time.Hour)
+			l.freed(name)
+			time.Sleep(gatherTime)
+		}
+		for _, name := range names {
+			if counts[name] != 3 {
+				t.Errorf("%d of 9 permits went to %q, want 3", counts[name], name)
+			}
+		}
+	})
+}
+
+// Looks at the store go on while what they find is carried out, and rest where it is not.
+func TestLooksFollowTheWork(t *testing.T) {
+	t.Parallel()
+	const took = 100 * time.Millisecond
+	for name, tt := range map[string]struct {
+		paused bool
+		check  func(calls, looks int) bool
+	}{
+		"lanes with work":         {false, func(calls, _ int) bool { return calls == 5000 }},
+		"lanes of a paused queue": {true, func(calls, looks int) bool { return calls == 0 && looks <= 3 }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				m := newMemory()
+				if tt.paused {
+					m.setQueue(task.Queue{Name: "many", PausedAt: time.Now()})
+				}
+				for n := range 5000 {
+					m.store(n, -time.Hour, in("many", fmt.Sprint(n)))
+				}
+				var looks atomic.Int32
+				m.fault = func(_ context.Context, op string, do func()) error {
+					if op == "Lanes" {
+						looks.Add(1)
+						time.Sleep(took)
+					}
+					do()
+					return nil
+				}
+				r := start(t, options(), m, takes(time.Millisecond, succeeded))
+				r.knows()
+				time.Sleep(5 * time.Second)
+				if calls := len(r.delivered()); !tt.check(calls, int(looks.Load())) {
+					t.Errorf("%d calls and %d looks within 5 s", calls, looks.Load())
+				}
+			})
+		})
+	}
 }

@@ -54,20 +54,67 @@ func (m *tables) permits(name string, l task.Limits, running int) (n int, wait t
 	return n, wait
 }
 
-func (m *memory) ClaimLanes(ctx context.Context, worker task.ID, asks []task.LaneAsk, limit int) (claims []*task.Claim, states []task.LaneState, err error) {
+// laneView is what a claim from lanes knows of the tasks.
+type laneView struct {
+	waiting       map[task.Lane][]*row // of the asked lanes, those that come first before the others
+	queues, hosts map[string]int       // how many run
+	keys          map[task.Lane]int
+}
+
+func (m *tables) view(asks []task.LaneAsk, unhealthy []string) (v laneView, held map[task.Lane][]string) {
+	v = laneView{map[task.Lane][]*row{}, map[string]int{}, map[string]int{}, map[task.Lane]int{}}
+	held = map[task.Lane][]string{}
+	for _, a := range asks {
+		v.waiting[a.Lane] = nil
+	}
+	for _, r := range m.rows {
+		switch r.State {
+		case task.Running:
+			l := r.Lane()
+			v.queues[l.Queue()]++
+			v.keys[l.At("")]++
+			v.hosts[l.Host()]++
+		case task.Pending:
+			l := r.Lane()
+			waiting, asked := v.waiting[l]
+			if !asked || r.byRequest {
+				continue
+			}
+			if host := task.HostOf(r.URL); l.Host() == "" && slices.Contains(unhealthy, host) && !r.RunAt.After(m.now()) {
+				r.HeldHost = host
+				held[l] = []string{host}
+				continue
+			}
+			v.waiting[l] = append(waiting, r)
+		}
+	}
+	for _, waiting := range v.waiting {
+		slices.SortFunc(waiting, func(x, y *row) int {
+			return cmp.Or(x.RunAt.Add(-x.Priority.Lead()).Compare(y.RunAt.Add(-y.Priority.Lead())), slices.Compare(x.ID[:], y.ID[:]))
+		})
+	}
+	return v, held
+}
+
+func (m *memory) ClaimLanes(ctx context.Context, worker task.ID, asks []task.LaneAsk, unhealthy []string, limit int) (claims []*task.Claim, states []task.LaneState, err error) {
 	err = m.do(ctx, asked{op: "ClaimLanes", worker: worker, limit: limit}, func() {
 		_, known := m.workers[worker]
+		v, held := m.view(asks, unhealthy)
 		for _, a := range asks {
 			var state task.LaneState
 			for n := 0; ; n++ {
 				var next *row
-				if next, state = m.nextOf(a, min(a.Most-n, limit-len(claims))); next == nil {
+				if next, state = m.nextOf(&v, a, min(a.Most-n, limit-len(claims))); next == nil {
 					break
 				}
 				if !known || m.locked {
 					state = task.LaneState{Lane: a.Lane}
 					break
 				}
+				v.waiting[a.Lane] = slices.DeleteFunc(v.waiting[a.Lane], func(r *row) bool { return r == next })
+				v.queues[a.Lane.Queue()]++
+				v.keys[a.Lane.At("")]++
+				v.hosts[a.Lane.Host()]++
 				c := m.take(next, next.sent(), worker, m.now())
 				claims = append(claims, c)
 				for _, name := range []string{a.Lane.Queue() + "/", string(a.Lane.At(""))} {
@@ -82,6 +129,7 @@ func (m *memory) ClaimLanes(ctx context.Context, worker task.ID, asks []task.Lan
 					}
 				}
 			}
+			state.Held = held[a.Lane]
 			states = append(states, state)
 		}
 	})
@@ -93,7 +141,7 @@ func (m *memory) ClaimLanes(ctx context.Context, worker task.ID, asks []task.Lan
 
 // nextOf returns the task of a lane that is claimed next, nil where none may be, and what
 // is left then.
-func (m *tables) nextOf(a task.LaneAsk, most int) (*row, task.LaneState) {
+func (m *tables) nextOf(v *laneView, a task.LaneAsk, most int) (*row, task.LaneState) {
 	state := func(b task.Blocked, wait time.Duration) (*row, task.LaneState) {
 		return nil, task.LaneState{Lane: a.Lane, Blocked: b, Wait: wait}
 	}
@@ -109,41 +157,24 @@ func (m *tables) nextOf(a task.LaneAsk, most int) (*row, task.LaneState) {
 	if !q.PausedAt.IsZero() {
 		return state(task.BlockedByPause, -1)
 	}
-	var waiting []*row
-	var inQueue, inKey, inHost int
-	var head *row
-	for _, r := range m.rows {
-		l := r.Lane()
-		switch {
-		case r.State == task.Running:
-			inQueue += ofBool(l.Queue() == queue)
-			inKey += ofBool(l.Queue() == queue && l.Key() == key)
-			inHost += ofBool(l.Host() == host)
-		case r.State == task.Pending && l == a.Lane && !r.byRequest:
-			waiting = append(waiting, r)
-			if r.ID == m.flow.heads[string(a.Lane.At(""))] && perKey.Ordered && key != "" {
-				head = r
-			}
-		}
-	}
-	if n, wait := m.permits(queue+"/", q.Limits, inQueue); queue != "" && n <= 0 {
+	waiting := v.waiting[a.Lane]
+	if n, wait := m.permits(queue+"/", q.Limits, v.queues[queue]); queue != "" && n <= 0 {
 		return state(task.BlockedByQueue, wait)
 	}
-	if n, wait := m.permits(string(a.Lane.At("")), perKey.Limits, inKey); key != "" && n <= 0 {
+	if n, wait := m.permits(string(a.Lane.At("")), perKey.Limits, v.keys[a.Lane.At("")]); key != "" && n <= 0 {
 		return state(task.BlockedByKey, wait)
 	}
-	if host != "" && a.Running > 0 && inHost >= a.Running {
+	if host != "" && a.Running > 0 && v.hosts[host] >= a.Running {
 		return state(task.BlockedByHost, -1)
 	}
-	if head != nil {
-		waiting = []*row{head}
+	if head := m.flow.heads[string(a.Lane.At(""))]; key != "" && perKey.Ordered {
+		if i := slices.IndexFunc(waiting, func(r *row) bool { return r.ID == head }); i >= 0 {
+			waiting = waiting[i : i+1]
+		}
 	}
 	if len(waiting) == 0 {
 		return state("", -1)
 	}
-	slices.SortFunc(waiting, func(x, y *row) int {
-		return cmp.Or(x.RunAt.Add(-x.Priority.Lead()).Compare(y.RunAt.Add(-y.Priority.Lead())), slices.Compare(x.ID[:], y.ID[:]))
-	})
 	soonest := time.Duration(math.MaxInt64)
 	for _, r := range waiting {
 		if in := r.RunAt.Sub(m.now()); in <= 0 {
@@ -156,13 +187,6 @@ func (m *tables) nextOf(a task.LaneAsk, most int) (*row, task.LaneState) {
 		}
 	}
 	return state("", soonest)
-}
-
-func ofBool(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 // Lanes is not among the calls that the store counts: it comes with each poll.

@@ -400,7 +400,9 @@ type statements struct {
 	inserted, claimed, shown, changed, settings columns
 
 	insert, insertOnce, insertBatchOnce        insertion
-	claimDue, claimOne, claimLanes             string
+	claimDue, claimOne                         string
+	lockLanes, queueLimits, waitingInLanes     string
+	claimLanes                                 string
 	get, getWithBody, getMany, explain         string
 	whole                                      selection
 	cancel, cancelMany, makeDue                string
@@ -418,7 +420,7 @@ func newStatements(l columns) *statements {
 		finish: finishSQL(l), finishCallingBack: finishCallingBackSQL(l), finishCancelled: finishCancelledSQL(l),
 	}
 	q.claimDue, q.claimOne = claimSQL(l)
-	q.claimLanes = claimLanesSQL(l, laneFence)
+	q.lockLanes, q.queueLimits, q.waitingInLanes, q.claimLanes = lockLanesSQL, queueLimitsSQL(queueRow), waitingInLanesSQL, claimLanesSQL(l)
 	q.get, q.getMany = getSQL(l)
 	q.cancel, q.cancelMany = cancelSQL(l)
 	q.redrive, q.redriveMany = redriveSQL(l)

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -99,22 +100,41 @@ func Columns() (tasks, taskHistory []string) {
 	return tasks, taskHistory
 }
 
-// ClaimLanesSQL is the statement of ClaimLanes, and LanesSQL that of Lanes.
+// The statements of ClaimLanes, and LanesSQL that of Lanes.
 var (
-	ClaimLanesSQL = taskSQL.claimLanes
-	LanesSQL      = lanesSQL
+	LockLanesSQL       = taskSQL.lockLanes
+	QueueLimitsSQL     = taskSQL.queueLimits
+	KeyLimitsSQL       = keyLimitsSQL
+	HostLimitsSQL      = hostLimitsSQL
+	WaitingInLanesSQL  = waitingInLanesSQL
+	ClaimLanesSQL      = taskSQL.claimLanes
+	HoldBackClaimedSQL = holdBackClaimedSQL
+	KeepLanesSQL       = keepLanesSQL
+	LanesSQL           = lanesSQL
 
 	HoldBackSQL       = holdBackSQL
 	HoldBackInLaneSQL = holdBackInLaneSQL
 )
 
-// FenceLanes makes the statement of ClaimLanes with another condition, in place of the
-// fence, for the rows that it locks; SEEN is the version that its snapshot has.
-func (s *Store) FenceLanes(fence string) {
+// LockLanesWhen has claims from lanes lock a queue when a condition of SQL is met, which may wait.
+// With countFirst they count what runs in the statement that locks, and so as it was before.
+func (s *Store) LockLanesWhen(condition string, countFirst bool) {
 	sql := *s.sql
-	sql.claimLanes = claimLanesSQL(taskColumns, fence)
+	const lock = "FOR NO KEY UPDATE"
+	sql.lockLanes = strings.Replace(sql.lockLanes, lock, "AND "+condition+" "+lock, 1)
+	if countFirst {
+		sql.lockLanes = strings.Replace(taskSQL.lockLanes, lock+" SKIP LOCKED", "", 1)
+		sql.queueLimits = queueLimitsSQL(strings.Replace(queueRow, "LIMIT", "AND "+condition+" LIMIT", 1) + " " + lock)
+	}
 	s.sql = &sql
 }
 
-// LaneFence is the fence.
-const LaneFence = laneFence
+// LookIntoLanesUntil has claims from lanes wait for a condition of SQL once they have looked into the lanes.
+func (s *Store) LookIntoLanesUntil(condition string) {
+	sql := *s.sql
+	sql.waitingInLanes += " UNION ALL SELECT 0, NULL, NULL, 0, 0, NULL WHERE NOT (" + condition + ")"
+	s.sql = &sql
+}
+
+// ForgetMarks has counts and looks into lanes begin at the very first task.
+func (s *Store) ForgetMarks() { s.laneMarks = newLaneMarks() }

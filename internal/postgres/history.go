@@ -35,7 +35,7 @@ func (s *Store) KeepHistory(ctx context.Context, retention time.Duration, ahead 
 		return errors.Join(
 			s.trim(ctx, "history", trimHistorySQL, seconds(retention)),
 			s.trim(ctx, "idempotency keys", trimKeysSQL),
-			s.trim(ctx, "lanes", sweepLanesSQL),
+			s.sweepLanes(ctx),
 			s.sweepQueues(ctx),
 		)
 	}
@@ -44,7 +44,7 @@ func (s *Store) KeepHistory(ctx context.Context, retention time.Duration, ahead 
 		s.dropOld(ctx, today.Add(-retention), existing),
 		s.trim(ctx, "default history partition", trimDefaultSQL, seconds(retention)),
 		s.trim(ctx, "idempotency keys", trimKeysSQL),
-		s.trim(ctx, "lanes", sweepLanesSQL),
+		s.sweepLanes(ctx),
 		s.sweepQueues(ctx),
 	)
 }

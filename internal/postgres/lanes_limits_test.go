@@ -3,9 +3,11 @@ package postgres_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/melodia/orchestrator/internal/postgres/pgtest"
 	"github.com/melodia/orchestrator/internal/task"
 )
 
@@ -105,7 +107,7 @@ func TestF1AllRunningTasksCount(t *testing.T) {
 			}
 			exec(t, pool, `UPDATE tasks SET claimed_at = claimed_at - interval '4 s' WHERE id = $1`, [16]byte(c.Task.ID))
 			exec(t, pool, `UPDATE tasks SET claimed_at = claimed_at - interval '2 hours' WHERE state = 'running'`)
-			exec(t, pool, `UPDATE lanes SET claimed_at = claimed_at - interval '2 hours', running_from = CASE WHEN running_from > 'epoch' THEN running_from - interval '2 hours' ELSE running_from END`)
+			s.ForgetMarks() // which count for some seconds
 			if got, _ := claimLanes(t, s, worker, 10, ask("mail/")...); len(got) != 0 {
 				t.Errorf("%d more while 3 of 3 run", len(got))
 			}
@@ -250,24 +252,25 @@ func TestClaimOfLockedTasks(t *testing.T) {
 	}
 }
 
-// A claim that waits for a lane which another one makes holds no lane itself.
+// A claim that waits for the row of a host which another one makes holds no lane itself.
 func TestMissingLanesAreMadeWithoutDeadlock(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)
 	worker := register(t, s)
-	exec(t, pool, "INSERT INTO lanes (name) VALUES ('mail/')")
-	insert(t, s, newTask(inQueue("mail", "", task.Normal)), newTask(inQueue("other", "", task.Normal)))
+	insert(t, s, newTask(inQueue("mail", "", task.Normal)), newTask(func(tk *task.Task) { tk.HeldHost = playsHost }))
+	asks := ask("mail/", " "+playsHost)
+	asks[1].Running = 1
 	tx, err := pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
-	if _, err := tx.Exec(t.Context(), "INSERT INTO lanes (name) VALUES ('other/')"); err != nil {
+	if _, err := tx.Exec(t.Context(), "INSERT INTO lanes (name) VALUES ($1)", " "+playsHost); err != nil {
 		t.Fatal(err)
 	}
 	claimed := make(chan int)
 	go func() {
-		claims, _, err := s.ClaimLanes(t.Context(), worker, ask("mail/", "other/"), 10)
+		claims, _, err := s.ClaimLanes(t.Context(), worker, asks, nil, 10)
 		if err != nil {
 			t.Error(err)
 		}
@@ -275,14 +278,98 @@ func TestMissingLanesAreMadeWithoutDeadlock(t *testing.T) {
 	}()
 	for query[int](t, pool, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%lanes%'") == 0 {
 	}
-	if _, err := tx.Exec(t.Context(), "UPDATE lanes SET version = version + 1 WHERE name = 'mail/'"); err != nil {
+	if _, err := tx.Exec(t.Context(), "UPDATE queues SET max_concurrent = 1 WHERE name = 'mail'"); err != nil {
 		t.Error(err)
 	}
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if n := <-claimed; n != 1 {
-		t.Errorf("claimed %d, want the one of the lane that was there", n)
+		t.Errorf("claimed %d, want the one of the queue", n)
+	}
+	if got, _ := claimLanes(t, s, worker, 10, asks...); len(got) != 1 {
+		t.Errorf("claimed %d, want the one of the host", len(got))
+	}
+}
+
+// Two lanes of one key, and two of one host, share what the limits of the key and the host leave.
+func TestLanesOfOneKeyInAClaim(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	worker := register(t, s)
+	exec(t, pool, `INSERT INTO queues (name, key_max_concurrent) VALUES ('mail', 3)`)
+	for range 4 {
+		insert(t, s, newTask(inQueue("mail", "k", task.Normal)), newTask(inQueue("mail", "k", task.Normal), func(tk *task.Task) { tk.HeldHost = playsHost }))
+	}
+	lanes := ask("mail/k", task.Lane("mail/k").At(playsHost))
+	if got, states := claimLanes(t, s, worker, 10, lanes...); len(got) != 3 || states["mail/k"].Blocked != task.BlockedByKey {
+		t.Errorf("claimed %d, %+v, want 3 of both lanes together", len(got), states)
+	}
+}
+
+// A task of an unhealthy host is moved to the lane of its host, in an ordered key too: it uses up
+// no rate, and none of another host is kept.
+func TestTasksOfUnhealthyHostsUseNoRate(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	worker := register(t, s)
+	exec(t, pool, `INSERT INTO queues (name, max_per_second, burst) VALUES ('mail', 0.001, 2)`)
+	exec(t, pool, `INSERT INTO queue_keys (queue, key, version, ordered, max_per_second, burst) VALUES ('mail', 'k', 1, true, 0.001, 1)`)
+	elsewhere := func(tk *task.Task) { tk.URL = "https://auth.melodia.app/" }
+	for range 3 {
+		insert(t, s, newTask(inQueue("mail", "", task.Normal)), newTask(inQueue("mail", "k", task.Normal)))
+	}
+	well := newTask(inQueue("mail", "", task.Low), elsewhere)
+	insert(t, s, well)
+	got, states, err := s.ClaimLanes(t.Context(), worker, ask("mail/", "mail/k"), []string{playsHost}, 10)
+	if err != nil || len(got) != 1 || got[0].Task.ID != well.ID {
+		t.Fatalf("claimed %v, %v, want %s alone", ids(got), err, well.ID)
+	}
+	for _, state := range states {
+		if !slices.Equal(state.Held, []string{playsHost}) {
+			t.Errorf("%+v, want that tasks were moved", state)
+		}
+	}
+	want := map[string]int{"mail/ " + playsHost: 3, "mail/k": 2, "mail/k " + playsHost: 1}
+	for lane, n := range want {
+		if got := query[int](t, pool, "SELECT count(*) FROM tasks WHERE lane = $1 AND state = 'waiting'", lane); got != n {
+			t.Errorf("%d tasks wait in %q, want %d", got, lane, n)
+		}
+	}
+	// What the host's lanes get now is what is left of the rates.
+	if got, _ := claimLanes(t, s, worker, 10, ask(task.Lane("mail/k").At(playsHost), task.Lane("mail/").At(playsHost))...); len(got) != 1 {
+		t.Errorf("claimed %d, want 1: the queue's burst is 2", len(got))
+	}
+}
+
+// A claim never takes a task before its time, nor one that has left its lane, though it saw it due there.
+func TestClaimOfTasksThatChange(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]string{
+		"put off":             "UPDATE tasks SET run_at = now() + interval '1 hour'",
+		"to be run":           "UPDATE tasks SET state = 'pending'",
+		"of another queue":    "UPDATE tasks SET lane = 'other/', queue = 'other'",
+		"deleted":             "DELETE FROM tasks",
+		"of a worker that is": "DELETE FROM workers",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := pgtest.URL(t)
+			s, pool := openStore(t, url), openPool(t, url)
+			worker := register(t, s)
+			exec(t, pool, `INSERT INTO queues (name, max_per_second, burst) VALUES ('mail', 1, 5)`)
+			insert(t, s, newTask(inQueue("mail", "", task.Normal)))
+			s.LookIntoLanesUntil(advisoryLock)
+			var claims []*task.Claim
+			var states []task.LaneState
+			var err error
+			whileLocked(t, pool, func() {
+				claims, states, err = s.ClaimLanes(t.Context(), worker, ask("mail/"), nil, 10)
+			}, func() { exec(t, pool, change) })
+			if len(claims) != 0 || err != nil || states[0].Blocked != task.BlockedByOthers || states[0].Wait >= 0 {
+				t.Errorf("claimed %v, %+v, %v, want none", ids(claims), states, err)
+			}
+		})
 	}
 }
 

@@ -26,11 +26,11 @@ func ask(lanes ...task.Lane) []task.LaneAsk {
 	return asks
 }
 
-// claimLanes claims from lanes whose rows were made before.
+// claimLanes claims from lanes; the rows of their hosts were made before.
 func claimLanes(t *testing.T, s *postgres.Store, worker task.ID, limit int, asks ...task.LaneAsk) ([]*task.Claim, map[task.Lane]task.LaneState) {
 	t.Helper()
 	claim := func(worker task.ID) ([]*task.Claim, map[task.Lane]task.LaneState) {
-		claims, list, err := s.ClaimLanes(t.Context(), worker, asks, limit)
+		claims, list, err := s.ClaimLanes(t.Context(), worker, asks, nil, limit)
 		if err != nil {
 			t.Fatalf("ClaimLanes: %v", err)
 		}
@@ -72,7 +72,7 @@ func TestClaimsFromLanes(t *testing.T) {
 	if got := claim(t, s, worker, 10); len(got) != 1 || got[0].Task.Lane() != "" {
 		t.Fatalf("a plain claim got %d tasks, want the plain one alone", len(got))
 	}
-	if got, _, err := s.ClaimLanes(t.Context(), newID(), ask("mail/"), 10); len(got) != 0 || err != nil {
+	if got, _, err := s.ClaimLanes(t.Context(), newID(), ask("mail/"), nil, 10); len(got) != 0 || err != nil {
 		t.Errorf("a worker that is not registered got %d tasks, %v", len(got), err)
 	}
 	got, states := claimLanes(t, s, worker, 10, ask("mail/", "other/k", "nothing/")...)
@@ -106,7 +106,7 @@ func TestClaimsFromLanes(t *testing.T) {
 	}
 	// Without the limit the rest is claimed, and the lane is empty.
 	exec(t, pool, `UPDATE queues SET max_concurrent = NULL`)
-	if again, states := claimLanes(t, s, worker, 10, ask("mail/")...); len(again) != 1 || states["mail/"] != want["nothing/"] && states["mail/"].Wait != -1 {
+	if again, states := claimLanes(t, s, worker, 10, ask("mail/")...); len(again) != 1 || states["mail/"].Blocked != "" || states["mail/"].Wait != -1 {
 		t.Errorf("%d tasks without a limit, want the last one; the lane is %+v", len(again), states["mail/"])
 	}
 }
@@ -414,16 +414,16 @@ func TestLookForLanes(t *testing.T) {
 	}
 }
 
-// A claim that began before another one was committed counts what ran then. The fence
-// leaves the lane alone; without it the limit is broken.
-func TestF1FenceOfLanes(t *testing.T) {
+// A claim waits for the lock of its queue while another one is made. What it counts then is what
+// runs after that one; where it counts before it has the lock, the limit is broken.
+func TestF1CountsUnderTheLock(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
-		fence string
-		want  int
+		countFirst bool
+		want       int
 	}{
-		"with the fence":                      {postgres.LaneFence, 5},
-		"negative control: without the fence": {"", 10},
+		"counted under the lock":                    {false, 5},
+		"negative control: counted before the lock": {true, 10},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -434,36 +434,57 @@ func TestF1FenceOfLanes(t *testing.T) {
 			for range 5 {
 				insert(t, s, newTask(inQueue("mail", "a", task.Normal)), newTask(inQueue("mail", "b", task.Normal)))
 			}
-			exec(t, pool, `INSERT INTO lanes (name) VALUES ('mail/')`)
-			gate, err := pool.Begin(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = gate.Rollback(context.WithoutCancel(t.Context())) }()
-			if _, err := gate.Exec(t.Context(), "SELECT pg_advisory_xact_lock(1)"); err != nil {
-				t.Fatal(err)
-			}
-			s.FenceLanes(tt.fence + " AND pg_advisory_xact_lock_shared(1) IS NOT NULL")
-			slow := make(chan int)
-			go func() {
-				claims, _, err := s.ClaimLanes(t.Context(), worker, ask("mail/a"), 10)
+			s.LockLanesWhen(advisoryLock, tt.countFirst)
+			got := 0
+			whileLocked(t, pool, func() {
+				claims, _, err := s.ClaimLanes(t.Context(), worker, ask("mail/a"), nil, 10)
 				if err != nil {
 					t.Error(err)
 				}
-				slow <- len(claims)
-			}()
-			for query[int](t, pool, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())") == 0 {
-			}
-			claims, _, err := fast.ClaimLanes(t.Context(), worker, ask("mail/b"), 10)
-			if len(claims) != 5 || err != nil {
-				t.Fatalf("the other claim took %d, %v, want 5", len(claims), err)
-			}
-			_ = gate.Rollback(t.Context())
-			if got := len(claims) + <-slow; got != tt.want {
+				got += len(claims)
+			}, func() {
+				claims, _, err := fast.ClaimLanes(t.Context(), worker, ask("mail/b"), nil, 10)
+				if len(claims) != 5 || err != nil {
+					t.Errorf("the other claim took %d, %v, want 5", len(claims), err)
+				}
+				got += len(claims)
+			})
+			if got != tt.want {
 				t.Errorf("%d tasks run, want %d", got, tt.want)
 			}
 		})
 	}
+}
+
+// advisoryLock is a condition that waits where whileLocked is under way.
+const advisoryLock = "pg_advisory_xact_lock_shared(1) IS NOT NULL"
+
+// whileLocked runs slow, which waits at advisoryLock while meanwhile is run.
+func whileLocked(t *testing.T, pool *pgxpool.Pool, slow, meanwhile func()) {
+	t.Helper()
+	gate, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = gate.Rollback(context.WithoutCancel(t.Context())) }()
+	if _, err := gate.Exec(t.Context(), "SELECT pg_advisory_xact_lock(1)"); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		slow()
+	}()
+	for query[int](t, pool, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())") == 0 {
+		select {
+		case <-done:
+			t.Fatal("nothing waits")
+		default:
+		}
+	}
+	meanwhile()
+	_ = gate.Rollback(t.Context())
+	<-done
 }
 
 // Four instances claim from the same lanes while tasks end, are tried again, are given
@@ -500,7 +521,7 @@ func TestF1LimitsAreExact(t *testing.T) {
 			for {
 				asks := ask(lanes...)
 				rand.Shuffle(len(asks), func(i, j int) { asks[i], asks[j] = asks[j], asks[i] })
-				claims, _, err := s.ClaimLanes(t.Context(), worker, asks, 1+rand.IntN(30))
+				claims, _, err := s.ClaimLanes(t.Context(), worker, asks, nil, 1+rand.IntN(30))
 				if err != nil {
 					t.Error(err)
 					return
@@ -588,7 +609,7 @@ func TestF2RatesHold(t *testing.T) {
 		worker := register(t, s)
 		claiming.Go(func() {
 			for over := false; !over; {
-				claims, states, err := s.ClaimLanes(t.Context(), worker, ask("mail/a", "mail/b", "mail/"), 100)
+				claims, states, err := s.ClaimLanes(t.Context(), worker, ask("mail/a", "mail/b", "mail/"), nil, 100)
 				if err != nil {
 					t.Error(err)
 					return
@@ -665,9 +686,9 @@ func TestLanesAreSwept(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)
 	worker := register(t, s)
-	exec(t, pool, `INSERT INTO queues (name, key_max_concurrent) VALUES ('mail', 2)`)
-	insert(t, s, newTask(inQueue("mail", "a", task.Normal)), newTask(inQueue("mail", "b", task.Normal)), newTask(inQueue("mail", "b", task.Normal)))
-	claimLanes(t, s, worker, 2, ask("mail/a", "mail/b")...)
+	exec(t, pool, `INSERT INTO queues (name, max_per_second, key_ordered) VALUES ('mail', 100, true)`)
+	insert(t, s, newTask(inQueue("mail", "a", task.Normal)), newTask(inQueue("mail", "b", task.Normal)), newTask(inQueue("mail", "c", task.Normal)), newTask(inQueue("mail", "c", task.High)))
+	claims, _ := claimLanes(t, s, worker, 10, ask("mail/a", "mail/b", "mail/c")...)
 	sweep := func(want ...string) {
 		t.Helper()
 		if err := s.KeepHistory(t.Context(), 24*time.Hour, 0); err != nil {
@@ -677,10 +698,36 @@ func TestLanesAreSwept(t *testing.T) {
 			t.Errorf("lanes %q are left, want %q", got, want)
 		}
 	}
-	sweep("mail/", "mail/a", "mail/b")
+	sweep("mail/", "mail/a", "mail/b", "mail/c")
+	// a has ended, b runs for more than an hour, c is to be run by request.
+	for _, c := range claims {
+		switch c.Task.FlowKey {
+		case "a":
+			finish(t, s, c, done)
+		case "c":
+			finish(t, s, c, task.Decision{State: task.Pending, Wait: time.Hour})
+			if _, err := s.MakeDue(t.Context(), c.Task.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	exec(t, pool, "UPDATE lanes SET claimed_at = now() - interval '61 min', burst_used = CASE name WHEN 'mail/' THEN 2 ELSE 0 END")
-	sweep("mail/", "mail/b")
-	if got, _ := claimLanes(t, s, worker, 10, ask("mail/b")...); len(got) != 1 {
-		t.Errorf("claimed %d after the sweep, want 1", len(got))
+	sweep("mail/", "mail/b", "mail/c")
+	insert(t, s, newTask(inQueue("mail", "a", task.Normal)))
+	if got, states := claimLanes(t, s, worker, 10, ask("mail/a", "mail/c")...); len(got) != 1 || states["mail/c"].Blocked != task.BlockedByKey {
+		t.Errorf("claimed %v after the sweep, %+v, want one of mail/a", ids(got), states)
+	}
+}
+
+// A sweep looks at each row once, however many stay.
+func TestSweepOfManyLanes(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	exec(t, pool, "INSERT INTO lanes (name, claimed_at) SELECT lpad(n::text, 6, '0'), now() - n % 2 * interval '2 hours' FROM generate_series(1, 50000) n")
+	if err := s.KeepHistory(t.Context(), 24*time.Hour, 0); err != nil {
+		t.Fatal(err)
+	}
+	if n := query[int](t, pool, "SELECT count(*) FROM lanes"); n != 25_000 {
+		t.Errorf("%d lanes are left, want the half that was used within the hour", n)
 	}
 }

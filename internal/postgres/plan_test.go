@@ -36,9 +36,9 @@ const (
 	INSERT INTO queues (name, max_concurrent, key_max_concurrent) SELECT 'q' || n, 1000, 2 FROM generate_series(0, 9) n;
 	INSERT INTO queue_keys (queue, key, version, max_concurrent) SELECT 'q1', n, 1, 3 FROM generate_series(1, 3000) n;
 	INSERT INTO lanes (name) SELECT 'q' || n % 10 || '/' || n FROM generate_series(0, 5000) n`
-	// askedLanes are arguments of a claim from 100 lanes.
-	askedLanes = `array_fill('q1/1'::text, '{100}'), array_fill('q1'::text, '{100}'), array_fill('1'::text, '{100}'),
-		array_fill(''::text, '{100}'), array_fill(2, '{100}'), array_fill(NULL::int, '{100}'), 200`
+	// manyTexts and what follows it are arguments of the statements of a claim from 100 lanes.
+	manyTexts, manyTimes = `array_fill('q1'::text, '{100}')`, `array_fill(now() - interval '1 hour', '{100}')`
+	manyIDs              = `array_fill(gen_random_uuid(), '{100}')`
 	// scheduled is a million tasks that are due in an hour and later, overdue 200 that are.
 	scheduled = `INSERT INTO tasks (` + taskColumns + `, run_at)
 	SELECT ` + taskValues + `, now() + interval '1 hour' + n * interval '1 second' FROM generate_series(1, 1000000) n`
@@ -96,7 +96,14 @@ func TestPlans(t *testing.T) {
 				"array_fill('[]'::text, '{200}'), array_fill(1, '{200}'), NULL, NULL)"
 			statements := []struct{ name, sql, arguments, index string }{
 				{"claim", postgres.ClaimDueSQL, "(" + aWorker + ", 100, now() - interval '1 hour')", "tasks_due"},
-				{"claim_lanes", postgres.ClaimLanesSQL, "(" + aWorker + ", " + askedLanes + ")", "tasks_waiting tasks_lane_running tasks_host_running lanes_pkey"},
+				{"lock_lanes", postgres.LockLanesSQL, "('{q1,q2}', '{}', '30000')", "lanes_pkey"},
+				{"queue_limits", postgres.QueueLimitsSQL, "(" + manyTexts + ", " + manyTimes + ")", "tasks_lane_running lanes_pkey"},
+				{"key_limits", postgres.KeyLimitsSQL, "(" + manyTexts + ", " + manyTexts + ", " + manyTimes + ", NULL)", "tasks_lane_running tasks_waiting tasks_pkey queue_keys_pkey lanes_pkey"},
+				{"host_limits", postgres.HostLimitsSQL, "(" + manyTexts + ", array_fill(2, '{100}'), " + manyTimes + ")", "tasks_host_running lanes_pkey"},
+				{"look_into_lanes", postgres.WaitingInLanesSQL, "(array_fill('q1/1'::text, '{100}'), array_fill(2, '{100}'), " + manyTimes + ", " + manyTimes + ", " + manyTimes + ", NULL)", "tasks_waiting"},
+				{"claim_lanes", postgres.ClaimLanesSQL, "(" + aWorker + ", " + manyIDs + ", " + manyTexts + ")", "tasks_pkey"},
+				{"hold_back_claimed", postgres.HoldBackClaimedSQL, "('{https://plays.melodia.app}', " + manyIDs + ", " + manyTexts + ")", "tasks_pkey"},
+				{"keep_lanes", postgres.KeepLanesSQL, "(" + aWorker + ", '{q1/}', '{2026-11-30}', '{1}', '{NULL}')", "workers"},
 				{"hold_back", postgres.HoldBackSQL, "('{https://plays.melodia.app}', now() - interval '1 hour', 5000)", "tasks_due"},
 				{"hold_back_in_lane", postgres.HoldBackInLaneSQL, "('{https://plays.melodia.app}', 'q1/1', 'q1', '1', 5000)", "tasks_waiting"},
 				{"lanes", postgres.LanesSQL, "('', 1000)", "tasks_waiting"},
@@ -158,8 +165,9 @@ func TestPlans(t *testing.T) {
 	}
 }
 
-// A transaction that is held open keeps what was claimed since in tasks_due. A
-// look for due tasks that begins at the mark does not walk over it.
+// A transaction that is held open keeps what was claimed since in the indexes. A
+// look for due tasks that begins at the mark does not walk over it, and neither does a claim from
+// lanes.
 func TestLooksStepOverTheDead(t *testing.T) {
 	t.Parallel()
 	s, pool := newStore(t)
@@ -174,11 +182,17 @@ func TestLooksStepOverTheDead(t *testing.T) {
 	exec(t, pool, "INSERT INTO workers (id, name) VALUES ("+aWorker+", 'w')")
 	exec(t, pool, backlog)
 	exec(t, pool, "UPDATE tasks SET run_at = run_at - interval '1 day'")
+	exec(t, pool, laned)
+	exec(t, pool, "UPDATE tasks SET lane = 'q1/', run_at = run_at - interval '2 days', claimed_at = claimed_at - interval '1 day' WHERE lane IS NOT NULL")
+	exec(t, pool, "UPDATE tasks SET state = 'running', worker_id = "+aWorker+", claimed_at = now() - interval '1 day' WHERE state = 'waiting'")
 	exec(t, pool, "DELETE FROM tasks")
-	insert(t, s, newTask(), newTask())
+	insert(t, s, newTask(), newTask(), newTask(inQueue("q1", "", task.Normal)))
 	for name, statement := range map[string]struct{ sql, arguments string }{
-		"claim": {postgres.ClaimDueSQL, aWorker + ", 1, "},
-		"due":   {postgres.NextDueSQL, ""},
+		"claim":         {postgres.ClaimDueSQL, aWorker + ", 1, FROM"},
+		"due":           {postgres.NextDueSQL, "FROM"},
+		"claim, lanes":  {postgres.WaitingInLanesSQL, "'{q1/}', '{100}', ARRAY[FROM], ARRAY[FROM], ARRAY[FROM], NULL"},
+		"count, queues": {postgres.QueueLimitsSQL, "'{q1}', ARRAY[FROM]"},
+		"count, keys":   {postgres.KeyLimitsSQL, "'{q1}', '{\"\"}', ARRAY[FROM], NULL"},
 	} {
 		// How many pages a look that begins at from touches.
 		pages := func(from string) float64 {
@@ -194,7 +208,7 @@ func TestLooksStepOverTheDead(t *testing.T) {
 				}
 			}
 			var explained []struct{ Plan map[string]any }
-			err = tx.QueryRow(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE look ("+statement.arguments+from+")",
+			err = tx.QueryRow(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE look ("+strings.ReplaceAll(statement.arguments, "FROM", "("+from+")::timestamptz")+")",
 				pgx.QueryExecModeSimpleProtocol).Scan(&explained)
 			if err != nil {
 				t.Fatalf("%s: %v", name, err)

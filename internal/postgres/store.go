@@ -78,6 +78,7 @@ type Store struct {
 	// searching lets one search at a time run.
 	searching *gate
 	lowWater  *lowWater
+	laneMarks *laneMarks
 	sql       *statements
 	clock     clock
 	// callbacks is what their Timeout and Retry are.
@@ -126,7 +127,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, fmt.Errorf("set up the connection for heartbeats: %w", err)
 	}
 	s := &Store{
-		pool: pool, leases: leases, lowWater: newLowWater(), sql: taskSQL, callbacks: o.Callbacks, keyWindow: o.IdempotencyWindow,
+		pool: pool, leases: leases, lowWater: newLowWater(), laneMarks: newLaneMarks(), sql: taskSQL, callbacks: o.Callbacks, keyWindow: o.IdempotencyWindow,
 		inserting: newGate(flushes, maxWaiting, task.ErrUnavailable),
 		batching:  newGate(1, maxBatches, task.ErrUnavailable),
 		managing:  newGate(1, maxWaiting, task.ErrOverloaded),

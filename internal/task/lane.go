@@ -81,6 +81,8 @@ type LaneState struct {
 	Lane Lane
 	// Blocked is what keeps the lane's tasks waiting. Where it is empty nothing does.
 	Blocked Blocked
+	// Held is the unhealthy hosts to whose lanes tasks of this lane were moved.
+	Held []string
 	// Wait is how long to wait before the lane is asked again: until its next task is due,
 	// or a rate gives another permit. It is below zero where that is not known: there is
 	// none, or what is Blocked waits for the end of a running task, or for a change.
@@ -95,8 +97,8 @@ const (
 	// BlockedByPause: the queue is paused.
 	BlockedByPause Blocked = "paused"
 	// BlockedByOthers: nothing was taken though it may be due. Another instance claims from
-	// the queue, the key or the host, or has the tasks locked; or a limit is kept for the
-	// first time; or the worker is not registered. It may be asked again soon.
+	// the queue or the host, or has the tasks locked; or the limit of a host is kept for
+	// the first time; or the worker is not registered. It may be asked again soon.
 	BlockedByOthers Blocked = "others"
 	// BlockedByQueue, BlockedByKey and BlockedByHost: a limit of those is used up.
 	BlockedByQueue Blocked = "queue"
