@@ -68,6 +68,9 @@ func (l *checklist) settings() *config.Config {
 	if c == nil {
 		return nil
 	}
+	if err := checkBasePath(c); err != nil {
+		l.failEach("settings", err)
+	}
 	if _, err := deliverOptions(c); err != nil {
 		l.failEach("settings", err)
 	}

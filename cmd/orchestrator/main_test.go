@@ -47,6 +47,8 @@ func TestBadSettings(t *testing.T) {
 		"roles without a secret":   {map[string]string{"AUTH": "jwt", "AUTH_ROLES": "hunter2"}, []string{"AUTH_SECRET is not set, and AUTH names jwt", "AUTH_ROLES, entry 1: scopes must be"}},
 		"a secret for nobody":      {map[string]string{"AUTH": "jwt", "AUTH_SECRET": "hunter2", "AUTH_ALGORITHM": "HS265"}, []string{"AUTH_ALGORITHM must be HS256, RS256 or ES256", "AUTH_ROLES is not set"}},
 		"a secret that is no key":  {map[string]string{"JWT_TARGET_HOSTS": "https://hunter2", "AUTH_SECRET": "hunter2", "AUTH_ALGORITHM": "ES256", "JWT_ROLES": "a b", "SIGNING_SECRETS": "hunter2", "API_KEYS": "hunter2", "AUTH": "api_key"}, []string{"JWT_TARGET_HOSTS: entry 1", "JWT_ROLES: entry 1", "JWT_TARGET_HOSTS: AUTH_SECRET must be a key of the curve P-256", "SIGNING_SECRETS: entry 1", "API_KEYS, entry 1"}},
+		"a path that is none":      {map[string]string{"BASE_PATH": "hunter2/", "AUTH": ""}, []string{"BASE_PATH must be like /orchestrator", "AUTH is not set"}},
+		"a path of its own":        {map[string]string{"BASE_PATH": "/tasks"}, []string{"BASE_PATH must not begin with a path of the service's own"}},
 		"no folder":                {map[string]string{"SECRET_HOSTS": "hunter2=.melodia.app"}, []string{"SECRETS_DIR must be a folder, since SECRET_HOSTS is set"}},
 		"a host for secrets":       {map[string]string{"SECRET_HOSTS": "hunter2", "SECRETS_DIR": t.TempDir()}, []string{"SECRET_HOSTS: entry 1"}},
 	} {

@@ -16,6 +16,7 @@ import (
 	"github.com/melodia/orchestrator/internal/deliver"
 	"github.com/melodia/orchestrator/internal/dispatch"
 	"github.com/melodia/orchestrator/internal/httpapi"
+	"github.com/melodia/orchestrator/internal/httpserver"
 	"github.com/melodia/orchestrator/internal/jwtkey"
 	"github.com/melodia/orchestrator/internal/postgres"
 	"github.com/melodia/orchestrator/internal/target"
@@ -27,6 +28,19 @@ func warnMisspelt(log *slog.Logger) {
 	for _, name := range slices.Sorted(maps.Keys(misspelt)) {
 		log.Warn("there is no such setting, and it changes nothing", "name", name, "did_you_mean", misspelt[name])
 	}
+}
+
+// checkBasePath returns an error where a gateway cannot serve the service under BASE_PATH.
+func checkBasePath(c *config.Config) error {
+	switch {
+	case c.BasePath == "":
+		return nil
+	case !httpserver.IsPathPrefix(c.BasePath):
+		return errors.New("BASE_PATH must be like /orchestrator: letters, digits and - . _ ~ behind each slash, and none at the end")
+	case httpapi.New(httpapi.Options{}).Owns(c.BasePath):
+		return errors.New("BASE_PATH must not begin with a path of the service's own, like /tasks: requests could not be told apart")
+	}
+	return nil
 }
 
 // shortSecret returns a warning where AUTH_SECRET is in use and may be guessed; "" otherwise.

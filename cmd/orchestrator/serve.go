@@ -48,7 +48,7 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	warnMisspelt(log)
 	calls, err := deliverOptions(c)
 	authenticator, authErr := newAuthenticator(c)
-	if err := errors.Join(err, authErr); err != nil {
+	if err := errors.Join(checkBasePath(c), err, authErr); err != nil {
 		return err
 	}
 	if reason := shortSecret(c); reason != "" {
@@ -66,7 +66,7 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	deliverer := deliver.New(calls)
 	down.push("deliverer", 0, func(context.Context) { deliverer.Close() })
 
-	guard := httpserver.NewGuard(httpserver.Options{Authenticator: authenticator, Rate: c.RateLimit, Burst: c.RateBurst, NewID: newRequestID, Log: log})
+	guard := httpserver.NewGuard(httpserver.Options{BasePath: c.BasePath, TrustedProxies: c.TrustedProxies, Authenticator: authenticator, Rate: c.RateLimit, Burst: c.RateBurst, NewID: newRequestID, Log: log})
 	api := httpapi.New(httpapi.Options{
 		Guard: guard, HideDocs: c.Docs == "off", ShowPayloads: c.ShowPayloads == "on",
 		Defaults: c.Defaults(), Lease: c.LeaseDuration, Version: version, ExampleURL: t.exampleURL, Log: log,

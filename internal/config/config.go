@@ -18,7 +18,9 @@ import (
 
 // Config is every setting. The table of docs/operations.md is its documentation.
 type Config struct {
-	Port int `envconfig:"PORT" default:"8080"`
+	Port           int            `envconfig:"PORT" default:"8080"`
+	BasePath       string         `envconfig:"BASE_PATH"`
+	TrustedProxies []netip.Prefix `envconfig:"TRUSTED_PROXIES"`
 	// DatabaseURL is where the database is. Load makes it of the five settings below
 	// where those are set instead.
 	DatabaseURL      string `envconfig:"DATABASE_URL"`
@@ -164,6 +166,7 @@ func (c *Config) check(unread map[string]bool) (errs []error) {
 	within("MAX_HOPS", c.MaxHops >= 0 && c.MaxHops <= 1000, "between 0 and 1000; 0 sets no limit")
 	within("TARGET_ALLOW_NETWORKS", !slices.Contains(c.TargetAllowNetworks, netip.Prefix{}), networksRule) // an empty entry is read as one
 	within("SECRETS_DIR", len(c.SecretHosts) == 0 || isDir(c.SecretsDir), "a folder, since SECRET_HOSTS is set")
+	within("TRUSTED_PROXIES", !slices.Contains(c.TrustedProxies, netip.Prefix{}), networksRule)
 	within("RETENTION", c.Retention >= time.Hour, "at least 1h")
 	within("IDEMPOTENCY_WINDOW", c.IdempotencyWindow >= time.Second && c.IdempotencyWindow <= 365*24*time.Hour, "between 1s and 8760h")
 	within("DEBUG_PORT", c.DebugPort >= 0 && c.DebugPort <= 65535 && (c.DebugPort == 0 || c.DebugPort != c.Port), "between 0 and 65535, and not PORT")

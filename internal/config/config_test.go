@@ -69,7 +69,7 @@ func TestDefaults(t *testing.T) {
 
 func TestEverySetting(t *testing.T) {
 	setenv(t, map[string]string{
-		"PORT": "0", "DATABASE_URL": "postgres://u:p@h/d", "MAX_CONNECTIONS": "16", "DATABASE_MAX_CONNS": "4", "MIGRATE_ON_START": "false",
+		"PORT": "0", "BASE_PATH": "/o", "TRUSTED_PROXIES": "10.9.0.0/16,fd01::/16", "DATABASE_URL": "postgres://u:p@h/d", "MAX_CONNECTIONS": "16", "DATABASE_MAX_CONNS": "4", "MIGRATE_ON_START": "false",
 		"AUTH": "api_key,oidc", "API_KEYS": "a:read:00,b:read+submit:01", "OIDC_ISSUER": "https://id.example", "OIDC_AUDIENCE": "https://o.example",
 		"OIDC_ALLOW": "a@x.example:read,b@x.example:submit", "AUTH_SECRET": "secret, with a comma", "AUTH_ALGORITHM": "RS256", "AUTH_JWKS_URL": "https://id.example/keys", "AUTH_ISSUER": "id", "AUTH_AUDIENCE": "o", "AUTH_ROLES": "a:read,b:read+submit",
 		"K_SERVICE": "orchestrator", "RATE_LIMIT": "0.5", "RATE_BURST": "7", "DOCS": "off", "SHOW_PAYLOADS": "on",
@@ -84,7 +84,7 @@ func TestEverySetting(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &Config{
-		Port: 0, DatabasePort: 5432, DatabaseURL: "postgres://u:p@h/d", MaxConnections: 16, DatabaseMaxConns: 4, MigrateOnStart: false,
+		Port: 0, BasePath: "/o", TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16"), netip.MustParsePrefix("fd01::/16")}, DatabasePort: 5432, DatabaseURL: "postgres://u:p@h/d", MaxConnections: 16, DatabaseMaxConns: 4, MigrateOnStart: false,
 		Auth: []string{"api_key", "oidc"}, APIKeys: []string{"a:read:00", "b:read+submit:01"}, OIDCIssuer: "https://id.example", OIDCAudience: "https://o.example",
 		OIDCAllow: []string{"a@x.example:read", "b@x.example:submit"}, CloudRunService: "orchestrator",
 		AuthSecret: "secret, with a comma", AuthAlgorithm: "RS256", AuthJWKSURL: "https://id.example/keys", AuthIssuer: "id", AuthAudience: "o", AuthRoles: []string{"a:read", "b:read+submit"},
@@ -159,6 +159,9 @@ func TestRanges(t *testing.T) {
 		{name: "TARGET_ALLOW_NETWORKS", right: []string{"", "10.0.0.0/8", "::/0"}, wrong: []string{"10.0.0.0/8,"}, rule: "must be " + networksRule,
 			unreadable: []string{marker, "10.0.0.0", "10.0.0.0/33", "10.0.0.0/8, fd00::/8", "10.0.0.0/8;" + marker}, unreadRule: "must be " + networksRule},
 		{name: "TARGET_REQUIRE_HTTPS", right: []string{"true", "false"}, unreadable: []string{marker}, unreadRule: "must be true or false"},
+		{name: "BASE_PATH", right: []string{"", marker}},
+		{name: "TRUSTED_PROXIES", right: []string{"", "10.0.0.0/8", "::/0"}, wrong: []string{"10.0.0.0/8,"}, rule: "must be " + networksRule,
+			unreadable: []string{marker, "10.0.0.1"}, unreadRule: "must be " + networksRule},
 		{name: "OIDC_TARGET_HOSTS", right: []string{"", "a.example"}},
 		{name: "SIGNING_SECRETS", right: []string{"", "whsec_" + marker}},
 		{name: "SECRETS_DIR", right: []string{"", ".", marker}},

@@ -8,13 +8,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/danielgtaylor/huma/v2"
 	httpswagger "github.com/swaggo/http-swagger/v2"
 
 	"github.com/melodia/orchestrator/internal/httpserver"
 )
 
 func redirectToDocs(w http.ResponseWriter, r *http.Request) {
-	http.Redirect(w, r, "/docs/index.html", http.StatusMovedPermanently)
+	http.Redirect(w, r, httpserver.PrefixOf(r)+"/docs/index.html", http.StatusMovedPermanently)
 }
 
 // docsPolicy is what the page of /docs may do (CSP level 3): run the scripts
@@ -62,15 +63,39 @@ func (a *API) docs() http.HandlerFunc {
 	}
 }
 
-// serveDocument serves what encode returns. It is called once, when the
-// document is complete.
-func serveDocument(contentType string, encode func() ([]byte, error)) http.HandlerFunc {
-	document := sync.OnceValues(encode)
-	return func(w http.ResponseWriter, r *http.Request) {
-		b, err := document()
+// maxDocuments bounds the documents that are kept: the settings know one prefix, but a
+// gateway may say any.
+const maxDocuments = 16
+
+// serveDocument serves the document, encoded, with the address under which the caller reaches
+// the service as its server. It is made once for each prefix.
+func (a *API) serveDocument(contentType string, encode func(*huma.OpenAPI) ([]byte, error)) http.HandlerFunc {
+	var mu sync.Mutex
+	made := make(map[string][]byte) // by prefix
+	document := func(prefix string) []byte {
+		mu.Lock()
+		defer mu.Unlock()
+		if b := made[prefix]; b != nil {
+			return b
+		}
+		d := *a.document
+		if prefix != "" {
+			server := *d.Servers[0]
+			server.URL = prefix
+			d.Servers = []*huma.Server{&server}
+		}
+		b, err := encode(&d)
 		if err != nil {
 			panic(err) // the API's own declarations do not encode
 		}
+		if len(made) >= maxDocuments {
+			clear(made)
+		}
+		made[prefix] = b
+		return b
+	}
+	return func(w http.ResponseWriter, r *http.Request) {
+		b := document(httpserver.PrefixOf(r))
 		w.Header().Set("Content-Type", contentType)
 		_, _ = w.Write(b) // the caller is gone
 	}

@@ -2,13 +2,17 @@ package httpapi
 
 import (
 	"bufio"
+	"encoding/json"
 	"io"
 	"mime"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -40,7 +44,7 @@ func TestDocsPage(t *testing.T) {
 		t.Fatalf("got %d %s, want 200 text/html", page.status, page.header.Get("Content-Type"))
 	}
 	script := s.get("/docs/start.js")
-	for _, want := range []string{`url: "/openapi.json"`, "validatorUrl: null", "persistAuthorization: false"} {
+	for _, want := range []string{`url: "../openapi.json"`, "validatorUrl: null", "persistAuthorization: false"} {
 		if !strings.Contains(script.text, want) {
 			t.Errorf("the page's script does not contain %q", want)
 		}
@@ -188,4 +192,76 @@ func (s *service) request(method, uri string) *answer {
 	}
 	defer resp.Body.Close()
 	return s.read(r, resp)
+}
+
+// Behind a gateway everything that leads elsewhere begins with its path.
+func TestLinksBehindAGateway(t *testing.T) {
+	t.Parallel()
+	const proxy = "10.0.0.7:1"
+	s := newService(t, func(o *settings) {
+		o.BasePath, o.TrustedProxies = "/orchestrator", []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	})
+	for name, tt := range map[string]struct {
+		peer, said, below string
+		want              string
+	}{
+		"by the setting, stripped": {"192.0.2.1:1", "", "", "/orchestrator"},
+		"by the setting":           {"192.0.2.1:1", "/evil", "/orchestrator", "/orchestrator"},
+		"by the proxy":             {proxy, "/v2/orchestrator", "", "/v2/orchestrator"},
+		"by the proxy, at root":    {proxy, "/", "", ""},
+	} {
+		do := func(method, path, body string) *httptest.ResponseRecorder {
+			r := httptest.NewRequest(method, tt.below+path, strings.NewReader(body))
+			r.RemoteAddr = tt.peer
+			if tt.said != "" {
+				r.Header.Set("X-Forwarded-Prefix", tt.said)
+			}
+			if body != "" {
+				r.Header.Set("Content-Type", "application/json")
+			}
+			w := httptest.NewRecorder()
+			s.API.ServeHTTP(w, r)
+			return w
+		}
+		for path, body := range map[string]string{"/enqueue": `{"url":"` + target + `"}`, "/schedule": `{"url":"` + target + `","delay_seconds":1}`} {
+			w := do(http.MethodPost, path, body)
+			if location := w.Header().Get("Location"); w.Code != http.StatusAccepted || !regexp.MustCompile(`^`+tt.want+`/tasks/[0-9a-f-]{36}$`).MatchString(location) {
+				t.Errorf("%s: POST %s: %d with Location %q, want it below %q", name, path, w.Code, location, tt.want)
+			}
+		}
+		if w := do(http.MethodGet, "/docs", ""); w.Code != http.StatusMovedPermanently || w.Header().Get("Location") != tt.want+"/docs/index.html" {
+			t.Errorf("%s: /docs leads to %q with %d, want it below %q", name, w.Header().Get("Location"), w.Code, tt.want)
+		}
+		server := tt.want
+		if server == "" {
+			server = "/"
+		}
+		for range 2 { // the second is the one that is kept
+			var document struct{ Servers []struct{ URL string } }
+			w := do(http.MethodGet, "/openapi.json", "")
+			if err := json.Unmarshal(w.Body.Bytes(), &document); err != nil || len(document.Servers) != 1 || document.Servers[0].URL != server {
+				t.Errorf("%s: the document has the servers %v (%v), want %s", name, document.Servers, err, server)
+			}
+			if w = do(http.MethodGet, "/openapi.yaml", ""); !strings.Contains(w.Body.String(), "url: "+server+"\n") {
+				t.Errorf("%s: the document in YAML does not have the server %s", name, server)
+			}
+		}
+		if w := do(http.MethodPatch, "/enqueue", "{}"); w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != "POST" {
+			t.Errorf("%s: PATCH /enqueue: %d, allowed %q", name, w.Code, w.Header().Get("Allow"))
+		}
+	}
+	for i := range 2 * maxDocuments { // a gateway may say anything
+		r := httptest.NewRequest(http.MethodGet, "/openapi.json", nil)
+		r.RemoteAddr = proxy
+		r.Header.Set("X-Forwarded-Prefix", "/p"+strconv.Itoa(i))
+		w := httptest.NewRecorder()
+		if s.API.ServeHTTP(w, r); !strings.Contains(w.Body.String(), `"url":"/p`+strconv.Itoa(i)+`"`) {
+			t.Errorf("prefix %d: the document has another server", i)
+		}
+	}
+	for path, want := range map[string]bool{"/orchestrator": false, "/task": false, "/tasks": true, "/tasks/x": true, "/docs": true, "/openapi.json/x": true, "/health": true, "/worker-endpoint": true, "/queues": true} {
+		if got := s.Owns(path); got != want {
+			t.Errorf("Owns(%s) = %t, want %t", path, got, want)
+		}
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -407,6 +408,8 @@ type settings struct {
 	Issuer           fakeIssuer
 	Secrets          fakeSecrets
 	Callers          fakeCallers
+	BasePath         string
+	TrustedProxies   []netip.Prefix
 	MaxHops          int
 	Rate             float64
 	Burst            int
@@ -415,7 +418,7 @@ type settings struct {
 
 // newGuard is the real one.
 func (s *settings) newGuard() *httpserver.Guard {
-	return httpserver.NewGuard(httpserver.Options{Authenticator: &s.Callers, Rate: s.Rate, Burst: s.Burst, NewID: s.NewID, Log: s.Log})
+	return httpserver.NewGuard(httpserver.Options{BasePath: s.BasePath, TrustedProxies: s.TrustedProxies, Authenticator: &s.Callers, Rate: s.Rate, Burst: s.Burst, NewID: s.NewID, Log: s.Log})
 }
 
 // What the guard bounds.

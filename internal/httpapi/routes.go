@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"strings"
 
+	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-chi/chi/v5"
 	"github.com/go-chi/chi/v5/middleware"
 
@@ -22,7 +23,7 @@ func New(o Options) *API {
 	a.registry = a.document.Components.Schemas
 	a.router.NotFound(a.notFound)
 	a.router.MethodNotAllowed(a.methodNotAllowed)
-	a.router.Use(a.door.Recover, httpserver.SecurityHeaders, a.door.RefuseHeads, a.door.RefuseOtherSites, middleware.GetHead)
+	a.router.Use(a.door.Recover, httpserver.SecurityHeaders, a.door.RefuseHeads, a.door.BehindGateway, a.door.RefuseOtherSites, middleware.GetHead)
 	a.routes()
 	a.documentTask()
 	a.completeDocument()
@@ -84,8 +85,20 @@ func (a *API) routes() {
 	a.router.Get("/docs", redirectToDocs)
 	a.router.Get("/docs/", redirectToDocs)
 	a.router.Get("/docs/*", a.docs())
-	a.router.Get("/openapi.json", serveDocument("application/json", a.document.MarshalJSON))
-	a.router.Get("/openapi.yaml", serveDocument("application/yaml", a.document.YAML))
+	a.router.Get("/openapi.json", a.serveDocument("application/json", (*huma.OpenAPI).MarshalJSON))
+	a.router.Get("/openapi.yaml", a.serveDocument("application/yaml", (*huma.OpenAPI).YAML))
+}
+
+// Owns reports whether a path begins as one of the service's own, so that no gateway may
+// serve the service there: requests to either could not be told apart.
+func (a *API) Owns(path string) bool {
+	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	for own := range a.document.Paths {
+		if name, _, _ := strings.Cut(own[1:], "/"); name == first {
+			return true
+		}
+	}
+	return first == "docs" || first == "openapi.json" || first == "openapi.yaml"
 }
 
 func (a *API) methodNotAllowed(w http.ResponseWriter, r *http.Request) {

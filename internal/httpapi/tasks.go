@@ -78,7 +78,7 @@ func (a *API) submit(w http.ResponseWriter, r *http.Request, asked request) erro
 		return err
 	}
 	v := taskView(t)
-	w.Header()["Location"] = []string{"/tasks/" + v.ID}
+	w.Header()["Location"] = []string{httpserver.PrefixOf(r) + "/tasks/" + v.ID}
 	w.Header()["Etag"] = []string{etag(t)}
 	return a.answer(w, r, statusOf(w, repeated), v)
 }
@@ -86,7 +86,7 @@ func (a *API) submit(w http.ResponseWriter, r *http.Request, asked request) erro
 // storedTask documents the answers of submit.
 func (a *API) storedTask() map[string]*huma.Response {
 	return a.stored(Task{}, etagHeader(`"0-pending-0"`),
-		header{"Location", "/tasks/01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b", "Where the task can be looked at: /tasks/{id}."})
+		header{"Location", "/tasks/01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b", "Where the task can be looked at: /tasks/{id}, below the path of the gateway that the request came through."})
 }
 
 // newTask makes a task of a request, or returns all that is wrong with it. known, unless

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"runtime/debug"
 	"time"
 
@@ -19,6 +20,10 @@ type Options struct {
 	// Burst is how many of them at once.
 	Rate  float64
 	Burst int
+	// BasePath is where a gateway serves the service, as [IsPathPrefix] has it; "" is the root.
+	BasePath string
+	// TrustedProxies are the networks of proxies whose X-Forwarded-Prefix counts.
+	TrustedProxies []netip.Prefix
 	// NewID makes the ids of requests that are reported.
 	NewID func() task.ID
 	Log   *slog.Logger
