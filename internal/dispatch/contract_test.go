@@ -30,7 +30,13 @@ func TestStoreContract(t *testing.T) {
 				m.workers[worker] = m.now().Add(-time.Minute)
 			},
 			Age: func(id task.ID) { m.change(id, func(r *row) { r.claimedAt = m.now().Add(-time.Hour) }) },
-			Due: func(id task.ID) { m.change(id, func(r *row) { r.RunAt = m.now() }) },
+			Due: func(id task.ID) {
+				m.change(id, func(r *row) {
+					r.RunAt, r.byRequest = m.now(), r.Lane() != "" && r.HeldHost == ""
+					r.claim++
+				})
+			},
+			SetQueue: m.setQueue,
 		}
 	})
 }

@@ -100,35 +100,26 @@ func (m *memory) ClaimLanes(ctx context.Context, worker task.ID, asks []task.Lan
 	err = m.do(ctx, asked{op: "ClaimLanes", worker: worker, limit: limit}, func() {
 		_, known := m.workers[worker]
 		v, held := m.view(asks, unhealthy)
-		for _, a := range asks {
-			var state task.LaneState
-			for n := 0; ; n++ {
-				var next *row
-				if next, state = m.nextOf(&v, a, min(a.Most-n, limit-len(claims))); next == nil {
-					break
+		taken := make([]int, len(asks))
+		for more := known && !m.locked; more && len(claims) < limit; { // lanes have turns
+			more = false
+			for i, a := range asks {
+				next, _ := m.nextOf(&v, a, min(a.Most-taken[i], limit-len(claims)))
+				if next == nil {
+					continue
 				}
-				if !known || m.locked {
-					state = task.LaneState{Lane: a.Lane}
-					break
-				}
+				more = true
+				taken[i]++
 				v.waiting[a.Lane] = slices.DeleteFunc(v.waiting[a.Lane], func(r *row) bool { return r == next })
 				v.queues[a.Lane.Queue()]++
 				v.keys[a.Lane.At("")]++
 				v.hosts[a.Lane.Host()]++
-				c := m.take(next, next.sent(), worker, m.now())
-				claims = append(claims, c)
-				for _, name := range []string{a.Lane.Queue() + "/", string(a.Lane.At(""))} {
-					b := m.flow.used[name]
-					b.used++
-					if m.flow.used != nil {
-						m.flow.used[name] = b
-						m.flow.heads[name] = next.ID
-					}
-					if name == a.Lane.Queue()+"/" && a.Lane.Key() == "" {
-						break
-					}
-				}
+				claims = append(claims, m.take(next, next.sent(), worker, m.now()))
+				m.useUp(a.Lane, next.ID)
 			}
+		}
+		for _, a := range asks {
+			_, state := m.nextOf(&v, a, 0)
 			state.Held = held[a.Lane]
 			states = append(states, state)
 		}
@@ -137,6 +128,24 @@ func (m *memory) ClaimLanes(ctx context.Context, worker task.ID, asks []task.Lan
 		return nil, nil, err
 	}
 	return claims, states, nil
+}
+
+// useUp counts a start of a task of a lane towards the rates of its queue and key, and makes it
+// the head of the key.
+func (m *tables) useUp(lane task.Lane, id task.ID) {
+	if m.flow.used == nil {
+		return
+	}
+	names := []string{lane.Queue() + "/"}
+	if lane.Key() != "" {
+		names = append(names, string(lane.At("")))
+	}
+	for _, name := range names {
+		b := m.flow.used[name]
+		b.used++
+		m.flow.used[name] = b
+		m.flow.heads[name] = id
+	}
 }
 
 // nextOf returns the task of a lane that is claimed next, nil where none may be, and what

@@ -28,6 +28,17 @@ func TestStoreContract(t *testing.T) {
 				exec(t, pool, "UPDATE tasks SET claimed_at = now() - interval '1 hour' WHERE id = $1", [16]byte(id))
 			},
 			Due: func(id task.ID) { must(s.MakeDue(t.Context(), id)) },
+			SetQueue: func(q task.Queue) {
+				if was, err := s.Queue(t.Context(), q.Name); err == nil {
+					q.Version = was.Version
+				}
+				if _, err := s.PutQueue(t.Context(), q); err != nil {
+					t.Error(err)
+				}
+				if _, err := s.PauseQueue(t.Context(), q.Name, !q.PausedAt.IsZero()); err != nil {
+					t.Error(err)
+				}
+			},
 		}
 	})
 }

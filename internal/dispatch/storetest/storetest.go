@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -35,6 +36,11 @@ type Store interface {
 	ClaimOne(ctx context.Context, worker, id task.ID) (*task.Claim, error)
 	Finish(claim *task.Claim, d task.Decision, then func(matched, calledBack bool, err error))
 	Unfinished(ctx context.Context, ids []task.ID) ([]task.ID, error)
+	ClaimLanes(ctx context.Context, worker task.ID, asks []task.LaneAsk, unhealthy []string, limit int) ([]*task.Claim, []task.LaneState, error)
+	Lanes(ctx context.Context, behind task.Lane, limit int) ([]task.LaneDue, error)
+	HoldBack(ctx context.Context, hosts []string) (moved int, more bool, err error)
+	HoldBackInLane(ctx context.Context, lane task.Lane, hosts []string) (moved int, more bool, err error)
+	Expire(ctx context.Context, limit int) (n int, err error)
 }
 
 // Subject is an empty store under test, with what a Dispatcher does not do itself.
@@ -51,13 +57,15 @@ type Subject struct {
 	Silence func(worker task.ID)
 	// Age makes the task's claim an hour old.
 	Age func(id task.ID)
-	// Due makes the pending task due now.
+	// Due makes the pending task due now, in spite of the limits of its queue.
 	Due func(id task.ID)
+	// SetQueue writes the settings of a queue, and pauses it or not.
+	SetQueue func(q task.Queue)
 }
 
 // Run runs all tests. Each opens a Subject of its own, which open's t closes.
 func Run(t *testing.T, open func(t *testing.T) Subject) {
-	for name, test := range map[string]func(s *subject){
+	tests := map[string]func(s *subject){
 		"leases":                           testLeases,
 		"claims are of what is due":        testClaim,
 		"concurrent claims are disjoint":   testConcurrentClaims,
@@ -68,7 +76,9 @@ func Run(t *testing.T, open func(t *testing.T) Subject) {
 		"reaping":                          testReap,
 		"cancelling":                       testCancel,
 		"claim numbers only grow":          testNumbersGrow,
-	} {
+	}
+	maps.Copy(tests, laneTests)
+	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			test(&subject{t, open(t)})
