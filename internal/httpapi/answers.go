@@ -35,18 +35,19 @@ func onlyReads(r *http.Request) bool {
 // smallAnswers are operations whose answers do not grow with what is stored.
 var smallAnswers = map[string]bool{"/enqueue": true, "/schedule": true, "/worker-endpoint": true}
 
-// invalidUTF8 has text that is not UTF-8 written with U+FFFD in it: an answer that breaks
-// off in its middle would be worse.
-var invalidUTF8 = jsontext.AllowInvalidUTF8(true)
+// answerOptions have text that is not UTF-8 written with U+FFFD in it: an answer that breaks
+// off in its middle would be worse. For the same reason they let names be there twice, which
+// those of one map are only where they were not UTF-8: that need not be looked for.
+var answerOptions = json.JoinOptions(jsontext.AllowInvalidUTF8(true), jsontext.AllowDuplicateNames(true))
 
-func encode(v any) ([]byte, error) { return json.Marshal(v, invalidUTF8) }
+func encode(v any) ([]byte, error) { return json.Marshal(v, answerOptions) }
 
 // answer writes v as JSON. Where answers take too much memory, one to a request that only
 // reads is not made but refused.
 func (a *API) answer(w http.ResponseWriter, r *http.Request, status int, v any) error {
 	body := a.Guard.NewAnswer(!onlyReads(r))
 	defer body.Release()
-	if err := json.MarshalWrite(body, v, invalidUTF8); err != nil {
+	if err := json.MarshalWrite(body, v, answerOptions); err != nil {
 		w.Header().Del("ETag")
 		return err
 	}

@@ -74,7 +74,10 @@ func (a *API) readParams(r *http.Request, into any) error {
 // parseParams reads parameters into a struct, and returns those that do not fit
 // their fields. An empty one is taken for none, but for a header.
 func (a *API) parseParams(r *http.Request, into reflect.Value) (found []FieldProblem) {
-	query, _ := url.ParseQuery(r.URL.RawQuery) // checkQuery has seen to it
+	var query url.Values
+	if r.URL.RawQuery != "" {
+		query, _ = url.ParseQuery(r.URL.RawQuery) // checkParameters has seen to it
+	}
 	for _, p := range a.params[into.Type()] {
 		var values []string
 		switch p.in {

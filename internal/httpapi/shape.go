@@ -163,10 +163,10 @@ const wantTime = "must be a time like 2026-12-24T21:00:00Z (RFC 3339 with an off
 // checkText reports each rule that a text breaks: a message for people, and a kind for
 // programs.
 func (r *rules) checkText(text string, mistake func(message, kind string)) {
-	if r.minLength != nil && utf8.RuneCountInString(text) < *r.minLength {
+	if r.minLength != nil && text == "" { // it is 1: see enforceable
 		mistake("must not be empty", "string_too_short")
 	}
-	if r.maxLength != nil && utf8.RuneCountInString(text) > *r.maxLength {
+	if r.maxLength != nil && len(text) > *r.maxLength && utf8.RuneCountInString(text) > *r.maxLength {
 		mistake("must be at most "+strconv.Itoa(*r.maxLength)+" characters long", "string_too_long")
 	}
 	if r.pattern != nil && !r.pattern.MatchString(text) {

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"regexp"
 	"slices"
@@ -458,20 +459,25 @@ func present[T comparable](v T) *T {
 	if v == zero {
 		return nil
 	}
-	return &v
+	there := v // v itself would be allocated where it is zero, too
+	return &there
 }
 
 // redacted stands for the value of a secret header.
 const redacted = "[redacted]"
 
-// redact hides the values of secret headers.
+// redact returns headers with the values of secret ones hidden: where there are none of these,
+// headers itself.
 func redact(headers map[string]string) map[string]string {
-	shown := make(map[string]string, len(headers))
-	for name, value := range headers {
-		if task.IsSecretHeader(name) {
-			value = redacted
+	shown, copied := headers, false
+	for name := range headers {
+		if !task.IsSecretHeader(name) {
+			continue
 		}
-		shown[name] = value
+		if !copied {
+			shown, copied = maps.Clone(headers), true
+		}
+		shown[name] = redacted
 	}
 	return shown
 }

@@ -446,7 +446,8 @@ func nullTime(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
 	}
-	return &t
+	there := t // as in null
+	return &there
 }
 
 // null makes the zero value NULL.
@@ -455,7 +456,8 @@ func null[T comparable](v T) *T {
 	if v == zero {
 		return nil
 	}
-	return &v
+	there := v // v itself would be allocated where it is zero, too: of most columns of most tasks
+	return &there
 }
 
 // zeroNull makes NULL the zero value.
