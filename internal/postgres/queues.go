@@ -140,7 +140,7 @@ const (
 	inQueueLanes   = `t.lane >= n.first AND t.lane < n.behind`
 	runningInQueue = `t.claimed_at IS NOT NULL AND t.lane IS NOT NULL AND ` + inQueueLanes
 	// runByRequest is the tasks that MakeDue took out of their lanes for a call.
-	runByRequest = `t.state = 'pending' AND t.lane IS NOT NULL AND ` + inQueueLanes
+	runByRequest = `t.state = 'pending' AND t.claimed_at IS NULL AND t.lane IS NOT NULL AND ` + inQueueLanes
 )
 
 // firstOfLane is when the first waiting task of the lane name is due that has a priority.
@@ -174,7 +174,7 @@ func (s *Store) QueueLoads(ctx context.Context, names []string) ([]task.QueueLoa
 // noTasks is that no task of the queue q waits or runs.
 const noTasks = `NOT EXISTS (SELECT FROM tasks t WHERE t.state = 'waiting' AND t.lane >= q.name || '/' AND t.lane < q.name || '0')
     AND NOT EXISTS (SELECT FROM tasks t WHERE t.claimed_at IS NOT NULL AND t.lane IS NOT NULL AND t.lane >= q.name || '/' AND t.lane < q.name || '0')
-    AND NOT EXISTS (SELECT FROM tasks t WHERE t.state = 'pending' AND t.lane IS NOT NULL AND t.lane >= q.name || '/' AND t.lane < q.name || '0')`
+    AND NOT EXISTS (SELECT FROM tasks t WHERE t.state = 'pending' AND t.claimed_at IS NULL AND t.lane IS NOT NULL AND t.lane >= q.name || '/' AND t.lane < q.name || '0')`
 
 const deleteQueueSQL = `-- name: delete a queue
 DELETE FROM queues q WHERE name = $1 AND version = $2 AND ` + noTasks
