@@ -82,6 +82,9 @@ func (l *checklist) settings() *config.Config {
 	if text := shortSecret(c); text != "" {
 		l.warn("settings", text)
 	}
+	for _, text := range idleSettings(c) {
+		l.warn("settings", text)
+	}
 	if l.failed == before {
 		l.ok("settings", "valid; AUTH is "+strings.Join(c.Auth, ","))
 	}

@@ -35,9 +35,13 @@ func TestCheck(t *testing.T) {
 		"wrong settings":  {map[string]string{"DATABASE_URL": migrated, "PORT": "x", "AUTH": ""}, 1, `FAIL +settings +PORT must be a whole number[^\n]*\n$`},
 		"no database URL": {map[string]string{"DATABASE_URL": "", "AUTH": "", "TARGET_ALLOW_HOSTS": "http://x"}, 1, `FAIL +settings +DATABASE_URL is not set[^\n]*\nFAIL +settings +TARGET_ALLOW_HOSTS: [^\n]*\nFAIL +settings +AUTH is not set[^\n]*\n$`},
 		"tokens":          {map[string]string{"DATABASE_URL": migrated, "AUTH": "jwt,api_key", "API_KEYS": "a:read:" + strings.Repeat("0", 64), "AUTH_SECRET": "hunter2-of-32-bytes-or-more-here", "AUTH_ROLES": "admin:read", "JWT_TARGET_HOSTS": ".melodia.app"}, 0, `^warn .*TARGET_ALLOW_HOSTS\?\nok +settings +valid; AUTH is jwt,api_key\nok +database`},
-		"a weak secret":   {map[string]string{"DATABASE_URL": migrated, "AUTH_SECRET": "hunter2", "JWT_TARGET_HOSTS": ".melodia.app"}, 0, `warn +settings +AUTH_SECRET has fewer than 32 bytes`},
-		"no fit":          {map[string]string{"DATABASE_URL": migrated, "AUTH": "jwt", "AUTH_SECRET": "hunter2", "AUTH_ALGORITHM": "HS256", "AUTH_JWKS_URL": "https://id.example/hunter2", "JWT_TARGET_HOSTS": "x:1", "JWT_ROLES": ""}, 1, `\?\nFAIL +settings +JWT_TARGET_HOSTS: entry 1[^\n]*\nFAIL +settings +JWT_ROLES must name a role[^\n]*\nFAIL +settings +AUTH_JWKS_URL has public keys[^\n]*\nFAIL +settings +AUTH_ROLES is not set`},
-		"no caller":       {map[string]string{"DATABASE_URL": migrated, "AUTH": ""}, 1, `FAIL +settings +AUTH is not set.*\nok +database`},
+		"idle settings": {map[string]string{
+			"DATABASE_URL": migrated, "API_KEYS": "hunter2", "OIDC_AUDIENCE": "hunter2", "OIDC_ALLOW": "hunter2", "AUTH_ROLES": "hunter2", "AUTH_AUDIENCE": "hunter2",
+			"AUTH_JWKS_URL": "hunter2", "AUTH_SECRET": "hunter2", "JWT_ROLES": "hunter2", "SECRETS_DIR": "hunter2",
+		}, 0, `(?s)warn +settings +API_KEYS changes nothing: AUTH does not name api_key\n.* OIDC_AUDIENCE .* OIDC_ALLOW .* AUTH_ROLES .* AUTH_AUDIENCE .* AUTH_JWKS_URL .* AUTH_SECRET changes nothing: AUTH does not name jwt, and JWT_TARGET_HOSTS is not set\nwarn +settings +JWT_ROLES changes nothing: JWT_TARGET_HOSTS is not set\nwarn +settings +SECRETS_DIR changes nothing: SECRET_HOSTS is not set\nok +settings`},
+		"a weak secret": {map[string]string{"DATABASE_URL": migrated, "AUTH_SECRET": "hunter2", "JWT_TARGET_HOSTS": ".melodia.app"}, 0, `warn +settings +AUTH_SECRET has fewer than 32 bytes`},
+		"no fit":        {map[string]string{"DATABASE_URL": migrated, "AUTH": "jwt", "AUTH_SECRET": "hunter2", "AUTH_ALGORITHM": "HS256", "AUTH_JWKS_URL": "https://id.example/hunter2", "JWT_TARGET_HOSTS": "x:1", "JWT_ROLES": ""}, 1, `\?\nFAIL +settings +JWT_TARGET_HOSTS: entry 1[^\n]*\nFAIL +settings +JWT_ROLES must name a role[^\n]*\nFAIL +settings +AUTH_JWKS_URL has public keys[^\n]*\nFAIL +settings +AUTH_ROLES is not set`},
+		"no caller":     {map[string]string{"DATABASE_URL": migrated, "AUTH": ""}, 1, `FAIL +settings +AUTH is not set.*\nok +database`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for key, value := range tt.env {

@@ -130,7 +130,7 @@ func devAuth(c *config.Config) (a authorization, err error) {
 	if c.Auth == nil {
 		c.Auth = []string{"none"} // it listens on loopback only
 	}
-	if !slices.ContainsFunc(c.Auth, func(way string) bool { return way == "api_key" || way == "oidc" || way == "jwt" }) {
+	if !authNames(c, "api_key") && !authNames(c, "oidc") && !authNames(c, "jwt") {
 		return a, nil
 	}
 	a.argument = ` -H "Authorization: Bearer $ORCHESTRATOR_KEY"`

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/melodia/orchestrator/internal/auth"
@@ -43,9 +44,40 @@ func checkBasePath(c *config.Config) error {
 	return nil
 }
 
+// idleSettings returns a warning for each setting that changes nothing, since the one that it
+// belongs to is off.
+func idleSettings(c *config.Config) (warnings []string) {
+	names := func(way string) bool { return authNames(c, way) }
+	for _, s := range []struct {
+		name      string
+		set, used bool
+		why       string
+	}{
+		{"API_KEYS", len(c.APIKeys) > 0, names("api_key"), "AUTH does not name api_key"},
+		{"OIDC_AUDIENCE", c.OIDCAudience != "", names("oidc"), "AUTH does not name oidc"},
+		{"OIDC_ALLOW", len(c.OIDCAllow) > 0, names("oidc"), "AUTH does not name oidc"},
+		{"AUTH_ROLES", len(c.AuthRoles) > 0, names("jwt"), "AUTH does not name jwt"},
+		{"AUTH_AUDIENCE", c.AuthAudience != "", names("jwt"), "AUTH does not name jwt"},
+		{"AUTH_JWKS_URL", c.AuthJWKSURL != "", names("jwt"), "AUTH does not name jwt"},
+		{"AUTH_SECRET", c.AuthSecret != "", names("jwt") || len(c.JWTTargetHosts) > 0, "AUTH does not name jwt, and JWT_TARGET_HOSTS is not set"},
+		{"JWT_ROLES", os.Getenv("JWT_ROLES") != "", len(c.JWTTargetHosts) > 0, "JWT_TARGET_HOSTS is not set"},
+		{"SECRETS_DIR", c.SecretsDir != "", len(c.SecretHosts) > 0, "SECRET_HOSTS is not set"},
+	} {
+		if s.set && !s.used {
+			warnings = append(warnings, s.name+" changes nothing: "+s.why)
+		}
+	}
+	return warnings
+}
+
+// authNames reports whether AUTH names a way for callers to prove who they are.
+func authNames(c *config.Config, way string) bool {
+	return slices.ContainsFunc(c.Auth, func(named string) bool { return strings.TrimSpace(named) == way })
+}
+
 // shortSecret returns a warning where AUTH_SECRET is in use and may be guessed; "" otherwise.
 func shortSecret(c *config.Config) string {
-	inUse := slices.Contains(c.Auth, "jwt") || len(c.JWTTargetHosts) > 0
+	inUse := authNames(c, "jwt") || len(c.JWTTargetHosts) > 0
 	if !inUse || !jwtkey.IsShort(jwtkey.Algorithm(c.AuthAlgorithm), c.AuthSecret) {
 		return ""
 	}
