@@ -200,7 +200,7 @@ func queryProblems(errs task.Errors) []FieldProblem {
 // Counts is how many tasks there are.
 type Counts struct {
 	States           StateCounts `json:"states" doc:"By state."`
-	OldestDueSeconds float64     `json:"oldest_due_seconds" example:"0" doc:"For how long the longest waiting task has been due."`
+	OldestDueSeconds float64     `json:"oldest_due_seconds" example:"0" doc:"For how long the longest waiting task has been due. Tasks that wait for their host, and those of queues that are paused or have limits, do not count: GET /queues shows how long those have been due."`
 }
 
 // StateCounts is how many tasks are in each state.

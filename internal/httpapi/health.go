@@ -36,7 +36,7 @@ type DispatcherCheck struct {
 	Status           string   `json:"status" enum:"ok,short,off,starting,stopped" example:"ok" doc:"short: this instance lacks something to make all its calls, the reason says what, and claims less. off: this instance only takes tasks (DISPATCH=false). starting: it has not registered yet. stopped: it is shutting down."`
 	Reason           string   `json:"reason,omitempty" example:"no name server answers" doc:"With status short: what this instance lacked within the last 10 s, and what to do."`
 	Running          int      `json:"running" example:"3" doc:"Calls under way in this instance."`
-	OldestDueSeconds *float64 `json:"oldest_due_seconds" example:"0" doc:"For how long the longest waiting task has been due, over all instances. Null when the database did not answer."`
+	OldestDueSeconds *float64 `json:"oldest_due_seconds" example:"0" doc:"For how long the longest waiting task has been due, over all instances. Tasks that wait for their host, and those of queues that are paused or have limits, do not count. Null when the database did not answer."`
 }
 
 func (a *API) healthOperation() huma.Operation {

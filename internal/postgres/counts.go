@@ -42,7 +42,7 @@ SELECT
     COALESCE((SELECT count FROM estimate WHERE name = 'task_history_cancelled'), 0)::bigint`
 
 // Counts returns how many tasks there are in each state, and for how long the
-// longest waiting one has been due. Up to some thousands are counted, more are
+// longest waiting one has been due that waits for no limit. Up to some thousands are counted, more are
 // estimated. It is bounded like Find.
 func (s *Store) Counts(ctx context.Context) (counts map[task.State]task.Count, overdue time.Duration, err error) {
 	var counted, estimated [5]int64
@@ -54,12 +54,8 @@ func (s *Store) Counts(ctx context.Context) (counts map[task.State]task.Count, o
 	if err != nil {
 		return nil, 0, fmt.Errorf("count tasks: %w", err)
 	}
-	wait, pending, err := s.NextDue(ctx)
-	if err != nil {
+	if overdue, err = s.overdue(ctx); err != nil {
 		return nil, 0, err
-	}
-	if pending && wait < 0 {
-		overdue = -wait
 	}
 	count := func(i int) task.Count {
 		if counted[i] <= maxCounted {

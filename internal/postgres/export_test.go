@@ -41,6 +41,9 @@ var (
 // QueueLoadsSQL is the statement of QueueLoads.
 var QueueLoadsSQL = queueLoadsSQL
 
+// OverdueInLanesSQL is what Health and Counts ask about queues.
+var OverdueInLanesSQL = overdueInLanesSQL
+
 // CreatePartition are the statements that make one.
 var CreatePartition = createPartition
 

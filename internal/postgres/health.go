@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/melodia/orchestrator/internal/task"
@@ -18,8 +19,8 @@ var (
 	errNoRoom   = errors.New("the database had no room for a task (disk, memory or connections)")
 )
 
-// Health returns for how long the longest waiting task has been due, zero when
-// none is. An error, which wraps [task.ErrUnavailable], says that the database
+// Health returns for how long the longest waiting task has been due that waits for no
+// limit, zero when none is. An error, which wraps [task.ErrUnavailable], says that the database
 // does not answer or takes no tasks: it is read-only, or refused one lately
 // because its disk was full. However many ask at once, one query is under way.
 func (s *Store) Health(ctx context.Context) (overdue time.Duration, err error) {
@@ -47,17 +48,11 @@ func (s *Store) probe(ctx context.Context, askers []struct{}) ([]time.Duration, 
 	if at := s.noRoom.Load(); at != nil && time.Since(*at) < refusalCounts { //nolint:forbidigo // how long ago, not when
 		return nil, fmt.Errorf("%w: %w", task.ErrUnavailable, errNoRoom)
 	}
-	wait, pending, err := s.NextDue(ctx)
+	overdue, err := s.overdue(ctx)
 	if err != nil {
 		return nil, err
 	}
-	answers := make([]time.Duration, len(askers))
-	if pending && wait < 0 {
-		for i := range answers {
-			answers[i] = -wait
-		}
-	}
-	return answers, nil
+	return slices.Repeat([]time.Duration{overdue}, len(askers)), nil
 }
 
 // noteRoom remembers whether the database had room for tasks.

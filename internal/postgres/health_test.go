@@ -29,6 +29,57 @@ func TestHealth(t *testing.T) {
 	}
 }
 
+// What waits for a permit, a resume or its host is no sign that anything is wrong.
+func TestOverdueInQueues(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	lookBack(s)
+	for _, q := range []string{"a", "b", "c", "d", "e", "f", "g", "open", "z"} {
+		exec(t, pool, "INSERT INTO queues (name) VALUES ($1)", q)
+	}
+	for queue, setting := range map[string]string{
+		"a": "paused_at = now()", "b": "max_concurrent = 1", "c": "max_per_second = 1", "d": "key_max_concurrent = 1",
+		"e": "key_max_per_second = 1", "f": "key_ordered = true", "g": "defaults = '{}'",
+	} {
+		exec(t, pool, "UPDATE queues SET "+setting+" WHERE name = $1", queue)
+	}
+	exec(t, pool, "INSERT INTO queue_keys (queue, key, version, max_concurrent) VALUES ('z', 'limited', 1, 1)")
+	due := func(wait string, change ...func(*task.Task)) {
+		t.Helper()
+		tk := newTask(change...)
+		insert(t, s, tk)
+		exec(t, pool, "UPDATE tasks SET run_at = now() - $2::interval WHERE id = $1", [16]byte(tk.ID), wait)
+	}
+	want := func(hours float64) {
+		t.Helper()
+		_, counted, countErr := s.Counts(t.Context())
+		healthy, healthErr := s.Health(t.Context())
+		for _, overdue := range []time.Duration{counted, healthy} {
+			if got := overdue.Hours(); got < hours || got > hours+0.9 || countErr != nil || healthErr != nil {
+				t.Errorf("the longest waiting task has been due for %.1f hours (%v, %v), want %.0f", got, countErr, healthErr, hours)
+			}
+		}
+	}
+	for _, queue := range []string{"a", "b", "c", "d", "e", "f"} {
+		for _, key := range []string{"k", "k2"} {
+			due("9 hours", inQueue(queue, key, task.High))
+		}
+	}
+	due("9 hours", inQueue("z", "limited", task.Normal))
+	due("9 hours", inQueue("z", "held", task.Normal), func(tk *task.Task) { tk.HeldHost = playsHost })
+	due("9 hours", func(tk *task.Task) { tk.HeldHost = playsHost })
+	due("-1 hour", inQueue("open", "", task.Normal))
+	want(0)
+	due("1 hour", inQueue("z", "", task.High))
+	want(1)
+	due("2 hours", inQueue("open", "k", task.Low))
+	want(2)
+	due("3 hours", inQueue("g", "k", task.Normal))
+	want(3)
+	due("4 hours")
+	want(4)
+}
+
 func TestHealthOfAReadOnlyDatabase(t *testing.T) {
 	t.Parallel()
 	url := pgtest.URL(t)

@@ -107,6 +107,7 @@ func TestPlans(t *testing.T) {
 				{"hold_back", postgres.HoldBackSQL, "('{https://plays.melodia.app}', now() - interval '1 hour', 5000)", "tasks_due"},
 				{"hold_back_in_lane", postgres.HoldBackInLaneSQL, "('{https://plays.melodia.app}', 'q1/1', 'q1', '1', 5000)", "tasks_waiting"},
 				{"lanes", postgres.LanesSQL, "('', 1000)", "tasks_waiting"},
+				{"overdue", postgres.OverdueInLanesSQL, "", "tasks_waiting"},
 				{"expire", postgres.ExpireSQL, "(1000)", "tasks_waiting_expiry"},
 				{"due", postgres.NextDueSQL, "(now() - interval '1 hour')", "tasks_due"},
 				{"cancelled", postgres.CancelledSQL, "(" + aWorker + ")", "tasks_cancel_requested"},
