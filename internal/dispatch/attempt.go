@@ -74,7 +74,7 @@ func (d *Dispatcher) claimDue(ctx context.Context) {
 				declined++
 			}
 		}
-		d.slots.fetched(d.slots.plain, limit, len(claims))
+		d.slots.fetched(d.slots.plain, limit, len(claims), len(claims) == limit)
 		switch {
 		case err != nil:
 			d.log.Error("claiming failed", "error", err)

@@ -657,7 +657,7 @@ func (d *Dispatcher) claimLanes(ctx context.Context) {
 			return most, running, again
 		})
 		if len(asks) == 0 {
-			d.slots.fetched(d.slots.laned, limit, 0)
+			d.slots.fetched(d.slots.laned, limit, 0, false)
 			continue
 		}
 		// The end of ctx does not cut it short: the instance must know what it claimed.
@@ -670,8 +670,8 @@ func (d *Dispatcher) claimLanes(ctx context.Context) {
 			j.slot = d.slots.laned
 			d.startLaned(j)
 		}
-		d.slots.fetched(d.slots.laned, limit, len(claims))
 		if err != nil {
+			d.slots.fetched(d.slots.laned, limit, 0, false)
 			d.lanes.giveBack(asks)
 			d.log.Error("claiming from lanes failed", "error", err)
 			failing = longer(failing, d.options.PollInterval)
@@ -680,6 +680,7 @@ func (d *Dispatcher) claimLanes(ctx context.Context) {
 		}
 		failing = 0
 		d.lanes.answer(states, byLane, limit, jitter(d.options.PollInterval))
+		d.slots.fetched(d.slots.laned, limit, len(claims), d.lanes.ready.Load() > 0)
 		for _, state := range states {
 			if len(state.Held) > 0 {
 				d.heldBack.add(state.Lane)

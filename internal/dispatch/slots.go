@@ -132,11 +132,12 @@ func (s *slots) count(c *claimant, n int) {
 	c.taken += n
 }
 
-// fetched notes that a claim for limit slots returned count tasks. It frees the slots that are left.
-func (s *slots) fetched(c *claimant, limit, count int) {
+// fetched notes that a claim for limit slots returned count tasks, and whether it left some that
+// are due. It frees the slots that are left.
+func (s *slots) fetched(c *claimant, limit, count int, more bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c.backlog = count == limit
+	c.backlog = count > 0 && more
 	s.count(c, count-limit)
 	s.notify()
 }

@@ -76,7 +76,7 @@ func playSlots(size int, steps []step) string {
 				j := &job{slot: by}
 				assigned(j, s.assign(j))
 			}
-			s.fetched(by, claims[0].limit, count)
+			s.fetched(by, claims[0].limit, count, claims[0].limit == count)
 			claims = claims[1:]
 		case "reserve":
 			if s.reserve() {
@@ -137,7 +137,7 @@ func playSlots(size int, steps []step) string {
 
 	// When all is over, all slots are free.
 	for _, c := range claims {
-		s.fetched(c.by, c.limit, 0)
+		s.fetched(c.by, c.limit, 0, c.limit == 0)
 	}
 	for range reserved {
 		s.giveBack()
@@ -207,14 +207,14 @@ func TestTakeLeavesRoomForSubmissions(t *testing.T) {
 	if !s.reserve() {
 		t.Error("a submission found no slot beside the claim")
 	}
-	s.fetched(s.plain, 5, 5)
+	s.fetched(s.plain, 5, 5, 5 == 5)
 	if s.reserve() {
 		t.Error("a submission got a slot before the tasks of a backlog")
 	}
 	if got := s.take(s.plain); got != 3 {
 		t.Errorf("a claim takes %d of 3 free slots in a backlog, want all", got)
 	}
-	s.fetched(s.plain, 3, 2)
+	s.fetched(s.plain, 3, 2, 3 == 2)
 	if got := s.minFetch(s.plain); got != 1 {
 		t.Errorf("minFetch is %d without a backlog, want 1", got)
 	}
@@ -352,7 +352,7 @@ func TestSlotsAreShared(t *testing.T) {
 	}
 	wants := func() bool { return true }
 	take(s.plain, 10)
-	s.fetched(s.plain, 10, 8)
+	s.fetched(s.plain, 10, 8, 10 == 8)
 	s.laned.wants = wants
 	take(s.plain, 0) // 2 are free, and lanes lack 5
 	take(s.laned, 2)
@@ -363,4 +363,22 @@ func TestSlotsAreShared(t *testing.T) {
 	s.count(s.laned, -5)
 	s.laned.wants = never
 	take(s.plain, 5)
+}
+
+// A claim from lanes that was not full leaves a backlog where other lanes have due tasks, as limits
+// bound what it got.
+func TestBacklogOfLanes(t *testing.T) {
+	t.Parallel()
+	s := newSlots(40)
+	for _, tt := range []struct {
+		count int
+		more  bool
+		want  int // free slots worth a claim
+	}{{0, true, 1}, {5, false, 1}, {5, true, 10}} {
+		limit := s.take(s.laned)
+		s.fetched(s.laned, limit, tt.count, tt.more)
+		if got := s.minFetch(s.laned); got != tt.want {
+			t.Errorf("after %d of %d, more: %t: a claim is worth %d free slots, want %d", tt.count, limit, tt.more, got, tt.want)
+		}
+	}
 }

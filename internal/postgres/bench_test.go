@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"testing"
 
@@ -98,4 +99,52 @@ func finishAll(ctx context.Context, b *testing.B, s *postgres.Store, claims []*t
 		})
 	}
 	finishing.Wait()
+}
+
+// One operation is one task, claimed in batches of 100 from lanes whose queue or keys have a limit.
+func BenchmarkClaimLanes(b *testing.B) {
+	for name, bb := range map[string]struct{ queues, keys, most int }{
+		"10 queues":       {10, 0, 10},
+		"50 keys, 2 each": {1, 50, 2},
+	} {
+		b.Run(name, func(b *testing.B) {
+			s, worker := openForBenchmark(b)
+			queue := func(n int) string { return fmt.Sprint("q", n%bb.queues) }
+			key := func(n int) string {
+				if bb.keys == 0 {
+					return ""
+				}
+				return fmt.Sprint(n / bb.most)
+			}
+			for n := range bb.queues {
+				q := task.Queue{Name: queue(n)}
+				q.MaxConcurrent, q.PerKey.MaxConcurrent = 1_000_000, bb.most
+				if _, err := s.PutQueue(b.Context(), q); err != nil {
+					b.Fatal(err)
+				}
+			}
+			for first := 0; first < b.N; first += 500 {
+				var some task.Batch
+				for n := first; n < min(first+500, b.N); n++ {
+					some.Tasks = append(some.Tasks, newTask(inQueue(queue(n), key(n), task.Normal)))
+				}
+				if err := s.InsertBatch(b.Context(), &some); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			for claimed := 0; claimed < b.N; {
+				var asks []task.LaneAsk
+				for n := range max(bb.keys, bb.queues) {
+					asks = append(asks, task.LaneAsk{Lane: task.LaneOf(queue(n), key(claimed+n*bb.most), ""), Most: bb.most})
+				}
+				claims, _, err := s.ClaimLanes(b.Context(), worker, asks, nil, 100)
+				if err != nil || len(claims) == 0 {
+					b.Fatalf("ClaimLanes = %d tasks, %v, after %d", len(claims), err, claimed)
+				}
+				claimed += len(claims)
+			}
+		})
+	}
 }
