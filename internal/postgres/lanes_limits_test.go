@@ -407,3 +407,63 @@ func TestExpire(t *testing.T) {
 		t.Errorf("the others are %q, want the plain one pending and two waiting", got)
 	}
 }
+
+// F8: plain tasks write no entry into an index of lanes, from their submission to their end:
+// the indexes' pages do not change.
+func TestF8PlainTasksAreInNoIndexOfLanes(t *testing.T) {
+	t.Parallel()
+	s, pool := newStore(t)
+	worker := register(t, s)
+	indexes := query[[]string](t, pool, `SELECT array_agg(indexrelid::regclass::text ORDER BY 1) FROM pg_index
+		WHERE indrelid = 'tasks'::regclass AND pg_get_indexdef(indexrelid) ~ 'lane|waiting'`)
+	if len(indexes) == 0 {
+		t.Fatal("no index of lanes was found")
+	}
+	// The bytes of an index grow with its entries, also where those are dead.
+	sizes := func() (bytes int64) {
+		return query[int64](t, pool, `SELECT sum(pg_relation_size(indexrelid)) FROM pg_index
+			WHERE indrelid = 'tasks'::regclass AND pg_get_indexdef(indexrelid) ~ 'lane|waiting'`)
+	}
+	live := func(n int, change ...func(*task.Task)) {
+		t.Helper()
+		for range n {
+			tk := newTask(change...)
+			insert(t, s, tk)
+			for range 2 {
+				c, err := s.ClaimOne(t.Context(), worker, tk.ID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				finish(t, s, c, task.Decision{State: task.Pending, Counted: true})
+			}
+			if tk.ID[15]%2 == 0 {
+				c, err := s.ClaimOne(t.Context(), worker, tk.ID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				finish(t, s, c, done)
+			}
+		}
+	}
+	before := sizes()
+	live(30)
+	c, err := s.InsertClaimed(t.Context(), worker, newTask())
+	if err != nil {
+		t.Fatal(err)
+	}
+	silence(t, pool, worker)
+	if _, err := s.Reap(t.Context(), register(t, s), nil, lease); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.MakeDue(t.Context(), c.Task.ID); err != nil {
+		t.Fatal(err)
+	}
+	if after := sizes(); after != before {
+		t.Errorf("plain tasks have written %d bytes into %q", after-before, indexes)
+	}
+	worker = register(t, s)
+	live(1, inQueue("mail", "k", task.Normal))
+	if after := sizes(); after == before {
+		t.Error("a task of a queue has written nothing: the sizes do not show what is written")
+	}
+}
