@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"fmt"
 	"maps"
 	"net/http"
 	"net/url"
@@ -33,6 +34,9 @@ func (a *API) parameters(of any) (documented []*huma.Param) {
 			name, style, _ := strings.Cut(f.Tag.Get(in), ",")
 			if name == "" {
 				continue
+			}
+			if in == "header" && name != http.CanonicalHeaderKey(name) {
+				panic(fmt.Sprintf("header %s is not spelt as requests have it", name))
 			}
 			schema := huma.SchemaFromField(a.registry, f, "")
 			p := &huma.Param{Name: name, In: in, Description: schema.Description, Required: in == "path", Schema: schema}
@@ -86,7 +90,7 @@ func (a *API) parseParams(r *http.Request, into reflect.Value) (found []FieldPro
 		case "query":
 			values = query[p.name]
 		case "header":
-			values = r.Header[http.CanonicalHeaderKey(p.name)]
+			values = r.Header[p.name]
 		}
 		message, kind := p.parse(into.FieldByIndex(p.index), values)
 		if message != "" {

@@ -997,3 +997,26 @@ func (s *service) logged(a *answer, cause string) {
 		s.t.Errorf("%d lines of the log have the answer's instance, want 1:\n%s", found, clipped(s.log.String()))
 	}
 }
+
+// What is shown is not what is sent: the task keeps the values of its secret headers.
+func TestRedactLeavesTheTask(t *testing.T) {
+	t.Parallel()
+	headers := map[string]string{"X-Tenant": "melodia", "Authorization": "Bearer a", "Cookie": "b"}
+	want := maps.Clone(headers)
+	shown := redact(headers)
+	if diff := cmp.Diff(want, headers); diff != "" {
+		t.Errorf("the task's headers changed (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(map[string]string{"X-Tenant": "melodia", "Authorization": redacted, "Cookie": redacted}, shown); diff != "" {
+		t.Errorf("shown (-want +got):\n%s", diff)
+	}
+}
+
+// Most fields of most tasks are empty, and are so in each answer.
+func TestPresentDoesNotAllocate(t *testing.T) {
+	var shown Task
+	kept := &shown // on the heap, as an answer is
+	if n := testing.AllocsPerRun(100, func() { kept.Queue, kept.Reason = present(""), present(task.Reason("")) }); n != 0 {
+		t.Errorf("fields that are not there take %v allocations, want 0", n)
+	}
+}
