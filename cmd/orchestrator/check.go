@@ -34,10 +34,10 @@ func (l *checklist) fail(topic string, err error) {
 	l.line("FAIL", topic, strings.Join(strings.Fields(err.Error()), " "))
 }
 
-// failEach is fail of each line of an error, which has one for each mistake.
-func (l *checklist) failEach(topic string, err error) {
+// failSettings writes a line for each mistake of the settings: each line of the error.
+func (l *checklist) failSettings(err error) {
 	for line := range strings.Lines(err.Error()) {
-		l.fail(topic, errors.New(line))
+		l.fail("settings", errors.New(line))
 	}
 }
 
@@ -63,19 +63,19 @@ func (l *checklist) settings() *config.Config {
 	before := l.failed
 	c, err := load()
 	if err != nil {
-		l.failEach("settings", err)
+		l.failSettings(err)
 	}
 	if c == nil {
 		return nil
 	}
 	if err := checkBasePath(c); err != nil {
-		l.failEach("settings", err)
+		l.failSettings(err)
 	}
 	if _, err := deliverOptions(c); err != nil {
-		l.failEach("settings", err)
+		l.failSettings(err)
 	}
 	if authenticator, err := newAuthenticator(c); err != nil {
-		l.failEach("settings", err)
+		l.failSettings(err)
 	} else {
 		authenticator.Close()
 	}
