@@ -20,9 +20,29 @@ import (
 	"github.com/melodia/orchestrator/internal/devdb"
 )
 
+const (
+	// flowControlTests are those of lanes, limits and hosts, and of the contract of stores.
+	flowControlTests = "F[0-9]+|Lane|Queue|Limit|Rate|Host|Order|Permit|Expire|StoreContract"
+	// otherTests say nothing of the connection to the database: they are about documents, callers,
+	// logs and the start, or plan statements by themselves.
+	otherTests = "^Test(Plans|FindPlans|ClaimAmongAMillion|DocumentedCommands|DocumentedPython|DocumentsLinks|GeneratedClients|ThreatModelNamesTests|" +
+		"Attackers|BehindIAM|IssuerAway|LogThatIsNotRead|DescriptorsRunOut|CertificatesThatCannotBeRead|Profiles|Dev)$"
+)
+
 // What the normal suite says of the store and of the whole process holds behind
 // pgbouncer in transaction mode too.
 func TestSuiteBehindPgbouncer(t *testing.T) {
+	behindPgbouncer(t, "-skip="+otherTests+"|"+flowControlTests)
+}
+
+// F11: so does what it says of queues, limits and hosts.
+func TestF11FlowControlBehindPgbouncer(t *testing.T) {
+	behindPgbouncer(t, "-run="+flowControlTests, "-skip="+otherTests)
+}
+
+// behindPgbouncer runs the normal suite behind pgbouncer.
+func behindPgbouncer(t *testing.T, flags ...string) {
+	t.Helper()
 	server, err := devdb.Start(t.Context(), devdb.Options{Temporary: true})
 	if err != nil {
 		t.Fatal(err)
@@ -36,7 +56,8 @@ func TestSuiteBehindPgbouncer(t *testing.T) {
 		url, stop := startPgbouncer(t, server.URL("postgres"))
 		// Without the tag, wherever it came from: this test must not run itself.
 		// One package at a time: in each database they share four connections to the server.
-		suite := exec.CommandContext(t.Context(), "go", "test", "-tags=", "-count=1", "-timeout=20m", "-p=1", "-parallel=4", "./internal/postgres/...", "./internal/e2e", "./cmd/orchestrator")
+		args := append([]string{"test", "-tags=", "-count=1", "-timeout=20m", "-p=1", "-parallel=4"}, flags...)
+		suite := exec.CommandContext(t.Context(), "go", append(args, "./internal/postgres/...", "./internal/e2e", "./cmd/orchestrator")...)
 		suite.Dir = repository
 		suite.Env = append(os.Environ(), "TEST_DATABASE_URL="+url)
 		output, err := suite.CombinedOutput()
