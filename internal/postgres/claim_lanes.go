@@ -225,6 +225,8 @@ type laneClaim struct {
 	now       time.Time // by the database's clock
 
 	lanes []*askedLane
+	// locked is the rows of queues and hosts that the claim has locked.
+	locked map[string]bool
 	// queues, keys and hosts are those of the lanes that may have limits, each once.
 	queues, keys, hosts []*limited
 
@@ -308,7 +310,6 @@ func (s *Store) claimFrom(ctx context.Context, c *laneClaim) error {
 
 // look begins the transaction, locks what the lanes have in common, and reads what there is to know.
 func (s *Store) look(ctx context.Context, conn *pgxpool.Conn, c *laneClaim) error {
-	var locked, lockedHosts []string
 	known := make(map[*limited]bool)
 	b := &pgx.Batch{}
 	b.Queue(beginSQL)
@@ -319,7 +320,18 @@ func (s *Store) look(ctx context.Context, conn *pgxpool.Conn, c *laneClaim) erro
 		hostRows[i], hostsMost[i] = h.row, int32(min(h.most, 1<<30)) //nolint:gosec // bounded
 	}
 	b.Queue(s.sql.lockLanes, queues, hostRows, strconv.Itoa(int(callTimeout.Milliseconds()))).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&c.now, &locked, &lockedHosts, nil)
+		var lockedQueues, lockedHosts []string
+		if err := row.Scan(&c.now, &lockedQueues, &lockedHosts, nil); err != nil {
+			return err
+		}
+		c.locked = make(map[string]bool, len(lockedQueues)+len(lockedHosts))
+		for _, queue := range lockedQueues {
+			c.locked[queue+"/"] = true
+		}
+		for _, row := range lockedHosts {
+			c.locked[row] = true
+		}
+		return nil
 	})
 	if len(queues) > 0 {
 		b.Queue(s.sql.queueLimits, queues, queuesFrom).Query(func(rows pgx.Rows) error {
@@ -332,7 +344,7 @@ func (s *Store) look(ctx context.Context, conn *pgxpool.Conn, c *laneClaim) erro
 				for _, l := range q.lanes {
 					l.paused = paused
 				}
-				s.limit(c, q, &r)
+				s.limit(c, q, q.row, &r)
 				return nil
 			})
 			return err
@@ -349,7 +361,7 @@ func (s *Store) look(ctx context.Context, conn *pgxpool.Conn, c *laneClaim) erro
 			_, err := pgx.ForEachRow(rows, []any{&place, &made, &r.running, &r.oldest}, func() error {
 				h := c.hosts[place]
 				r.maxConcurrent = &h.most
-				s.limit(c, h, &r)
+				s.limit(c, h, h.row, &r)
 				if !made {
 					c.unmade = append(c.unmade, h.row)
 				}
@@ -363,8 +375,8 @@ func (s *Store) look(ctx context.Context, conn *pgxpool.Conn, c *laneClaim) erro
 		return err
 	}
 	// A queue that has no row was deleted while its task came: it has no limits.
-	for i, q := range c.queues {
-		others := known[q] && !slices.Contains(locked, queues[i])
+	for _, q := range c.queues {
+		others := known[q] && !c.locked[q.row]
 		for _, l := range q.lanes {
 			l.queue, l.others = q.permits, others
 		}
@@ -375,9 +387,8 @@ func (s *Store) look(ctx context.Context, conn *pgxpool.Conn, c *laneClaim) erro
 		}
 	}
 	for _, h := range c.hosts {
-		others := !slices.Contains(lockedHosts, h.row)
 		for _, l := range h.lanes {
-			l.host, l.others = h.permits, l.others || others
+			l.host, l.others = h.permits, l.others || !c.locked[h.row]
 		}
 	}
 	for _, l := range c.lanes {
@@ -412,15 +423,16 @@ func (r *limitedRow) dests() []any {
 	return append(r.limitsRow.dests(), &r.used, &r.at, &r.running, &r.oldest)
 }
 
-// limit notes the limits that one has.
-func (s *Store) limit(c *laneClaim, one *limited, r *limitedRow) {
+// limit notes the limits that one has, and which row claims of its tasks lock. Without that lock a claim may be
+// under way since long ago whose tasks were not counted.
+func (s *Store) limit(c *laneClaim, one *limited, lock string, r *limitedRow) {
 	limits := r.limits()
 	if limits.MaxConcurrent == 0 && limits.MaxPerSecond == 0 {
 		return
 	}
 	one.at = zeroNull(r.at)
 	one.permits = newPermits(limits, r.running, zeroNull(r.used), one.at, c.now)
-	if r.running < limits.MaxConcurrent { // all of them were counted
+	if c.locked[lock] && r.running < limits.MaxConcurrent { // all of them were counted
 		s.laneMarks.ran(one.row, zeroNull(r.oldest), c.now, c.began)
 	}
 }
@@ -447,7 +459,7 @@ func (s *Store) lookAtKeys(b *pgx.Batch, c *laneClaim) {
 		_, err := pgx.ForEachRow(rows, append(append([]any{&place, &ordered}, r.dests()...), &id, &lane, &state, &runAt, &wait, &first.priority, &host), func() error {
 			k := c.keys[place]
 			k.ordered = ordered
-			s.limit(c, k, &r)
+			s.limit(c, k, queues[place]+"/", &r)
 			if !ordered {
 				return nil
 			}

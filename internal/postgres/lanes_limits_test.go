@@ -115,6 +115,53 @@ func TestF1AllRunningTasksCount(t *testing.T) {
 	}
 }
 
+// A claim that the database holds up, as where a standby does not confirm its commit, counts from when it began.
+// What others see meanwhile, without the lock, is not taken for all that runs.
+func TestF1ClaimIsHeldUp(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		lock string
+		ask  task.LaneAsk
+	}{
+		"queue": {`SELECT FROM queues WHERE name = 'mail' FOR NO KEY UPDATE`, task.LaneAsk{Lane: "mail/", Most: 10}},
+		"key":   {`SELECT FROM queues WHERE name = 'plays' FOR NO KEY UPDATE`, task.LaneAsk{Lane: "plays/k", Most: 10}},
+		"host":  {`SELECT FROM lanes WHERE name = ' ` + playsHost + `' FOR UPDATE`, task.LaneAsk{Lane: task.Lane("free/").At(playsHost), Most: 10, Running: 3}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, pool := newStore(t)
+			worker := register(t, s)
+			exec(t, pool, `INSERT INTO queues (name, max_concurrent, key_max_concurrent) VALUES ('mail', 3, NULL), ('plays', NULL, 3), ('free', NULL, NULL)`)
+			for range 6 {
+				insert(t, s, newTask(inQueue(tt.ask.Lane.Queue(), tt.ask.Lane.Key(), task.Normal)))
+			}
+			exec(t, pool, `UPDATE tasks SET lane = $1`, string(tt.ask.Lane))
+			claimLanes(t, s, newID(), 10, tt.ask) // which makes the row of the host
+			s.ForgetMarks()
+			other, err := pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = other.Rollback(context.WithoutCancel(t.Context())) }()
+			for _, sql := range []string{tt.lock, `UPDATE tasks SET state = 'running', claim = 1, worker_id = (SELECT id FROM workers), claimed_at = now() - interval '10 s', first_claimed_at = now()
+				WHERE id IN (SELECT id FROM tasks ORDER BY id LIMIT 3)`} {
+				if _, err := other.Exec(t.Context(), sql); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got, states := claimLanes(t, s, worker, 10, tt.ask); len(got) != 0 || states[tt.ask.Lane].Blocked != task.BlockedByOthers {
+				t.Fatalf("claimed %d, %+v, while another claim has the lock", len(got), states[tt.ask.Lane])
+			}
+			if err := other.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got, _ := claimLanes(t, s, worker, 10, tt.ask); len(got) != 0 {
+				t.Errorf("%d more while 3 of 3 run", len(got))
+			}
+		})
+	}
+}
+
 // The time for retries begins with the first claim that made an attempt.
 func TestGivenBackWithoutAnAttempt(t *testing.T) {
 	t.Parallel()
