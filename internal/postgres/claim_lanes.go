@@ -169,10 +169,12 @@ UPDATE tasks t SET lane = t.lane || ' ' || ` + hostOfURL("t.url") + `
 WHERE t.ctid = ANY (ARRAY(SELECT tid FROM locked)) AND ` + hostOfURL("t.url") + ` IS NOT NULL`
 
 	// keepLanesSQL keeps what is used up of rates, and the heads of ordered keys. Only who has the lock of the
-	// queue writes to these rows; the sweep does not wait.
+	// queue writes to these rows; the sweep does not wait. A head that was changed meanwhile is none: it may be
+	// due much later.
 	keepLanesSQL = `-- name: keep what is left of rates
 INSERT INTO lanes AS l (name, claimed_at, burst_used, head)
-SELECT * FROM unnest($2::text[], $3::timestamptz[], $4::float8[], $5::uuid[]) WHERE EXISTS (SELECT FROM workers WHERE id = $1)
+SELECT * FROM unnest($2::text[], $3::timestamptz[], $4::float8[], $5::uuid[]) k (name, claimed_at, burst_used, head)
+WHERE EXISTS (SELECT FROM workers WHERE id = $1) AND (k.head IS NULL OR EXISTS (SELECT FROM tasks t WHERE t.id = k.head AND t.worker_id = $1))
 ORDER BY 1
 ON CONFLICT (name) DO UPDATE SET claimed_at = excluded.claimed_at, burst_used = excluded.burst_used, head = excluded.head`
 

@@ -420,6 +420,28 @@ func TestClaimOfTasksThatChange(t *testing.T) {
 	}
 }
 
+// The first task of an ordered key that is put off in the midst of a claim does not keep the others waiting.
+func TestClaimOfAHeadThatChanges(t *testing.T) {
+	t.Parallel()
+	url := pgtest.URL(t)
+	s, pool := openStore(t, url), openPool(t, url)
+	worker := register(t, s)
+	exec(t, pool, `INSERT INTO queues (name, key_ordered) VALUES ('mail', true)`)
+	head, next := newTask(inQueue("mail", "k", task.Normal)), newTask(inQueue("mail", "k", task.Normal))
+	insert(t, s, head, next)
+	s.LookIntoLanesUntil(advisoryLock)
+	whileLocked(t, pool, func() {
+		if claims, _, err := s.ClaimLanes(t.Context(), worker, ask("mail/k"), nil, 10); len(claims) != 0 || err != nil {
+			t.Errorf("claimed %v, %v, want none", ids(claims), err)
+		}
+	}, func() {
+		exec(t, pool, `UPDATE tasks SET run_at = now() + interval '1 hour' WHERE id = $1`, [16]byte(head.ID))
+	})
+	if got, _ := claimLanes(t, s, worker, 10, ask("mail/k")...); len(got) != 1 || got[0].Task.ID != next.ID {
+		t.Errorf("claimed %v, want %s", ids(got), next.ID)
+	}
+}
+
 // What has expired in a lane is claimed as a plain task is; all else stays where it is.
 func TestExpire(t *testing.T) {
 	t.Parallel()
