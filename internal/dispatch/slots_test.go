@@ -137,7 +137,7 @@ func playSlots(size int, steps []step) string {
 
 	// When all is over, all slots are free.
 	for _, c := range claims {
-		s.fetched(c.by, c.limit, 0, c.limit == 0)
+		s.fetched(c.by, c.limit, 0, false)
 	}
 	for range reserved {
 		s.giveBack()
@@ -207,14 +207,14 @@ func TestTakeLeavesRoomForSubmissions(t *testing.T) {
 	if !s.reserve() {
 		t.Error("a submission found no slot beside the claim")
 	}
-	s.fetched(s.plain, 5, 5, 5 == 5)
+	s.fetched(s.plain, 5, 5, true)
 	if s.reserve() {
 		t.Error("a submission got a slot before the tasks of a backlog")
 	}
 	if got := s.take(s.plain); got != 3 {
 		t.Errorf("a claim takes %d of 3 free slots in a backlog, want all", got)
 	}
-	s.fetched(s.plain, 3, 2, 3 == 2)
+	s.fetched(s.plain, 3, 2, false)
 	if got := s.minFetch(s.plain); got != 1 {
 		t.Errorf("minFetch is %d without a backlog, want 1", got)
 	}
@@ -352,7 +352,7 @@ func TestSlotsAreShared(t *testing.T) {
 	}
 	wants := func() bool { return true }
 	take(s.plain, 10)
-	s.fetched(s.plain, 10, 8, 10 == 8)
+	s.fetched(s.plain, 10, 8, false)
 	s.laned.wants = wants
 	take(s.plain, 0) // 2 are free, and lanes lack 5
 	take(s.laned, 2)
