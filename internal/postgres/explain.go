@@ -34,7 +34,7 @@ LEFT JOIN LATERAL (` + flowFacts + `) f ON t.state = 'waiting'`
 }
 
 // flowFacts is a [task.Flow] of t, in the order of flowRow. What a claim reads of lanes and
-// limits is in claimLanesSQL.
+// limits is in queueLimitsSQL and keyLimitsSQL.
 var flowFacts = `
     SELECT q.paused_at, q.max_concurrent, q.max_per_second, q.burst,
         (SELECT count(*) FROM (SELECT FROM tasks a WHERE ` + runningIn(`l.queue_row`, `t.queue || '0'`) + ` LIMIT $3) r) AS queue_running,
