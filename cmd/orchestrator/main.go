@@ -79,10 +79,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	err := runCommand(ctx, command, args, stdout, stderr)
 	if errors.Is(err, errUsage) {
-		if text, ok := strings.CutPrefix(err.Error(), errUsage.Error()+": "); ok {
-			fmt.Fprintln(stderr, "orchestrator:", text)
-		}
-		fmt.Fprint(stderr, usage)
+		fmt.Fprintf(stderr, "orchestrator: %s\n%s", strings.TrimPrefix(err.Error(), errUsage.Error()+": "), usage)
 		return 2
 	}
 	if err != nil {
@@ -94,12 +91,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// runCommand carries out one command with its arguments. It returns errUsage where there
-// is no such command, or where it does not take such arguments.
+// runCommand carries out one command with its arguments. It returns an error that wraps
+// errUsage where there is no such command, or where it does not take such arguments.
 func runCommand(ctx context.Context, command string, args []string, stdout, stderr io.Writer) error {
 	takes := map[string]int{"key": 2}[command]
 	if command != "dev" && len(args) != takes { // dev reads flags
-		return errUsage
+		return fmt.Errorf("%w: there is no command %s with so many arguments", errUsage, command)
 	}
 	switch command {
 	case "serve":
@@ -123,7 +120,7 @@ func runCommand(ctx context.Context, command string, args []string, stdout, stde
 		_, err := fmt.Fprint(stdout, usage)
 		return err
 	default:
-		return errUsage
+		return fmt.Errorf("%w: there is no command %s", errUsage, command)
 	}
 }
 

@@ -83,10 +83,10 @@ func TestCommands(t *testing.T) {
 		"version":            {[]string{"version"}, 0, "dev\n", ""},
 		"help":               {[]string{"help"}, 0, usage, ""},
 		"help as a flag":     {[]string{"--help"}, 0, usage, ""},
-		"an unknown command": {[]string{"srve"}, 2, "", usage},
-		"a key for nobody":   {[]string{"key", "plays"}, 2, "", usage},
+		"an unknown command": {[]string{"srve"}, 2, "", "orchestrator: there is no command srve\n" + usage},
+		"a key for nobody":   {[]string{"key", "plays"}, 2, "", "orchestrator: there is no command key with so many arguments\n" + usage},
 		"a key for nothing":  {[]string{"key", "plays", "write"}, 1, "", "orchestrator: scopes must be of submit, read, manage, internal, joined by +\n"},
-		"too many arguments": {[]string{"version", "now"}, 2, "", usage},
+		"too many arguments": {[]string{"version", "now"}, 2, "", "orchestrator: there is no command version with so many arguments\n" + usage},
 	} {
 		var stdout, stderr bytes.Buffer
 		if code := run(t.Context(), tt.args, &stdout, &stderr); code != tt.code || stdout.String() != tt.stdout || stderr.String() != tt.stderr {
