@@ -133,7 +133,7 @@ func (a *Authenticator) Close() {
 
 // What is wrong with the credentials of a request, as the end of a sentence for the caller.
 var (
-	errNone     = errors.New("no credentials came; send one of them as Authorization: Bearer …, an API key also as X-Api-Key")
+	errNone     = errors.New("no credentials came; send a key or token as Authorization: Bearer …, or a key as X-Api-Key")
 	errSeveral  = errors.New("more than one credential came; send one, in one header")
 	errScheme   = errors.New("the Authorization header must be Bearer, a space, and an API key or token")
 	errKey      = errors.New("the API key is not one of this service's")

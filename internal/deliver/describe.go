@@ -28,7 +28,7 @@ func describe(err error) string {
 		return describeLookup(dnsErr)
 	}
 	if errors.Is(err, errPassedOver) {
-		return "no address that the target policy admits could be reached"
+		return "no address that the target policy allows could be reached"
 	}
 	for _, known := range []struct {
 		err  error

@@ -94,7 +94,7 @@ func TestCallbacksAreHeldToTheSettings(t *testing.T) {
 			if url == target || url == target+"/ended" {
 				return nil
 			}
-			return errors.New("names a host that the target policy does not admit")
+			return errors.New("names a host that the target policy does not allow")
 		})
 		o.Secrets = fakeSecrets(func(name, url string) error {
 			if name == "known" && url == target+"/ended" {

@@ -88,7 +88,7 @@ func TestEveryRouteNeedsItsScope(t *testing.T) {
 		if got := a.header.Get("WWW-Authenticate"); got != `Bearer realm="orchestrator"` {
 			t.Errorf("%s %s: got WWW-Authenticate %q", method, path, got)
 		}
-		if got := a.detail(); got != "It is not known who calls: no credentials came." {
+		if got := a.detail(); got != "The service cannot tell who calls: no credentials came." {
 			t.Errorf("%s %s: got %q", method, path, got)
 		}
 

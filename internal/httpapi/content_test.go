@@ -405,7 +405,7 @@ func TestWorkRefusesWhatPubSubPushes(t *testing.T) {
 	s := newService(t, func(o *settings) {
 		o.Policy = fakePolicy(func(url string) error {
 			if strings.Contains(url, "forbidden") {
-				return errors.New("names a host that the target policy does not admit")
+				return errors.New("names a host that the target policy does not allow")
 			}
 			return nil
 		})

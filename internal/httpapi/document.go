@@ -49,9 +49,7 @@ func describe(version string) *huma.OpenAPI {
 		// Where the document came from. A generated client is told the address.
 		Servers: []*huma.Server{{URL: "/", Description: "This service"}},
 		Components: &huma.Components{
-			Examples: map[string]*huma.Example{"problem": example("A problem (RFC 9457)",
-				`{"type":"about:blank","title":"Unprocessable Entity","status":422,"detail":"The request breaks rules; errors says which.","instance":"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b",`+
-					`"errors":[{"loc":["body","retry","max_attempts"],"msg":"must be at most 100","type":"less_than_equal"}]}`)},
+			Examples:        make(map[string]*huma.Example),
 			Schemas:         huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
 			SecuritySchemes: securitySchemes(),
 		},
@@ -61,7 +59,7 @@ func describe(version string) *huma.OpenAPI {
 // meanings say what a problem's status means here.
 var meanings = map[string]string{
 	"400": "The body is missing, malformed, or not what its headers announce.",
-	"401": "It is not known who calls: no credentials came, or such as are not valid.",
+	"401": "The request has no credentials, or none that are valid.",
 	"403": "The caller lacks the scope that this operation needs, or the request comes from a web page of another site.",
 	"404": "Nothing has this id or name, or its retention is over.",
 	"408": "The request did not arrive within 20 seconds.",
@@ -107,8 +105,10 @@ func (a *API) completeDocument() {
 				if content == nil {
 					continue
 				}
-				// One example for all: a page of sixteen operations would repeat the schema's a hundred times.
-				content.Examples = map[string]*huma.Example{"problem": {Ref: "#/components/examples/problem"}}
+				// One example for each status: a page of thirty operations would repeat the schema's hundreds of times.
+				name := "problem-" + status
+				a.document.Components.Examples[name] = problemExample(status)
+				content.Examples = map[string]*huma.Example{"problem": {Ref: "#/components/examples/" + name}}
 				response.Description = meanings[status]
 				if status == "401" {
 					response.Headers = map[string]*huma.Param{"WWW-Authenticate": {
@@ -125,6 +125,17 @@ func (a *API) completeDocument() {
 			}
 		}
 	}
+}
+
+// problemExample returns the example of the problems that have a status.
+func problemExample(status string) *huma.Example {
+	code, _ := strconv.Atoi(status) // meanings has numbers alone
+	p := newProblem(code, meanings[status])
+	p.Instance = "01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b"
+	if code == http.StatusUnprocessableEntity {
+		p.Errors = []FieldProblem{{Loc: Loc{"body", "retry", "max_attempts"}, Msg: "must be at most 100", Type: "less_than_equal"}}
+	}
+	return &huma.Example{Summary: "A problem (RFC 9457)", Value: p}
 }
 
 func operationsOf(path *huma.PathItem) []*huma.Operation {

@@ -385,6 +385,32 @@ func TestExamplesWork(t *testing.T) {
 	}
 }
 
+// The example of a problem has the status under which the page shows it.
+func TestProblemExamples(t *testing.T) {
+	t.Parallel()
+	root := newService(t).schema.root
+	seen := 0
+	for path, item := range member(root, "paths") {
+		for method, operation := range member(item) {
+			for status, response := range member(operation, "responses") {
+				examples := member(response, "content", "application/problem+json", "examples")
+				if examples == nil {
+					continue
+				}
+				seen++
+				reference, _ := member(examples, "problem")["$ref"].(string)
+				value := member(root, "components", "examples", strings.TrimPrefix(reference, "#/components/examples/"), "value")
+				if got := fmt.Sprint(value["status"]); got != status {
+					t.Errorf("%s %s: the example of %s has the status %s", method, path, status, got)
+				}
+			}
+		}
+	}
+	if seen == 0 {
+		t.Error("no operation has an example of a problem")
+	}
+}
+
 // Swagger UI shows the first example by name: it is the shortest.
 func TestFirstExampleIsTheSimplest(t *testing.T) {
 	t.Parallel()

@@ -11,7 +11,7 @@ import (
 
 // Explanation is why a task has not run, or how it ended.
 type Explanation struct {
-	Summary string `json:"summary" example:"It is due in 37 s for attempt 3 of 10, since attempt 2 came to nothing: the target answered 503 Service Unavailable." doc:"One sentence for people."`
+	Summary string `json:"summary" example:"It is due in 37 s for attempt 3 of 14, since attempt 2 failed: the target answered 503 Service Unavailable." doc:"One sentence for people."`
 	Facts   Facts  `json:"facts" doc:"What it was made from."`
 }
 
@@ -24,7 +24,7 @@ type Facts struct {
 	DueInSeconds          *float64         `json:"due_in_seconds" example:"37" doc:"How long until run_at; negative when it has passed. Null unless the task is pending."`
 	ExpiresAt             Timestamp        `json:"expires_at" nullable:"true" example:"2026-12-31T23:59:59.000000Z" doc:"No attempt starts after it. Null: never."`
 	AttemptCount          int              `json:"attempt_count" example:"2" doc:"Ended attempts that count."`
-	MaxAttempts           int              `json:"max_attempts" example:"10" doc:"How many there are at most."`
+	MaxAttempts           int              `json:"max_attempts" example:"14" doc:"How many there are at most."`
 	LastOutcome           *task.Kind       `json:"last_outcome" enum:"succeeded,retryable,permanent,snoozed,interrupted,lost" example:"retryable" doc:"What the last attempt came to. Null before any."`
 	LastStatusCode        *int             `json:"last_status_code" example:"503" doc:"The target's last answer. Null when none came."`
 	LastError             *string          `json:"last_error" example:"the target answered 503 Service Unavailable" doc:"What went wrong last. Null when nothing did. After a success: what did not change it, such as a body that broke off."`

@@ -232,7 +232,7 @@ func TestExplain(t *testing.T) {
 	tk.RunAt, tk.AttemptCount = storedAt.Add(-time.Second), 1
 	tk.Attempts = []task.Attempt{{Number: 1, Outcome: task.OutcomeRetryable, StatusCode: 503, Error: "the target answered 503"}}
 	facts.Instances, facts.Slots, facts.Running, facts.InstanceSeenAt = 2, 400, 400, storedAt.Add(-time.Second)
-	check("It has been due for 1.0 s for attempt 2 of 14, since attempt 1 came to nothing: the target answered 503, "+
+	check("It has been due for 1.0 s for attempt 2 of 14, since attempt 1 failed: the target answered 503, "+
 		"but all 400 slots of 2 instances are busy; it is the next one.", map[string]any{
 		"run_at": "2026-11-24T11:59:59.123456Z", "due_in_seconds": -1.0, "tasks_ahead": 0.0, "attempt_count": 1.0, "last_outcome": "retryable",
 		"last_status_code": 503.0, "last_error": "the target answered 503", "instances": 2.0, "slots": 400.0, "running_tasks": 400.0, "instance_silent_seconds": 1.0,

@@ -16,7 +16,7 @@ import (
 type Host struct {
 	Host    string          `json:"host" example:"https://plays.melodia.app" doc:"Scheme, name and port; the scheme's own port is left out."`
 	Status  task.HostStatus `json:"status" enum:"held,broken,recovering,congested" example:"broken" doc:"held: it asked with Retry-After not to be called. broken: its calls failed, and none starts. recovering: few calls at a time start, and more with each that succeeds. congested: it is slow, and holds its share of the slots (HOST_SHARE)."`
-	Why     string          `json:"why" example:"8 of 10 calls failed within 30 s" doc:"What led to it, for people."`
+	Why     string          `json:"why" example:"most calls failed, the last one with: connection refused" doc:"What led to it, for people."`
 	Since   Timestamp       `json:"since" example:"2026-11-24T12:00:00.000000Z" doc:"Since when it is not healthy."`
 	Until   Timestamp       `json:"until" nullable:"true" example:"2026-11-24T12:00:30.000000Z" doc:"Until when no call starts. Null: some do."`
 	Allowed *int            `json:"allowed" example:"1" doc:"How many calls there may be at a time, of all instances together, once calls start again. Null: any number, as far as the share allows it."`
@@ -74,7 +74,7 @@ func (a *API) listHosts(w http.ResponseWriter, r *http.Request) error {
 }
 
 type hostPath struct {
-	Host string `path:"host" maxLength:"2048" example:"https%3A%2F%2Fplays.melodia.app" doc:"The host, as GET /hosts shows it, percent-encoded: https%3A%2F%2Fplays.melodia.app; or its name, and its port unless that is the scheme's own: plays.melodia.app."`
+	Host string `path:"host" maxLength:"2048" example:"plays.melodia.app" doc:"The name of the host, with its port unless that is the scheme's own: 127.0.0.1:8082. Or the host as GET /hosts shows it, which the path holds percent-encoded (https%3A%2F%2Fplays.melodia.app)."`
 }
 
 func (a *API) closeHostOperation() huma.Operation {
@@ -82,7 +82,7 @@ func (a *API) closeHostOperation() huma.Operation {
 		OperationID: "close-host", Method: http.MethodPost, Path: "/hosts/{host}/close", Tags: []string{"hosts"}, Security: needs(scopeManage),
 		Summary: "Close the breaker of a host",
 		Description: "Makes a host count as healthy: its breaker is closed, and no Retry-After holds it back any more. Each instance knows within its POLL_INTERVAL, and calls it then. " +
-			"If it is not well, its calls open the breaker again. 404: the host is healthy.",
+			"If it is not well, its calls open the breaker again. 404: the host is healthy, or no task has named it.",
 		Parameters: a.parameters(hostPath{}), Responses: noContent("The host counts as healthy."), Errors: append([]int{http.StatusNotFound}, readErrors...),
 	}
 }
@@ -105,7 +105,7 @@ func (a *API) closeHost(w http.ResponseWriter, r *http.Request) error {
 		closed = closed || err == nil
 	}
 	if !closed {
-		return newProblem(http.StatusNotFound, "The host is healthy: nothing holds its tasks back. GET /hosts shows those that are not.")
+		return newProblem(http.StatusNotFound, "Nothing holds back the tasks of this host: it is healthy, or no task has named it. GET /hosts lists the others.")
 	}
 	a.Log.InfoContext(r.Context(), "host closed by hand", "host", in.Host, "caller", httpserver.Principal(r.Context()))
 	a.Dispatcher.Wake()

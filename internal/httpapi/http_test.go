@@ -394,7 +394,7 @@ func TestSlowBody(t *testing.T) {
 	paths := map[string]late{
 		// Nobody asks for the body, and it is waited for no longer.
 		"/health": {http.StatusMethodNotAllowed, "only GET"}, "/nowhere": {http.StatusNotFound, "nothing at this path"},
-		"/enqueue?stranger": {http.StatusUnauthorized, "not known who calls"},
+		"/enqueue?stranger": {http.StatusUnauthorized, "cannot tell who calls"},
 	}
 	for _, path := range submissions {
 		paths[path] = late{http.StatusRequestTimeout, "The request did not arrive within 20 seconds."}

@@ -13,7 +13,7 @@ import (
 
 // idempotencyInput is the name by which the caller will recognize a submission.
 type idempotencyInput struct {
-	IdempotencyKey string `header:"Idempotency-Key" pattern:"^[!-~]{1,255}$" patternDescription:"1 to 255 visible ASCII characters" example:"play-42-7" doc:"Names this request, for the time that the service's settings say (24 hours by default): when the same request comes again under the key, nothing is stored, and the first one's outcome is answered, as it is then, with 200 and Idempotent-Replayed. The same means: to the same path, with the same bytes as its body; another request under the key is refused with 409. Each caller has keys of their own. A key is free again when its task was cancelled; that of a batch is not. 1 to 255 visible ASCII characters."`
+	IdempotencyKey string `header:"Idempotency-Key" pattern:"^[!-~]{1,255}$" patternDescription:"1 to 255 visible ASCII characters" example:"play-42-7" doc:"Names this request, for the time that the service's settings say (24 hours by default): when the same request comes again under the key, nothing is stored, and the answer is 200 with Idempotent-Replayed and the first task, as it is by then. The same means: to the same path, with the same bytes as its body; another request under the key is refused with 409. Each caller has keys of their own. Cancelling a task releases its key; the key of a batch stays. 1 to 255 visible ASCII characters."`
 }
 
 // submission is what the tasks of a request's body are submitted as, or an error where

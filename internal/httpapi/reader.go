@@ -286,7 +286,7 @@ func (r *reader) member(v reflect.Value, s *shape, f *field, name string) error 
 		return r.SkipValue()
 	case f == nil:
 		r.enter(name)
-		err := r.skip("is not a field of this request; look for a spelling mistake", "extra_forbidden")
+		err := r.skip("is not a field of this request; look for a spelling mistake, or in /docs for the request that takes it", "extra_forbidden")
 		r.leave()
 		return err
 	case r.PeekKind() == 'n' && f.kind != anything && !f.required: // as if it were left out

@@ -139,7 +139,7 @@ func retryFor(text *string, maxAttempts, maxDuration bool) (d *time.Duration, er
 		errs = append(errs, task.FieldError{Path: []string{"retry", field}, Message: message, Kind: kind})
 	}
 	if maxAttempts {
-		mistake("must not be there together with for, by which the time decides and not the number of attempts", "conflict", "max_attempts")
+		mistake("must not be there together with for: the time decides then, and not the number of attempts", "conflict", "max_attempts")
 	}
 	if maxDuration {
 		mistake("must not be there together with for, which says the same", "conflict", "max_retry_duration_seconds")
@@ -342,7 +342,7 @@ type Auth struct {
 
 // Retry is a retry policy in force.
 type Retry struct {
-	MaxAttempts             int     `json:"max_attempts" example:"10" doc:"How many calls are made at most, the first included."`
+	MaxAttempts             int     `json:"max_attempts" example:"14" doc:"How many calls are made at most, the first included."`
 	MaxRetryDurationSeconds float64 `json:"max_retry_duration_seconds" example:"0" doc:"No retry starts later than this after the first attempt. 0: no limit."`
 	MinBackoffSeconds       float64 `json:"min_backoff_seconds" example:"1" doc:"The wait before the first retry."`
 	MaxBackoffSeconds       float64 `json:"max_backoff_seconds" example:"3600" doc:"The longest wait."`

@@ -481,7 +481,7 @@ func TestMistakeTexts(t *testing.T) {
 		{with("method", `"TRACE"`), `["body","method"]`, "must be one of GET, HEAD, POST, PUT, PATCH, DELETE"},
 		{with("headers", object(51, "x", `""`)), `["body","headers"]`, "must have at most 50 properties"},
 		{with("expires_at", `"x"`), `["body","expires_at"]`, "must be a time like 2026-12-24T21:00:00Z (RFC 3339 with an offset)"},
-		{with("x", `1`), `["body","x"]`, "is not a field of this request; look for a spelling mistake"},
+		{with("x", `1`), `["body","x"]`, "is not a field of this request; look for a spelling mistake, or in /docs for the request that takes it"},
 		{`{}`, `["body","url"]`, "is required"},
 		{`{"url":""}`, `["body","url"]`, "must not be empty"},
 		{`{"url":"` + strings.Repeat("a", 2049) + `"}`, `["body","url"]`, "must be at most 2048 characters long"},
@@ -526,7 +526,7 @@ func TestPolicyRefuses(t *testing.T) {
 	s := newService(t, func(o *settings) {
 		o.Policy = fakePolicy(func(url string) error {
 			asked = url
-			return errors.New("names a host that the target policy does not admit")
+			return errors.New("names a host that the target policy does not allow")
 		})
 	})
 	for path, body := range map[string]string{
@@ -535,7 +535,7 @@ func TestPolicyRefuses(t *testing.T) {
 		asked = ""
 		a := s.post(path, strings.Replace(body, target, "https://"+marker+".example/", 1))
 		s.refused(a, http.StatusUnprocessableEntity, `["body","url"] target_refused`)
-		if want := "names a host that the target policy does not admit"; a.message(`["body","url"]`) != want {
+		if want := "names a host that the target policy does not allow"; a.message(`["body","url"]`) != want {
 			t.Errorf("%s: got %q, want %q", path, a.message(`["body","url"]`), want)
 		}
 		if want := "https://" + marker + ".example/"; asked != want {

@@ -69,7 +69,7 @@ func (g *Guard) authorize(r *http.Request, need Need) (principal string, err err
 			Detail: "The service cannot reach the issuer of tokens at the moment, so that it cannot tell who calls. Nothing was stored or carried out."}, err)
 	case err != nil:
 		return "", &Refusal{Status: http.StatusUnauthorized, Header: http.Header{"Www-Authenticate": {Challenge}},
-			Detail: "It is not known who calls: " + err.Error() + "."}
+			Detail: "The service cannot tell who calls: " + err.Error() + "."}
 	case !slices.ContainsFunc(need.Scopes, func(scope string) bool { return slices.Contains(scopes, scope) }):
 		scope := need.Scopes[0]
 		return "", &Refusal{Status: http.StatusForbidden,

@@ -102,7 +102,7 @@ func TestAuthorize(t *testing.T) {
 		{test: "c:submit", status: 403, text: "lacks"}, // it has used up nothing
 		{test: "d:read", query: "?x", status: 403, text: "lacks the scope manage, which a query needs; it has read."},
 		{test: "d:", status: 403, text: "it has none."},
-		{test: "", status: 401, text: "It is not known who calls: no credentials came.", challenge: Challenge},
+		{test: "", status: 401, text: "The service cannot tell who calls: no credentials came.", challenge: Challenge},
 		{test: "issuer", status: 503, text: "cannot reach the issuer"},
 		{test: "nobody", status: 200},
 		{test: "nobody", status: 429},

@@ -32,8 +32,8 @@ var (
 	errBadHost  = errors.New("must name its host by an IP address or by a name of letters, digits, hyphens and dots")
 	errOddIPv4  = errors.New("must write an IPv4 address as four decimal numbers without leading zeros")
 	errMetadata = errors.New("must not point to the metadata server")
-	errHost     = errors.New("must name a host that the target policy allows")
-	errNetwork  = errors.New("must not point to an address of a network that the target policy closes")
+	errHost     = errors.New("must name a host that the service may call (TARGET_ALLOW_HOSTS lists them)")
+	errNetwork  = errors.New("must not point to a loopback, private or other special address (TARGET_ALLOW_NETWORKS lists exceptions)")
 )
 
 // NewPolicy makes a policy.

@@ -113,7 +113,7 @@ func explainPending(t *Task, f Facts) string {
 	case last.Round < t.Round:
 		next = fmt.Sprintf(" for attempt %d of %d, since it was redriven", t.AttemptCount+1, t.Retry.MaxAttempts)
 	default:
-		why := fmt.Sprintf("attempt %d came to nothing", last.Number)
+		why := fmt.Sprintf("attempt %d failed", last.Number)
 		if last.Outcome == OutcomeSnoozed {
 			why = "the target snoozed it (" + count(t.SnoozeCount, "time") + fmt.Sprintf(" of %d)", MaxSnoozes)
 		}
@@ -165,13 +165,13 @@ func whyFailed(t *Task) string {
 		return fmt.Sprintf("%s, expires_at had passed, or would have before the next attempt%s", after(t), because(last))
 	case AttemptsExhausted:
 		if t.Retry.MaxAttempts == 1 {
-			return "its only attempt came to nothing" + because(last)
+			return "its only attempt failed" + because(last)
 		}
-		return fmt.Sprintf("all %d attempts came to nothing%s", t.Retry.MaxAttempts, because(last))
+		return fmt.Sprintf("all %d attempts failed%s", t.Retry.MaxAttempts, because(last))
 	case RetryDurationExhausted:
 		return fmt.Sprintf("another attempt would have begun later than max_retry_duration_seconds (%s) after the first%s", span(t.Retry.MaxRetryDuration), because(last))
 	case TargetRefused:
-		return "the service's settings do not admit the call" + because(last)
+		return "the service's settings do not allow the call" + because(last)
 	default:
 		return fmt.Sprintf("after attempt %d it was not tried again, since the same call would fail again%s", max(t.AttemptCount, 1), because(last))
 	}

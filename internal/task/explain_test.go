@@ -32,7 +32,7 @@ func TestExplain(t *testing.T) {
 		},
 		"waiting for a retry": {
 			task.Task{State: task.Pending, RunAt: noon.Add(5 * time.Minute), AttemptCount: 2, Attempts: tried(2, task.OutcomeRetryable, 503, answered503)}, alive,
-			"It is due in 5 min for attempt 3 of 10, since attempt 2 came to nothing: the target answered 503 Service Unavailable.",
+			"It is due in 5 min for attempt 3 of 10, since attempt 2 failed: the target answered 503 Service Unavailable.",
 		},
 		"redriven, not tried again yet": {
 			task.Task{State: task.Pending, RunAt: noon.Add(5 * time.Minute), Round: 2, Attempts: tried(2, task.OutcomeRetryable, 503, answered503)}, alive,
@@ -72,7 +72,7 @@ func TestExplain(t *testing.T) {
 		},
 		"after an instance was lost": {
 			task.Task{State: task.Pending, RunAt: ago(time.Second), AttemptCount: 1, Attempts: tried(1, task.OutcomeLost, 0, "no result of this attempt was recorded: its instance died, stalled or lost track of it; the call may not have been made")}, alive,
-			"It has been due for 1.0 s for attempt 2 of 10, since attempt 1 came to nothing: no result of this attempt was recorded: its instance died, stalled or lost track of it; the call may not have been made; it is the next one. " +
+			"It has been due for 1.0 s for attempt 2 of 10, since attempt 1 failed: no result of this attempt was recorded: its instance died, stalled or lost track of it; the call may not have been made; it is the next one. " +
 				"The target may have got 1 attempt without a result: 1 lost.",
 		},
 		"interrupted and snoozed on the way": {
@@ -90,7 +90,7 @@ func TestExplain(t *testing.T) {
 		},
 		"not called for want of descriptors": {
 			task.Task{State: task.Pending, RunAt: noon.Add(time.Second), Attempts: tried(1, task.OutcomeInterrupted, 0, string(task.ShortageDescriptors))}, alive,
-			"It is due in 1.0 s for attempt 1 of 10, since attempt 1 came to nothing: " + string(task.ShortageDescriptors) + ".",
+			"It is due in 1.0 s for attempt 1 of 10, since attempt 1 failed: " + string(task.ShortageDescriptors) + ".",
 		},
 		"running": {
 			task.Task{State: task.Running}, held,
@@ -118,7 +118,7 @@ func TestExplain(t *testing.T) {
 		},
 		"attempts exhausted": {
 			task.Task{State: task.Failed, Reason: task.AttemptsExhausted, FinishedAt: ago(time.Minute), AttemptCount: 10, Attempts: tried(10, task.OutcomeRetryable, 503, answered503)}, alive,
-			"It failed 60 s ago: all 10 attempts came to nothing: the target answered 503 Service Unavailable.",
+			"It failed 60 s ago: all 10 attempts failed: the target answered 503 Service Unavailable.",
 		},
 		"retry duration exhausted": {
 			task.Task{State: task.Failed, Reason: task.RetryDurationExhausted, FinishedAt: ago(time.Minute), AttemptCount: 3,
@@ -135,7 +135,7 @@ func TestExplain(t *testing.T) {
 		},
 		"refused": {
 			task.Task{State: task.Failed, Reason: task.TargetRefused, FinishedAt: ago(time.Minute), AttemptCount: 1, Attempts: tried(1, task.OutcomePermanent, 0, "the address is private")}, alive,
-			"It failed 60 s ago: the service's settings do not admit the call: the address is private.",
+			"It failed 60 s ago: the service's settings do not allow the call: the address is private.",
 		},
 		"cancelled": {
 			task.Task{State: task.Cancelled, FinishedAt: ago(time.Minute), AttemptCount: 1}, alive,

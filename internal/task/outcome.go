@@ -49,7 +49,7 @@ type Outcome struct {
 	// Severed: the connection ended, though it could be used, before an answer came. The
 	// target may have the request.
 	Severed bool
-	// Refused: the settings did not admit the call (Kind is permanent).
+	// Refused: the settings did not allow the call (Kind is permanent).
 	Refused bool
 	// Untried: the attempt failed before the target was tried, so that it says nothing of
 	// the target.

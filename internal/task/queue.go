@@ -144,7 +144,7 @@ func (l *Limits) check(add func(message, kind string, path ...string)) {
 	case l.Burst < 0 || l.Burst > MaxBurst:
 		add(fmt.Sprintf("must be between 1 and %d", MaxBurst), "out_of_range", "burst")
 	case l.Burst > 0 && l.MaxPerSecond == 0:
-		add("goes with max_per_second: without it any number may start at once", "conflict", "burst")
+		add("must not be there without max_per_second: without a rate any number may start at once", "conflict", "burst")
 	}
 }
 
