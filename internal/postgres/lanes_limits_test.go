@@ -448,7 +448,7 @@ func TestExpire(t *testing.T) {
 	s, pool := newStore(t)
 	worker := register(t, s)
 	exec(t, pool, `INSERT INTO queues (name, paused_at) VALUES ('mail', now())`)
-	expires := func(tk *task.Task) { tk.ExpiresAt = time.Now().Add(time.Hour) }
+	expires := func(tk *task.Task) { tk.ExpiresAt = time.Now().Add(time.Hour) } //nolint:forbidigo // the test runs beside the database
 	paused, ofHost, another := newTask(inQueue("mail", "k", task.Normal), expires), newTask(expires), newTask(inQueue("mail", "k", task.Normal), expires)
 	ofHost.HeldHost = playsHost
 	fresh, never, plain := newTask(inQueue("mail", "", task.Normal), expires), newTask(inQueue("mail", "", task.Normal)), newTask(expires)
