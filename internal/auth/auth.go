@@ -142,7 +142,7 @@ var (
 	errExpired  = errors.New("the ID token has expired; fetch a new one")
 	errEmail    = errors.New("the ID token must hold a verified email")
 	errTaken    = errors.New("the token's claim sub is the name of another caller of this service, an API key's or an email of OIDC_ALLOW")
-	errOwn      = errors.New("the token's claim sub is this service's own name: what it has made for a target lets no one in here")
+	errOwn      = errors.New("the token's claim sub is this service's own name: it does not take the tokens that it makes for targets")
 	errIAM      = errors.New("the request has not come through Cloud Run's IAM; call the service's public URL with an ID token")
 )
 
@@ -188,7 +188,7 @@ func (a *Authenticator) byToken(ctx context.Context, token string) (principal st
 		case err != nil:
 			return "", nil, err
 		case principal == jwtkey.Subject:
-			return "", nil, errOwn // or who may have a target called could come back as the service
+			return "", nil, errOwn // else a target could call as the service, with the token of a call
 		case a.isNamed(principal):
 			return "", nil, errTaken
 		}

@@ -130,7 +130,7 @@ func (v *jwtVerifier) verify(ctx context.Context, token string) (payload []byte,
 	}
 	ctx, cancel := context.WithTimeout(ctx, issuerTimeout)
 	defer cancel()
-	v.once.Do(func() { v.keys = oidc.NewRemoteKeySet(oidc.ClientContext(ctx, v.client), v.keysURL) }) // it does not take the end of ctx
+	v.once.Do(func() { v.keys = oidc.NewRemoteKeySet(oidc.ClientContext(ctx, v.client), v.keysURL) }) // the set keeps the client of ctx, and not its end
 	payload, err = v.keys.VerifySignature(ctx, token)
 	switch {
 	case err == nil:

@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,7 +23,7 @@ func TestTargetAway(t *testing.T) {
 		"five hours, for six":     {5 * time.Hour, task.RetryChange{For: new(6 * time.Hour)}},
 	} {
 		for _, tasks := range []int{1, 50} { // one alone, and so many that its host counts as broken
-			t.Run(name, func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, %d tasks", name, tasks), func(t *testing.T) {
 				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
 					m := newMemory()

@@ -2,8 +2,8 @@ package dispatch
 
 import "context"
 
-// maxExpired is how many waiting tasks expire in one POLL_INTERVAL: many that expire
-// together take their turns with the plain tasks that are due.
+// maxExpired is how many waiting tasks expire in one POLL_INTERVAL at most. Claims end them
+// beside the plain tasks that are due, which so many do not delay.
 const maxExpired = 1000
 
 // expireWaiting ends tasks that expire while they wait in a lane, until ctx ends: soon after

@@ -388,15 +388,15 @@ func (h *hosts) judge(one *host, o *task.Outcome, now time.Time) {
 		one.start.Succeeded()
 	}
 	if o.TimedOut && o.Duration < patientTimeout && one.window.Succeeded(now) {
-		return // others get answers: this caller has too little patience
+		return // others get answers: the timeout of this task is too short
 	}
 	before := one.state
 	if o.RetryAfter > 0 && (o.StatusCode == 429 || o.StatusCode == 503) {
 		h.set(one, before.Held(now, o.RetryAfter), now)
 		if before.HeldUntil != one.state.HeldUntil {
-			one.why = "it answered " + strconv.Itoa(o.StatusCode) + " and asked for patience with Retry-After"
+			one.why = "it answered " + strconv.Itoa(o.StatusCode) + " with Retry-After"
 		}
-		return // it asked for patience, and gets it: it is not broken
+		return // it says when to call again: it is not broken
 	}
 	switch broken := one.window.Add(now, failed); {
 	case one.state.Blocked().After(now):

@@ -122,7 +122,7 @@ func (a *API) changeOperation() huma.Operation {
 			"409: it is running, has ended, or is being cancelled. 412: it is not in a version that If-Match names any more; read it again.",
 		RequestBody: jsonBody(a.body(ChangeRequest{}), map[string]*huma.Example{
 			"later":  example("Later", `{"run_at":"2030-12-25T00:00:00Z"}`),
-			"retry":  example("With more patience", `{"timeout_seconds":60,"retry":{"max_attempts":20},"expires_at":null}`),
+			"retry":  example("With more attempts and a longer timeout", `{"timeout_seconds":60,"retry":{"max_attempts":20},"expires_at":null}`),
 			"tenant": example("With another header", `{"headers":{"X-Tenant":"melodia","X-Old":null},"payload":{"song_id":42}}`),
 		}),
 		Parameters: a.parameters(changeInput{}), Responses: a.oneTask(),

@@ -36,11 +36,11 @@ var (
 // Errors of [Key.Verify] and [Algorithm.Parse], as the end of a sentence for the caller.
 var (
 	// ErrForm is of what is no token.
-	ErrForm = errors.New("the token is none: it must be a JWT in compact form, three parts joined by dots, of at most 8 KiB")
+	ErrForm = errors.New("the credentials are no token: it must be a JWT in compact form, three parts joined by dots, of at most 8 KiB")
 	// ErrAlgorithm is of a token that names another algorithm, or none.
 	ErrAlgorithm = errors.New("the token's alg is not the one that this service's tokens are signed with")
 	// ErrSignature is of a token that another key has signed, or that was changed.
-	ErrSignature = errors.New("the token's signature does not fit")
+	ErrSignature = errors.New("the token's signature does not fit: another key has signed it, or it was changed")
 )
 
 // Subject is what the tokens that the service makes say of who calls.

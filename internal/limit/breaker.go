@@ -1,5 +1,5 @@
 // Package limit decides how many calls a host may have: a breaker for hosts that are
-// broken, holds for hosts that ask for patience, a slow start for hosts that are new, and
+// broken, holds for hosts that say when to call again, a slow start for hosts that are new, and
 // a share for hosts that are slow. It holds no clock: moments are arguments.
 package limit
 

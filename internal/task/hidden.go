@@ -8,13 +8,13 @@ import (
 
 // HiddenAfter is how long a call must have taken for a gateway's answer, or the end of its
 // connection, to mean that something on the way ended it and that the target may still be
-// at it. Whatever refuses calls by itself does so sooner; the limits of proxies and servers
+// working on it. Whatever refuses calls by itself does so sooner; the limits of proxies and servers
 // begin at 30 s (gunicorn's timeout).
 const HiddenAfter = 20 * time.Second
 
 // Hidden reports whether the outcome of the call at the target is not known, though the call
-// has ended: something on the way had less patience than the task. The target may go on for
-// the rest of the task's timeout.
+// has ended: something on the way has a time limit shorter than the task's timeout. The target
+// may go on for the rest of that.
 func (o *Outcome) Hidden() bool {
 	if o.Kind != OutcomeRetryable || o.TimedOut || o.Duration <= HiddenAfter {
 		return false
@@ -30,7 +30,7 @@ func (o *Outcome) Hidden() bool {
 // what helps.
 func (o *Outcome) TellHidden() {
 	if o.Hidden() {
-		o.Error += fmt.Sprintf("; after %d s a proxy or server on the way has most likely cut the call, and the target may still be at it. "+
+		o.Error += fmt.Sprintf("; after %d s a proxy or server on the way has most likely cut the call, and the target may still be working on it. "+
 			"Usual limits: gunicorn and Google's load balancers 30 s, haproxy 50 s, nginx, Apache httpd and AWS' load balancers 60 s. "+
 			"Raise theirs above the task's timeout_seconds", int(math.Round(o.Duration.Seconds())))
 	}
