@@ -68,16 +68,8 @@ func (l *checklist) settings() *config.Config {
 	if c == nil {
 		return nil
 	}
-	if err := checkBasePath(c); err != nil {
+	if err := checkParts(c); err != nil {
 		l.failSettings(err)
-	}
-	if _, err := deliverOptions(c); err != nil {
-		l.failSettings(err)
-	}
-	if authenticator, err := newAuthenticator(c); err != nil {
-		l.failSettings(err)
-	} else {
-		authenticator.Close()
 	}
 	if text := shortSecret(c); text != "" {
 		l.warn("settings", text)

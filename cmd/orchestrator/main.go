@@ -127,6 +127,9 @@ func runCommand(ctx context.Context, command string, args []string, stdout, stde
 func serveCommand(ctx context.Context, stdout io.Writer) error {
 	c, err := load()
 	if err != nil {
+		if c != nil {
+			err = errors.Join(err, checkParts(c)) // all mistakes at once
+		}
 		return err
 	}
 	listener, err := listen(ctx, c.Port)

@@ -34,6 +34,7 @@ func TestBadSettings(t *testing.T) {
 		want []string
 	}{
 		"no database":              {map[string]string{"DATABASE_URL": "", "PORT": "x"}, []string{"DATABASE_URL is not set", "PORT must be a whole number"}},
+		"nothing set":              {map[string]string{"DATABASE_URL": "", "AUTH": ""}, []string{"DATABASE_URL is not set", "AUTH is not set"}},
 		"several mistakes":         {map[string]string{"PORT": "x", "POLL_INTERVAL": "1"}, []string{"PORT must be a whole number", "POLL_INTERVAL must be a duration"}},
 		"nobody said who may call": {map[string]string{"AUTH": ""}, []string{"AUTH is not set", "api_key", "orchestrator dev"}},
 		"open to the world":        {map[string]string{"K_SERVICE": "orchestrator"}, []string{"AUTH must not be none on Cloud Run"}},

@@ -31,6 +31,17 @@ func warnMisspelt(log *slog.Logger) {
 	}
 }
 
+// checkParts returns what is wrong with the settings of the parts that serve builds: one line
+// for each mistake.
+func checkParts(c *config.Config) error {
+	_, err := deliverOptions(c)
+	authenticator, authErr := newAuthenticator(c)
+	if authErr == nil {
+		authenticator.Close()
+	}
+	return errors.Join(checkBasePath(c), err, authErr)
+}
+
 // checkBasePath returns an error where a gateway cannot serve the service under BASE_PATH.
 func checkBasePath(c *config.Config) error {
 	switch {
