@@ -63,6 +63,9 @@ func devCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 		return err
 	}
 	defer func() { _ = listener.Close() }()
+	if c.PublicURL == "" {
+		c.PublicURL = "http://" + listener.Addr().String()
+	}
 	data := "in the database of the settings, instead of a private one"
 	if c.DatabaseURL == "" {
 		server, err := devdb.Start(ctx, devdb.Options{Log: log, Fresh: *fresh})

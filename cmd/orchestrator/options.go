@@ -138,7 +138,7 @@ func connectionsWithin(limit uint64, wanted, others int) int {
 // deliverOptions returns what the settings say about calls. The error has one line for each
 // mistake, which names the setting, or says that the system's certificates cannot be read.
 func deliverOptions(c *config.Config) (deliver.Options, error) {
-	o := deliver.Options{Version: version, Concurrency: c.DispatchConcurrency}
+	o := deliver.Options{Version: version, Concurrency: c.DispatchConcurrency, PublicURL: c.PublicURL}
 	// crypto/x509 reads them once, and keeps for good that it could not. At the first https call
 	// the process may have no file descriptor left; now it has.
 	var errs []error

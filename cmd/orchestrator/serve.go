@@ -119,7 +119,7 @@ func serve(ctx context.Context, c *config.Config, listener net.Listener, log *sl
 	})
 	submissions := intake.New(intake.Options{
 		Store: store, Dispatcher: dispatcher, Policy: calls.Policy, Identity: calls.Credentials.Identity, Issuer: calls.Credentials.Issuer, Secrets: calls.Credentials.Secrets,
-		Defaults: c.Defaults(), MaxHops: c.MaxHops, NewID: store.NewID,
+		Defaults: c.Defaults(), MaxHops: c.MaxHops, Completes: c.PublicURL != "", NewID: store.NewID,
 	})
 	api.Ready(store, dispatcher, submissions)
 	log.Info("serving", "address", listener.Addr().String(), "version", version)

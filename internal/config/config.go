@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"net/url"
 	"os"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kelseyhightower/envconfig"
@@ -59,6 +61,9 @@ type Config struct {
 	LeaseDuration       time.Duration `envconfig:"LEASE_DURATION" default:"15s"`
 	ShutdownGrace       time.Duration `envconfig:"SHUTDOWN_GRACE" default:"8s"`
 
+	// PublicURL is without a slash at the end, after Load.
+	PublicURL string `envconfig:"PUBLIC_URL"`
+
 	TaskTimeout      time.Duration `envconfig:"TASK_TIMEOUT" default:"30s"`
 	RetryMaxAttempts int           `envconfig:"RETRY_MAX_ATTEMPTS" default:"14"`
 	RetryMinBackoff  time.Duration `envconfig:"RETRY_MIN_BACKOFF" default:"1s"`
@@ -90,6 +95,7 @@ type Config struct {
 func Load() (*Config, error) {
 	c := new(Config)
 	errs, unread := c.read()
+	c.PublicURL = strings.TrimRight(c.PublicURL, "/")
 	errs = append(errs, c.check(unread)...)
 	if errs = append(errs, c.joinDatabase()...); errs != nil {
 		return nil, errors.Join(errs...)
@@ -163,6 +169,7 @@ func (c *Config) check(unread map[string]bool) (errs []error) {
 	within("RETRY_MAX_ATTEMPTS", c.RetryMaxAttempts >= 1 && c.RetryMaxAttempts <= task.MaxAttemptsLimit, "between 1 and 100")
 	within("RETRY_MIN_BACKOFF", c.RetryMinBackoff >= task.MinBackoffLimit && c.RetryMinBackoff <= task.MaxBackoffLimit, "between 10ms and 24h")
 	within("RETRY_MAX_BACKOFF", c.RetryMaxBackoff >= c.RetryMinBackoff && c.RetryMaxBackoff <= task.MaxBackoffLimit, "between RETRY_MIN_BACKOFF and 24h")
+	within("PUBLIC_URL", c.PublicURL == "" || isPublicURL(c.PublicURL), "an http or https URL without query, fragment or user, such as https://tasks.melodia.app")
 	within("MAX_HOPS", c.MaxHops >= 0 && c.MaxHops <= 1000, "between 0 and 1000; 0 sets no limit")
 	within("TARGET_ALLOW_NETWORKS", !slices.Contains(c.TargetAllowNetworks, netip.Prefix{}), networksRule) // an empty entry is read as one
 	within("SECRETS_DIR", len(c.SecretHosts) == 0 || isDir(c.SecretsDir), "a folder, since SECRET_HOSTS is set")
@@ -172,6 +179,12 @@ func (c *Config) check(unread map[string]bool) (errs []error) {
 	within("DEBUG_PORT", c.DebugPort >= 0 && c.DebugPort <= 65535 && (c.DebugPort == 0 || c.DebugPort != c.Port), "between 0 and 65535, and not PORT")
 	within("LOG_FORMAT", c.LogFormat == "json" || c.LogFormat == "text", "json or text")
 	return errs
+}
+
+func isPublicURL(text string) bool {
+	u, err := url.Parse(text)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && u.User == nil && u.RawQuery == "" && !u.ForceQuery &&
+		u.Fragment == "" && len(text) <= task.MaxURLBytes && task.IsFieldValue(text)
 }
 
 func isDir(path string) bool {

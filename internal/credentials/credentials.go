@@ -49,6 +49,8 @@ type Wanted struct {
 	Audience string
 	// JWT is what a token of the platform says; nil asks for none. There is no ID token then.
 	JWT *task.JWT
+	// Token is sent beside what For returns, and hidden in answers; "" is none.
+	Token string
 	// At is the moment of the attempt, by the database's clock.
 	At time.Time
 	// Retry says that it is not the task's first attempt.
@@ -93,6 +95,9 @@ func (e *Error) Unwrap() error { return e.cause }
 func (s *Set) For(ctx context.Context, u *url.URL, w Wanted) (added Added, err error) {
 	var h hidden
 	added.Headers, h.values, err = s.Secrets.fill(u, w.Headers)
+	if w.Token != "" {
+		h.values = append(h.values, w.Token)
+	}
 	h.literals = literals(w.Headers)
 	if h.values != nil || h.literals != nil {
 		added.hidden = &h

@@ -48,6 +48,8 @@ type Options struct {
 	Credentials credentials.Set
 	// Version goes into the User-Agent.
 	Version string
+	// PublicURL is where targets reach this service, without a slash at the end.
+	PublicURL string
 	// Concurrency is how many calls are expected at once. That many idle
 	// connections are kept; it does not limit Deliver.
 	Concurrency int
@@ -59,6 +61,7 @@ type Deliverer struct {
 	policy      *target.Policy
 	credentials credentials.Set
 	userAgent   string
+	publicURL   string
 	pool        *http1.Pool
 	nameServers nameServers
 	excerpts    sync.Pool // of *[excerptBytes]byte
@@ -74,6 +77,7 @@ func New(o Options) *Deliverer {
 		policy:      o.Policy,
 		credentials: o.Credentials,
 		userAgent:   "orchestrator/" + o.Version,
+		publicURL:   o.PublicURL,
 		excerpts:    sync.Pool{New: func() any { return new([excerptBytes]byte) }},
 		tlsConfig:   new(tls.Config),
 	}
@@ -119,6 +123,7 @@ func (d *Deliverer) attempt(ctx context.Context, c task.Call, start time.Time) t
 	}
 	added, err := d.credentials.For(ctx, u, credentials.Wanted{
 		Headers: c.Task.Headers, Audience: c.Task.OIDCAudience, JWT: c.Task.JWT, At: c.At, Retry: c.Attempt > 1, Deadline: start.Add(c.Task.Timeout),
+		Token: string(c.Token),
 	})
 	if err != nil {
 		o := d.notMade(ctx, c, start, err, "no ID token")

@@ -39,6 +39,10 @@ func (d *Deliverer) appendHead(b []byte, u *url.URL, c task.Call, added credenti
 		b = append(b, "Orchestrator-Run-At: "...)
 		b = append(task.AppendTime(b, t.RunAt), "\r\n"...)
 	}
+	if c.Token != "" {
+		b = http1.AppendField(b, "Orchestrator-Completion-Url", d.publicURL+"/tasks/"+id+"/complete")
+		b = http1.AppendField(b, "Orchestrator-Completion-Token", string(c.Token))
+	}
 	if c.ViaWorkerEndpoint {
 		b = http1.AppendField(b, "Orchestrator-Via", "worker-endpoint")
 	}

@@ -237,7 +237,14 @@ func (d *Dispatcher) attempt(j *job) {
 		j.decision = decision
 		return
 	}
-	j.outcome = d.deliver(j.call, task.Call{Task: c.Task, Attempt: c.AttemptNumber(), At: at, ViaWorkerEndpoint: j.finished != nil})
+	call := task.Call{Task: c.Task, Attempt: c.AttemptNumber(), At: at, ViaWorkerEndpoint: j.finished != nil}
+	if c.Task.Completion != nil {
+		if call.Token, may = d.newToken(j); !may {
+			j.outcome.Kind, j.decision = task.OutcomeInterrupted, task.Decision{State: task.Pending, Wait: tokenWait}
+			return
+		}
+	}
+	j.outcome = d.deliver(j.call, call)
 	if errors.Is(context.Cause(j.call), errCancelled) {
 		j.outcome.Cancelled = true
 		if j.outcome.Kind == task.OutcomeInterrupted {
@@ -290,7 +297,7 @@ func (d *Dispatcher) complete(j *job) {
 // logs the attempt. It does neither when the decision did not take effect.
 func (d *Dispatcher) completed(j *job, written bool) {
 	if written {
-		if j.decision.State != task.Pending {
+		if j.decision.State.Terminal() {
 			d.watches.end(j.claim.Task.ID)
 		}
 		d.report(j)

@@ -28,6 +28,7 @@ type store interface {
 	hostStore
 	laneStore
 	holdBackStore
+	completionStore
 
 	Register(ctx context.Context, worker task.ID, name string, concurrency int) error
 	Heartbeat(ctx context.Context, worker task.ID) (known bool, err error)

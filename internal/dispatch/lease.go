@@ -57,6 +57,8 @@ func (d *Dispatcher) keepAlive(ctx context.Context, root *session) {
 	reaped := make(chan struct{}, 1) // not empty while no reaping is under way
 	reaped <- struct{}{}
 	defer func() { <-reaped }()
+	heardAll := true                          // no heartbeat has failed since the last reaping
+	listening := &listener{since: time.Now()} // used by one reaping at a time, or in between
 	for {
 		reaping := false
 		select {
@@ -69,6 +71,7 @@ func (d *Dispatcher) keepAlive(ctx context.Context, root *session) {
 		if !d.heartbeat(ctx, root) {
 			// One interval until the next heartbeat, and two during which all get through.
 			reap.Reset(3 * interval)
+			heardAll = false
 			continue
 		}
 		if !reaping {
@@ -76,8 +79,13 @@ func (d *Dispatcher) keepAlive(ctx context.Context, root *session) {
 		}
 		select {
 		case <-reaped:
+			if !heardAll {
+				listening.deaf()
+				heardAll = true
+			}
 			go func() {
 				d.reap(ctx)
+				d.endSilent(ctx, listening)
 				reaped <- struct{}{}
 			}()
 		default:

@@ -13,6 +13,8 @@ func describe(j *job) (slog.Level, string) {
 	switch {
 	case decision.State == task.Failed:
 		return slog.LevelWarn, "task failed"
+	case decision.State == task.Running:
+		return slog.LevelDebug, "task taken by its target"
 	case decision.State == task.Cancelled:
 		return slog.LevelInfo, "task cancelled"
 	case o.Shortage != "":

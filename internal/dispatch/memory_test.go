@@ -77,6 +77,7 @@ type row struct {
 	claim              int64
 	worker             task.ID
 	claimedAt, firstAt time.Time
+	tokens             []byte
 	claims             int  // how often it was claimed
 	returned           int  // how often that came to nothing, or ended the task without a call
 	told               int  // how many attempts there were when it was last redriven
@@ -259,7 +260,7 @@ func (m *tables) cancel(id task.ID) (claim int64) {
 	defer m.mu.Unlock()
 	switch r := m.rows[id]; {
 	case r == nil || r.State.Terminal():
-	case r.State == task.Running:
+	case r.State == task.Running && !r.Awaiting:
 		r.CancelRequestedAt = m.now()
 		return r.claim
 	default:
@@ -300,7 +301,7 @@ func (m *memory) Reap(ctx context.Context, worker task.ID, held []task.ID, lease
 			_, known := m.workers[r.worker]
 			forgotten := r.worker == worker && !slices.Contains(held, id) &&
 				r.claimedAt.Before(m.now().Add(-max(lease, unansweredFor)))
-			if r.State == task.Running && (!known || forgotten) {
+			if r.State == task.Running && !r.Awaiting && (!known || forgotten) {
 				r.lose(m.now())
 				lost = append(lost, id)
 			}
@@ -463,6 +464,14 @@ func (m *memory) finish(c *task.Claim, d task.Decision) (matched, calledBack boo
 		if matched = r.State == task.Running && r.claim == c.Number; !matched {
 			return
 		}
+		if d.State == task.Running && r.CancelRequestedAt.IsZero() {
+			r.await(m.now())
+			return
+		}
+		if d.State == task.Running {
+			d.State = task.Pending // and so cancelled
+		}
+		r.Awaiting = false
 		if d.Attempt != nil {
 			r.Attempts = append(r.Attempts, *d.Attempt)
 		}

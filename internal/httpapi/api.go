@@ -89,6 +89,9 @@ type dispatcher interface {
 	CutOff(claims map[task.ID]int64)
 	// CameBack says that a call of the task came to this service itself and waits here.
 	CameBack(id task.ID)
+	// Report takes what the target of a task reports that it has taken. until is by when it
+	// must report again.
+	Report(ctx context.Context, id task.ID, token task.Token, r *task.Report) (state task.State, until time.Time, err error)
 	// Wake says that a stored task may be due earlier than before.
 	Wake()
 	// Health returns "starting", "ok", "off" (takes no tasks by itself) or "stopped".

@@ -1,6 +1,8 @@
 package httpapi
 
 import (
+	"encoding/json"
+
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/melodia/orchestrator/internal/task"
@@ -16,6 +18,7 @@ type Ended struct {
 	LastStatusCode      *int              `json:"last_status_code" example:"503" doc:"The target's last answer. Null when none came."`
 	LastError           *string           `json:"last_error" example:"the target answered 503 Service Unavailable" doc:"What went wrong last. Null when nothing did. After a success: what did not change it, such as a body that broke off."`
 	LastResponseExcerpt *string           `json:"last_response_excerpt" example:"try again later" doc:"The first 4 KiB of the last response's body. Null when it was empty."`
+	Result              json.RawMessage   `json:"result" example:"{\"song_id\":42}" doc:"With what the target completed the task. Null: nothing."`
 	Labels              map[string]string `json:"labels" example:"{\"kind\":\"play\"}" doc:"The task's labels."`
 	FinishedAt          Timestamp         `json:"finished_at" example:"2026-12-25T00:00:01.000000Z" doc:"When it ended."`
 }

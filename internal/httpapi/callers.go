@@ -35,7 +35,7 @@ func scopeOf(operation *huma.Operation) string {
 	if operation.Security == nil {
 		panic("operation " + operation.OperationID + " names no scope and is not openToAll")
 	}
-	if len(operation.Security) == 0 {
+	if len(operation.Security) == 0 || operation.Security[0]["bearer"] == nil {
 		return ""
 	}
 	return operation.Security[0]["bearer"][0]
@@ -49,7 +49,8 @@ func securitySchemes() map[string]*huma.SecurityScheme {
 			Type: "http", Scheme: "bearer",
 			Description: "An API key (ork_…), an ID token (OpenID Connect) for this service's audience with a verified email, or a token of the platform. Each operation names the scope that the caller needs.",
 		},
-		"api_key": {Type: "apiKey", In: "header", Name: "X-Api-Key", Description: "An API key, for callers whose Authorization header serves something else."},
+		"completion_token": {Type: "apiKey", In: "header", Name: completionTokenHeader, Description: "What the call of a task with completion had in this header. It is of one attempt, and for its reports alone."},
+		"api_key":          {Type: "apiKey", In: "header", Name: "X-Api-Key", Description: "An API key, for callers whose Authorization header serves something else."},
 	}
 }
 

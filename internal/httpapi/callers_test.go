@@ -10,6 +10,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-chi/chi/v5"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/melodia/orchestrator/internal/task"
 )
@@ -33,6 +34,9 @@ func securedRoutes(t *testing.T, s *service, f func(method, path, scope string))
 				t.Errorf("%s %s is open, the document says %v", method, route, security)
 			}
 			return nil
+		}
+		if way := []any{map[string]any{"completion_token": []any{}}}; cmp.Equal(security, way) {
+			return nil // TestReportsWithoutAToken
 		}
 		n++
 		scopes := map[string]bool{}

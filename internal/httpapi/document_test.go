@@ -273,8 +273,8 @@ func TestDocumentIsComplete(t *testing.T) {
 	if servers := allOf(d.root["servers"]); len(servers) != 1 || member(servers[0])["url"] != "/" {
 		t.Errorf("the servers are %v, want the one that the document came from", servers)
 	}
-	if len(ids) != 30+4 {
-		t.Errorf("the document has %d operations, want 30 and 4 callbacks", len(ids))
+	if len(ids) != 31+4 {
+		t.Errorf("the document has %d operations, want 31 and 4 callbacks", len(ids))
 	}
 
 	for name, schema := range member(d.root, "components", "schemas") {
@@ -326,7 +326,7 @@ func TestExamplesWork(t *testing.T) {
 	all := map[operation]map[string]any{}
 	for path, item := range member(s.schema.root, "paths") {
 		for method, declared := range member(item) {
-			all[operation{strings.ToUpper(method), strings.NewReplacer("{name}", "mail", "{key}", "tenant-42").Replace(path)}] = member(declared)
+			all[operation{strings.ToUpper(method), strings.NewReplacer("/{id}/complete", "/"+storedID+"/complete", "{name}", "mail", "{key}", "tenant-42").Replace(path)}] = member(declared)
 		}
 	}
 	for at, declared := range all {
@@ -352,7 +352,7 @@ func TestExamplesWork(t *testing.T) {
 				want = http.StatusOK
 			}
 			s.store.queues = map[string]task.Queue{"mail": {Name: "mail"}}
-			if a := s.do(at.method, path, string(b)); a.status != want {
+			if a := s.do(at.method, path, string(b), "Orchestrator-Completion-Token", completionToken); a.status != want {
 				t.Errorf("%s: the example %s is answered %d, want %d: %s", path, name, a.status, want, a.text)
 			}
 			posted++

@@ -32,6 +32,12 @@ type Facts struct {
 	Holder                *string          `json:"holder" example:"orchestrator-00042-abc 1.0.0" doc:"The instance that carries it out. Null unless the task is running, or when that instance is gone."`
 	HolderSilentSeconds   *float64         `json:"holder_silent_seconds" example:"1.4" doc:"How long ago the holder was last seen. After lease_seconds others take its tasks. Null without a holder."`
 	LeaseSeconds          float64          `json:"lease_seconds" example:"15" doc:"How long an instance may be silent."`
+	AwaitingCompletion    bool             `json:"awaiting_completion,omitzero" example:"false" doc:"Whether the target has taken the task and not reported its end yet."`
+	ReportBy              Timestamp        `json:"report_by,omitzero" example:"2026-11-24T12:01:00.000000Z" doc:"By when the target must report something. Only while it has the task."`
+	CompleteBy            Timestamp        `json:"complete_by,omitzero" example:"2026-11-24T13:00:00.000000Z" doc:"By when it must report the end. Only while it has the task."`
+	Progress              *float64         `json:"progress,omitzero" example:"0.4" doc:"How much is done, from 0 to 1, by its last report. Left out where it did not say."`
+	Note                  *string          `json:"note,omitzero" example:"mixing" doc:"What its last report had for people. Left out: nothing."`
+	ReportedAt            Timestamp        `json:"reported_at,omitzero" example:"2026-11-24T11:59:58.000000Z" doc:"When that came. Left out: none did."`
 	CancelRequestedAt     Timestamp        `json:"cancel_requested_at" nullable:"true" example:"2026-11-24T11:59:58.000000Z" doc:"When a cancellation of the running task was requested. Null without one."`
 	TasksAhead            *int             `json:"tasks_ahead" example:"12" doc:"How many tasks are due before it, counted up to 10000. Null unless it is pending and due. The same as ahead."`
 	Queue                 *string          `json:"queue" example:"mail" doc:"Its queue. Null: none."`
@@ -99,6 +105,12 @@ func factsView(t *task.Task, f task.Facts) Facts {
 		FinishedAt:            Timestamp(t.FinishedAt),
 		Queue:                 present(t.Queue),
 		FlowKey:               present(t.FlowKey),
+	}
+	if v.AwaitingCompletion = t.Awaiting; t.Awaiting {
+		v.ReportBy, v.CompleteBy = Timestamp(t.CompletionUntil), Timestamp(t.CompletionEndsAt)
+	}
+	if p := t.Progress; p != nil && t.State == task.Running {
+		v.Progress, v.Note, v.ReportedAt = p.Part, present(p.Note), Timestamp(p.At)
 	}
 	if t.State == task.Pending {
 		wait := t.RunAt.Sub(f.Now).Seconds()

@@ -247,6 +247,19 @@ type fakeDispatcher struct {
 	cameBack []task.ID
 
 	once []*task.Task
+
+	report  func(task.ID, task.Token, *task.Report) (task.State, time.Time, error)
+	reports []task.Report
+}
+
+func (d *fakeDispatcher) Report(_ context.Context, id task.ID, token task.Token, r *task.Report) (task.State, time.Time, error) {
+	d.mu.Lock()
+	d.reports = append(d.reports, *r)
+	d.mu.Unlock()
+	if d.report == nil {
+		return task.Running, storedAt.Add(time.Minute), nil
+	}
+	return d.report(id, token, r)
 }
 
 func (d *fakeDispatcher) Submit(ctx context.Context, t *task.Task) error {
@@ -414,6 +427,8 @@ type settings struct {
 	Rate             float64
 	Burst            int
 	NewID            func() task.ID
+	// noCompletion: the setting PUBLIC_URL is missing.
+	noCompletion bool
 }
 
 // newGuard is the real one.
@@ -454,7 +469,7 @@ type submitter interface {
 func (s *settings) newIntake(store *fakeStore, by submitter) *intake.Intake {
 	return intake.New(intake.Options{
 		Store: store, Dispatcher: by,
-		Policy: s.Policy, Identity: s.Identity, Issuer: s.Issuer, Secrets: s.Secrets, Defaults: s.Defaults, MaxHops: s.MaxHops, NewID: s.NewID,
+		Policy: s.Policy, Identity: s.Identity, Issuer: s.Issuer, Secrets: s.Secrets, Defaults: s.Defaults, MaxHops: s.MaxHops, NewID: s.NewID, Completes: !s.noCompletion,
 	})
 }
 

@@ -30,7 +30,7 @@ func (a *API) cancelOperation() huma.Operation {
 		Summary: "Cancel a task",
 		Description: "A pending task is cancelled at once: 200. Of a running one the call is to be cut off (202): at once where this instance makes it, " +
 			"otherwise with the next heartbeat of the one that does. The target may have done the work all the same: a task that succeeds or fails meanwhile stays so, " +
-			"but it is never retried. A cancelled task makes no callback, and its idempotency key is free again; that of a batch is not. 409: it has ended, or is being cancelled already.",
+			"but it is never retried. One that its target has taken (completion) is cancelled at once: 200; the target learns it from the 409 to its next report. A cancelled task makes no callback, and its idempotency key is free again; that of a batch is not. 409: it has ended, or is being cancelled already.",
 		Parameters: a.parameters(TaskPath{}), Responses: responses, Errors: manageErrors,
 	}
 }
@@ -44,6 +44,9 @@ func (a *API) cancel(w http.ResponseWriter, r *http.Request) error {
 	if t.State == task.Running {
 		a.Dispatcher.CutOff(map[task.ID]int64{t.ID: t.LastClaim})
 		status = http.StatusAccepted
+	}
+	if t.Completion != nil && t.Queue != "" {
+		a.Dispatcher.Wake() // its target may have had it: others of the queue may start
 	}
 	return a.answerTask(w, r, status, t)
 }

@@ -38,6 +38,8 @@ func (a *API) handle(operation huma.Operation, answer handler) {
 	chain = a.door.ReadBody(chain)
 	if scope := scopeOf(&operation); scope != "" {
 		chain = a.door.Authorize(a.needed(&operation, scope), a.awaitReady(chain))
+	} else if len(operation.Security) > 0 {
+		chain = a.requireToken(a.awaitReady(chain))
 	}
 	a.router.Method(operation.Method, operation.Path, chain)
 }

@@ -20,7 +20,7 @@ func TestQueriesAreChecked(t *testing.T) {
 				if method == "post" || method == "patch" || method == "put" {
 					body = with("payload", "1")
 				}
-				return s.do(strings.ToUpper(method), strings.ReplaceAll(path, "{id}", storedID)+"?"+query, body)
+				return s.do(strings.ToUpper(method), strings.ReplaceAll(path, "{id}", storedID)+"?"+query, body, "Orchestrator-Completion-Token", completionToken)
 			}
 			s.refused(do("dry_run=true"), http.StatusUnprocessableEntity, `["query","dry_run"] extra_forbidden`)
 			s.refused(do("Limit=1&labels="+marker+"&dry_run"), http.StatusUnprocessableEntity,

@@ -41,6 +41,8 @@ func (a *API) routes() {
 	a.handle(a.batchOperation(), a.submitBatch)
 	// The caller that submitted a task: its state and attempts (Location of the first two).
 	a.handle(a.getTaskOperation(), a.getTask)
+	// The target of a task that it has taken.
+	a.handle(a.completeOperation(), a.complete)
 	// People, and services that look after their own: which tasks are there, how
 	// many, and why has one not run?
 	a.handle(a.findOperation(), a.find)

@@ -22,22 +22,23 @@ import (
 // TaskRequest is the call that a caller wants made. Its limits are those of
 // package task, which checks what a schema cannot say.
 type TaskRequest struct {
-	URL            string            `json:"url" minLength:"1" maxLength:"2048" example:"https://example.com/plays" doc:"What to call: an absolute http or https URL without user name, password or fragment, at most 2048 bytes. The target policy must allow it. It is sent as it came: only bytes that RFC 3986 does not allow at their place in path and query are percent-encoded (a % that begins no escape too), escapes stay, and nothing is normalised; Host has no default port."`
-	Method         *string           `json:"method,omitempty" enum:"GET,HEAD,POST,PUT,PATCH,DELETE" example:"POST" doc:"The request method."`
-	Headers        map[string]string `json:"headers,omitempty" maxProperties:"50" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of the call, at most 50 and 8 KiB in all. Names that the service or the connection sets are refused: Host, Content-Length, Transfer-Encoding, Connection and the other hop-by-hop names, Expect, Proxy-*, Forwarded, X-Forwarded-*, Metadata-Flavor, X-Goog-*, X-Serverless-Authorization, Orchestrator-*, Traceparent, Tracestate, Webhook-Id, Webhook-Timestamp, Webhook-Signature; also with _ or another mark for -. Names go out in the case that they have here, and none may be there twice in different ones. In a value, ${secret:name} stands for a secret that the service has: it is filled in when the call is made, over https and only for hosts that the service's settings name, and is kept nowhere. Prefer it to a secret in the request."`
-	Auth           *AuthRequest      `json:"auth,omitempty" doc:"Proves to the target who calls. Only over https and for hosts that the service's settings name. Not together with a header Authorization."`
-	Payload        json.RawMessage   `json:"payload,omitempty" example:"{\"song_id\":42}" doc:"The body of the call: any JSON, sent as exactly the bytes that came, with Content-Type: application/json unless headers has one. Not with GET or HEAD, not together with body or body_base64. No member of an object may be there twice. No number is too large. null is the same as leaving it out."`
-	Body           *string           `json:"body,omitempty" example:"a line of text" doc:"The body of the call as text, instead of payload; sent as it is, with Content-Type: text/plain; charset=utf-8 unless headers has one."`
-	BodyBase64     *string           `json:"body_base64,omitempty" example:"AAEC/w==" doc:"The body of the call as bytes, instead of payload or body: in base64 of the standard or the URL alphabet (RFC 4648 §4, §5), with or without padding, without spaces and line breaks. Its bytes are sent, with Content-Type: application/octet-stream unless headers has one."`
-	TimeoutSeconds *float64          `json:"timeout_seconds,omitempty" minimum:"0.1" maximum:"1800" example:"10" doc:"Bounds a whole attempt, from dialling to the end of the response's body."`
-	Retry          *RetryRequest     `json:"retry,omitempty" doc:"When a failed attempt is tried again."`
-	Labels         map[string]string `json:"labels,omitempty" maxProperties:"16" example:"{\"kind\":\"play\"}" doc:"Kept with the task and shown with it; not sent to the target. At most 16, names up to 64 and values up to 256 bytes."`
-	ExpiresAt      *string           `json:"expires_at,omitempty" format:"date-time" example:"2030-12-31T23:59:59Z" doc:"No attempt starts after this moment: the task then fails with reason expired. It must not be before run_at, or before delay_seconds from now."`
-	Queue          *string           `json:"queue,omitempty" maxLength:"100" pattern:"^[A-Za-z0-9._-]+$" patternDescription:"letters, digits, dots, hyphens and underscores" example:"mail" doc:"The queue whose limits the task waits for: 1 to 100 letters, digits, dots, hyphens and underscores. A queue exists from the first task that names it. Left out: no queue, and no limits; default where there is a flow_key."`
-	FlowKey        *string           `json:"flow_key,omitempty" maxLength:"200" pattern:"^[!-~]+$" patternDescription:"visible ASCII characters" example:"tenant-42" doc:"Whose limits within the queue the task waits for too, and whose order it keeps: a tenant, a user, a document. 1 to 200 visible ASCII characters."`
-	Priority       *task.Priority    `json:"priority,omitempty" enum:"high,normal,low" example:"high" doc:"The order within the queue: high counts as due 15 minutes earlier, low 15 minutes later. normal where it is left out. Only with queue or flow_key."`
-	OnSuccess      *CallbackRequest  `json:"on_success,omitempty" doc:"Where to report that the task has succeeded. Not at /worker-endpoint."`
-	OnFailure      *CallbackRequest  `json:"on_failure,omitempty" doc:"Where to report that the task has failed, for whatever reason. The end of a cancelled task is not reported. Not at /worker-endpoint."`
+	URL            string             `json:"url" minLength:"1" maxLength:"2048" example:"https://example.com/plays" doc:"What to call: an absolute http or https URL without user name, password or fragment, at most 2048 bytes. The target policy must allow it. It is sent as it came: only bytes that RFC 3986 does not allow at their place in path and query are percent-encoded (a % that begins no escape too), escapes stay, and nothing is normalised; Host has no default port."`
+	Method         *string            `json:"method,omitempty" enum:"GET,HEAD,POST,PUT,PATCH,DELETE" example:"POST" doc:"The request method."`
+	Headers        map[string]string  `json:"headers,omitempty" maxProperties:"50" example:"{\"X-Tenant\":\"melodia\"}" doc:"Headers of the call, at most 50 and 8 KiB in all. Names that the service or the connection sets are refused: Host, Content-Length, Transfer-Encoding, Connection and the other hop-by-hop names, Expect, Proxy-*, Forwarded, X-Forwarded-*, Metadata-Flavor, X-Goog-*, X-Serverless-Authorization, Orchestrator-*, Traceparent, Tracestate, Webhook-Id, Webhook-Timestamp, Webhook-Signature; also with _ or another mark for -. Names go out in the case that they have here, and none may be there twice in different ones. In a value, ${secret:name} stands for a secret that the service has: it is filled in when the call is made, over https and only for hosts that the service's settings name, and is kept nowhere. Prefer it to a secret in the request."`
+	Auth           *AuthRequest       `json:"auth,omitempty" doc:"Proves to the target who calls. Only over https and for hosts that the service's settings name. Not together with a header Authorization."`
+	Payload        json.RawMessage    `json:"payload,omitempty" example:"{\"song_id\":42}" doc:"The body of the call: any JSON, sent as exactly the bytes that came, with Content-Type: application/json unless headers has one. Not with GET or HEAD, not together with body or body_base64. No member of an object may be there twice. No number is too large. null is the same as leaving it out."`
+	Body           *string            `json:"body,omitempty" example:"a line of text" doc:"The body of the call as text, instead of payload; sent as it is, with Content-Type: text/plain; charset=utf-8 unless headers has one."`
+	BodyBase64     *string            `json:"body_base64,omitempty" example:"AAEC/w==" doc:"The body of the call as bytes, instead of payload or body: in base64 of the standard or the URL alphabet (RFC 4648 §4, §5), with or without padding, without spaces and line breaks. Its bytes are sent, with Content-Type: application/octet-stream unless headers has one."`
+	TimeoutSeconds *float64           `json:"timeout_seconds,omitempty" minimum:"0.1" maximum:"1800" example:"10" doc:"Bounds a whole attempt, from dialling to the end of the response's body."`
+	Retry          *RetryRequest      `json:"retry,omitempty" doc:"When a failed attempt is tried again."`
+	Labels         map[string]string  `json:"labels,omitempty" maxProperties:"16" example:"{\"kind\":\"play\"}" doc:"Kept with the task and shown with it; not sent to the target. At most 16, names up to 64 and values up to 256 bytes."`
+	ExpiresAt      *string            `json:"expires_at,omitempty" format:"date-time" example:"2030-12-31T23:59:59Z" doc:"No attempt starts after this moment: the task then fails with reason expired. It must not be before run_at, or before delay_seconds from now."`
+	Queue          *string            `json:"queue,omitempty" maxLength:"100" pattern:"^[A-Za-z0-9._-]+$" patternDescription:"letters, digits, dots, hyphens and underscores" example:"mail" doc:"The queue whose limits the task waits for: 1 to 100 letters, digits, dots, hyphens and underscores. A queue exists from the first task that names it. Left out: no queue, and no limits; default where there is a flow_key."`
+	FlowKey        *string            `json:"flow_key,omitempty" maxLength:"200" pattern:"^[!-~]+$" patternDescription:"visible ASCII characters" example:"tenant-42" doc:"Whose limits within the queue the task waits for too, and whose order it keeps: a tenant, a user, a document. 1 to 200 visible ASCII characters."`
+	Priority       *task.Priority     `json:"priority,omitempty" enum:"high,normal,low" example:"high" doc:"The order within the queue: high counts as due 15 minutes earlier, low 15 minutes later. normal where it is left out. Only with queue or flow_key."`
+	Completion     *CompletionRequest `json:"completion,omitempty" doc:"Lets the target answer 202 and report the end of the task later, for work that takes longer than a call should: see POST /tasks/{id}/complete. Any other 2xx is the end, as always. The task stays running meanwhile, without a slot or a connection; its queue and flow key count it. Only where the service has the setting PUBLIC_URL. Not at /worker-endpoint."`
+	OnSuccess      *CallbackRequest   `json:"on_success,omitempty" doc:"Where to report that the task has succeeded. Not at /worker-endpoint."`
+	OnFailure      *CallbackRequest   `json:"on_failure,omitempty" doc:"Where to report that the task has failed, for whatever reason. The end of a cancelled task is not reported. Not at /worker-endpoint."`
 }
 
 // AuthRequest asks for a token to go with the call.
@@ -105,6 +106,7 @@ func (r *TaskRequest) spec(defaults task.Spec) (s task.Spec, errs task.Errors) {
 	if r.Auth != nil {
 		errs = append(errs, r.Auth.spec(&s)...)
 	}
+	s.Completion = r.Completion.domain()
 	setDuration(&s.Timeout, r.TimeoutSeconds)
 	if r.ExpiresAt != nil {
 		var err error // the schema's format lets some pass that RFC 3339 does not
@@ -326,7 +328,11 @@ type Task struct {
 	Queue             *string        `json:"queue" example:"mail" doc:"The queue whose limits it waits for. Null: none; the task is a plain one."`
 	FlowKey           *string        `json:"flow_key" example:"tenant-42" doc:"Whose limits within the queue it waits for too. Null: none."`
 	Priority          *task.Priority `json:"priority" enum:"high,normal,low" example:"normal" doc:"The order within the queue. Null: it has none."`
-	Attempts          []Attempt      `json:"attempts" nullable:"false" doc:"What was tried, oldest first: the last 200, of a task that was redriven again and again."`
+	Completion        *Completion    `json:"completion,omitzero" doc:"How long its target may take that answers 202. Left out: its answer is the end."`
+	// False unless it is running.
+	AwaitingCompletion bool            `json:"awaiting_completion,omitzero" example:"false" doc:"Whether its target has taken it with a 202, and has not reported its end yet. Left out: no."`
+	Result             json.RawMessage `json:"result,omitzero" example:"{\"song_id\":42}" doc:"With what its target completed it: any JSON, as the bytes that came. Left out: nothing."`
+	Attempts           []Attempt       `json:"attempts" nullable:"false" doc:"What was tried, oldest first: the last 200, of a task that was redriven again and again."`
 	// At most one of these is there. payload comes last of all: see encodeWithBody.
 	Payload    json.RawMessage `json:"payload,omitzero" example:"{\"song_id\":42}" doc:"With include=payload: the body of the call, where it came as payload; the same bytes."`
 	Body       *string         `json:"body,omitzero" example:"a line of text" doc:"With include=payload: the body of the call, where it came as body."`
@@ -362,7 +368,7 @@ type Attempt struct {
 	Number            int       `json:"number" example:"1" doc:"1 for the first of a round. An attempt that was interrupted or snoozed does not count: the next one has the same number."`
 	StartedAt         Timestamp `json:"started_at" example:"2026-12-25T00:00:00.001200Z" doc:"When it began."`
 	DurationSeconds   float64   `json:"duration_seconds" example:"0.084" doc:"How long it took."`
-	Outcome           task.Kind `json:"outcome" enum:"succeeded,retryable,permanent,snoozed,interrupted,lost" example:"retryable" doc:"What it came to. snoozed: the target asked with Orchestrator-Snooze to be called later. interrupted: a shutdown or a cancellation cut the call off, and the target may have got it; or the service lacked file descriptors, memory, local ports or name servers, and the target was not called. lost: the instance that made it vanished."`
+	Outcome           task.Kind `json:"outcome" enum:"succeeded,retryable,permanent,snoozed,interrupted,lost" example:"retryable" doc:"What it came to. snoozed: the target asked with Orchestrator-Snooze to be called later. interrupted: a shutdown or a cancellation cut the call off, and the target may have got it; or the service lacked file descriptors, memory, local ports or name servers, and the target was not called. lost: the instance that made it vanished, or the target that had taken the task reported nothing for too long."`
 	StatusCode        *int      `json:"status_code" example:"503" doc:"The target's answer. Null when none came."`
 	Error             *string   `json:"error" example:"the target answered 503 Service Unavailable" doc:"What went wrong. After a success it is null, or tells what did not change it: the answer's body broke off, or the request was sent twice."`
 	ResponseExcerpt   *string   `json:"response_excerpt" example:"try again later" doc:"The first 4 KiB of the response's body. Null when it was empty."`
@@ -372,33 +378,36 @@ type Attempt struct {
 // taskView is a task as callers see it.
 func taskView(t *task.Task) *Task {
 	v := &Task{
-		ID:                t.ID.String(),
-		State:             t.State,
-		URL:               t.URL,
-		Method:            t.Method,
-		Headers:           redact(t.Headers),
-		Labels:            t.Labels,
-		RunAt:             Timestamp(t.RunAt),
-		CreatedAt:         Timestamp(t.CreatedAt),
-		ExpiresAt:         Timestamp(t.ExpiresAt),
-		TimeoutSeconds:    t.Timeout.Seconds(),
-		Retry:             retryView(t.Retry),
-		Auth:              authView(&t.Spec),
-		AttemptCount:      t.AttemptCount,
-		FinishedAt:        Timestamp(t.FinishedAt),
-		Reason:            present(t.Reason),
-		OnSuccess:         callbackView(t.OnSuccess),
-		OnFailure:         callbackView(t.OnFailure),
-		CreatedBy:         present(t.CreatedBy),
-		CancelRequestedAt: Timestamp(t.CancelRequestedAt),
-		PayloadBytes:      t.BodyBytes,
-		ContentType:       present(contentType(t)),
-		ParentID:          idView(t.ParentID),
-		RootID:            idView(t.RootID),
-		Queue:             present(t.Queue),
-		FlowKey:           present(t.FlowKey),
-		Priority:          present(t.Priority),
-		Attempts:          make([]Attempt, len(t.Attempts)),
+		ID:                 t.ID.String(),
+		State:              t.State,
+		URL:                t.URL,
+		Method:             t.Method,
+		Headers:            redact(t.Headers),
+		Labels:             t.Labels,
+		RunAt:              Timestamp(t.RunAt),
+		CreatedAt:          Timestamp(t.CreatedAt),
+		ExpiresAt:          Timestamp(t.ExpiresAt),
+		TimeoutSeconds:     t.Timeout.Seconds(),
+		Retry:              retryView(t.Retry),
+		Auth:               authView(&t.Spec),
+		AttemptCount:       t.AttemptCount,
+		FinishedAt:         Timestamp(t.FinishedAt),
+		Reason:             present(t.Reason),
+		OnSuccess:          callbackView(t.OnSuccess),
+		OnFailure:          callbackView(t.OnFailure),
+		CreatedBy:          present(t.CreatedBy),
+		CancelRequestedAt:  Timestamp(t.CancelRequestedAt),
+		PayloadBytes:       t.BodyBytes,
+		ContentType:        present(contentType(t)),
+		ParentID:           idView(t.ParentID),
+		RootID:             idView(t.RootID),
+		Queue:              present(t.Queue),
+		FlowKey:            present(t.FlowKey),
+		Priority:           present(t.Priority),
+		Completion:         completionView(t.Completion),
+		AwaitingCompletion: t.Awaiting,
+		Result:             t.Result,
+		Attempts:           make([]Attempt, len(t.Attempts)),
 	}
 	for i, at := range t.Attempts {
 		v.Attempts[i] = Attempt{
@@ -506,6 +515,7 @@ func (a *API) documentTask() {
 	callback := Callback{URL: "https://example.com/ended", Headers: map[string]string{"X-Tenant": "melodia"}}
 	for property, example := range map[string]any{
 		"auth": Auth{Type: authOIDC, Audience: present("https://plays-4fk2.run.app")}, "on_success": callback, "on_failure": callback,
+		"completion": Completion{TimeoutSeconds: 3600, HeartbeatSeconds: new(60.0)},
 	} {
 		p := a.registry.Map()["Task"].Properties[property]
 		*p = huma.Schema{

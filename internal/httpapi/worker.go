@@ -173,6 +173,10 @@ func (a *API) callOnce(r *http.Request, from intake.Origin, request *TaskRequest
 	}
 	refuse("on_success", t.OnSuccess)
 	refuse("on_failure", t.OnFailure)
+	if t.Completion != nil {
+		errs = append(errs, task.FieldError{Path: []string{"completion"}, Kind: "conflict",
+			Message: "must not be there, since nothing is stored here that the target could report on: use /enqueue"})
+	}
 	if errs != nil {
 		return task.Outcome{}, errs
 	}

@@ -87,6 +87,8 @@ type Options struct {
 	Secrets    secretPolicy
 	// Defaults are the settings' values for what a request leaves out: Timeout and Retry.
 	Defaults task.Spec
+	// Completes: targets can reach this service, and report the ends of tasks.
+	Completes bool
 	// MaxHops is how many calls may have led to a request that stores, redrives or
 	// carries out tasks; 0: any number.
 	MaxHops int
@@ -132,6 +134,10 @@ func (in *Intake) Task(spec task.Spec, when task.When) (*task.Task, error) {
 		return nil, err
 	}
 	errs, err := in.checkTarget(spec.URL, spec.Headers)
+	if spec.Completion != nil && !in.o.Completes {
+		errs = append(errs, task.FieldError{Path: []string{"completion"}, Kind: "unavailable",
+			Message: "needs the service's setting PUBLIC_URL: where targets report the ends of tasks"})
+	}
 	callback := func(field string, c *task.Callback) {
 		if c == nil || err != nil {
 			return

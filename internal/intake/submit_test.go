@@ -196,6 +196,8 @@ func TestFingerprintHasEveryField(t *testing.T) {
 			}
 		case *task.Callback:
 			v.Set(reflect.ValueOf(&task.Callback{}))
+		case *task.Completion:
+			v.Set(reflect.ValueOf(&task.Completion{Timeout: time.Hour}))
 		case task.Priority:
 			v.SetString(string(task.High))
 		case task.RetryPolicy:

@@ -108,7 +108,7 @@ func TestCallback(t *testing.T) {
 			if err := json.Unmarshal(got.Body, &told); err != nil {
 				t.Fatalf("the callback tells %s: %v", got.Body, err)
 			}
-			tt.told["id"], tt.told["labels"] = tk.ID.String(), map[string]any{"kind": "play"}
+			tt.told["id"], tt.told["result"], tt.told["labels"] = tk.ID.String(), nil, map[string]any{"kind": "play"}
 			tt.told["finished_at"] = parent.FinishedAt.UTC().Format("2006-01-02T15:04:05.000000Z")
 			if diff := cmp.Diff(tt.told, told); diff != "" {
 				t.Errorf("what it tells (-want +got):\n%s", diff)

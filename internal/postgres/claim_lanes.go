@@ -86,7 +86,7 @@ FROM unnest($1::text[], $2::text[], $3::timestamptz[]) WITH ORDINALITY a (queue,
 LEFT JOIN LATERAL (SELECT claimed_at, burst_used, head FROM lanes l WHERE (k.ordered OR k.max_per_second > 0) AND l.name = a.queue || '/' || a.key LIMIT 1) l ON true
 CROSS JOIN LATERAL ` + runningOf(`k.max_concurrent`, `t.lane = a.queue || '/' || a.key`, `t.lane > a.queue || '/' || a.key AND t.lane < a.queue || '/' || a.key || '!'`) + `
 LEFT JOIN LATERAL (SELECT * FROM tasks t WHERE k.ordered AND t.id = COALESCE(
-    (SELECT id FROM tasks t WHERE t.id = l.head AND t.worker_id IS NULL AND split_part(t.lane, ' ', 1) = a.queue || '/' || a.key),
+    (SELECT id FROM tasks t WHERE t.id = l.head AND t.claimed_at IS NULL AND split_part(t.lane, ' ', 1) = a.queue || '/' || a.key),
     (` + firstOfKey + `)) LIMIT 1) h ON true`
 
 // firstOfKey is the task of an ordered key that comes first, in whichever of its lanes it

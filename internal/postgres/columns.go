@@ -62,6 +62,12 @@ var taskColumns = columns{
 	{"flow_key", "text", both, useFlow, orNull(func(t *task.Task) *string { return &t.FlowKey })},
 	{"priority", "smallint", both, useFlow, priorityField},
 	{"lane", "text", live, useQueued | useShow | useChange, laneField},
+	{"completion", "jsonb", both, useQueued | useClaim | useShow | useRedrive, completionField},
+	{"completion_tokens", "bytea", both, 0, field{}},
+	{"completion_until", "timestamptz", live, useShow, moment(func(t *task.Task) *time.Time { return &t.CompletionUntil })},
+	{"completion_ends_at", "timestamptz", live, useShow, moment(func(t *task.Task) *time.Time { return &t.CompletionEndsAt })},
+	{"completion_report", "jsonb", live, useShow, reportField},
+	{"result", "bytea", both, useShow, resultField},
 	{"delay_seconds", "double precision", nowhere, useInsert, delayField}, // sent for run_at
 }
 
@@ -103,7 +109,7 @@ const (
 	useSetting                 // a callback's value is from Options.Callbacks
 	useInherit                 // a callback's value is that of its task
 	useObject                  // an argument of NULL is stored as {}
-	useQueued                  // a submission to a queue writes it; in a plain task it is NULL
+	useQueued                  // a submission to a queue, or for a target that may take its task, writes it; in a plain task it is NULL
 
 	// useCall is of a column that a submission writes and the call needs; useCallOption, of
 	// one that PATCH writes, too.
@@ -176,8 +182,11 @@ var (
 	})
 	stateField = field{dest: func(t *task.Task) (any, func() error) {
 		return &t.State, func() error {
-			if t.State == waiting {
+			switch t.State {
+			case waiting:
 				t.State = task.Pending
+			case awaiting:
+				t.State, t.Awaiting = task.Running, true
 			}
 			return nil
 		}
@@ -409,6 +418,7 @@ type statements struct {
 	redrive, redriveMany                       string
 	change                                     statement
 	finish, finishCallingBack, finishCancelled statement
+	completion                                 completionSQL
 }
 
 func newStatements(l columns) *statements {
@@ -417,7 +427,8 @@ func newStatements(l columns) *statements {
 		insert: insertSQL(l), insertOnce: insertOnceSQL(l), insertBatchOnce: insertBatchOnceSQL(l),
 		getWithBody: getWithBodySQL(l), explain: explainSQL(l), whole: wholeTasks(l),
 		makeDue: makeDueSQL(l), change: changeSQL(l),
-		finish: finishSQL(l), finishCallingBack: finishCallingBackSQL(l), finishCancelled: finishCancelledSQL(l),
+		completion: newCompletionSQL(l),
+		finish:     finishSQL(l), finishCallingBack: finishCallingBackSQL(l), finishCancelled: finishCancelledSQL(l),
 	}
 	q.claimDue, q.claimOne = claimSQL(l)
 	q.lockLanes, q.queueLimits, q.waitingInLanes, q.claimLanes = lockLanesSQL, queueLimitsSQL(queueRow), waitingInLanesSQL, claimLanesSQL(l)

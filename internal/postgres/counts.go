@@ -25,18 +25,19 @@ WITH estimate AS (
     GROUP BY whole.name
     UNION ALL
     SELECT name, GREATEST(reltuples, 0)
-    FROM unnest('{tasks_due,tasks_waiting,tasks_running}'::text[]) AS whole (name)
+    FROM unnest('{tasks_due,tasks_waiting,tasks_running,tasks_awaiting}'::text[]) AS whole (name)
     JOIN pg_class c ON c.oid = to_regclass(whole.name)
 )
 SELECT
     (SELECT count(*) FROM (SELECT FROM tasks WHERE state = 'pending' LIMIT $1 + 1) c)
         + (SELECT count(*) FROM (SELECT FROM tasks WHERE state = 'waiting' LIMIT $1 + 1) c),
-    (SELECT count(*) FROM (SELECT FROM tasks WHERE state = 'running' LIMIT $1 + 1) c),
+    (SELECT count(*) FROM (SELECT FROM tasks WHERE state = 'running' LIMIT $1 + 1) c)
+        + (SELECT count(*) FROM (SELECT FROM tasks WHERE state = 'awaiting' LIMIT $1 + 1) c),
     (SELECT count(*) FROM (SELECT FROM task_history LIMIT $1 + 1) c),
     (SELECT count(*) FROM (SELECT FROM task_history WHERE state = 'failed' LIMIT $1 + 1) c),
     (SELECT count(*) FROM (SELECT FROM task_history WHERE state = 'cancelled' LIMIT $1 + 1) c),
     COALESCE((SELECT sum(count) FROM estimate WHERE name IN ('tasks_due', 'tasks_waiting')), 0)::bigint,
-    COALESCE((SELECT count FROM estimate WHERE name = 'tasks_running'), 0)::bigint,
+    COALESCE((SELECT sum(count) FROM estimate WHERE name IN ('tasks_running', 'tasks_awaiting')), 0)::bigint,
     COALESCE((SELECT count FROM estimate WHERE name = 'task_history'), 0)::bigint,
     COALESCE((SELECT count FROM estimate WHERE name = 'task_history_failed'), 0)::bigint,
     COALESCE((SELECT count FROM estimate WHERE name = 'task_history_cancelled'), 0)::bigint`

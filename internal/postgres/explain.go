@@ -59,7 +59,7 @@ var flowFacts = `
     ) k ON t.flow_key IS NOT NULL
     LEFT JOIN lanes ql ON ql.name = l.queue_row
     LEFT JOIN lanes kl ON kl.name = l.key_row AND t.flow_key IS NOT NULL
-    LEFT JOIN tasks h ON h.id = kl.head AND h.id <> t.id AND h.worker_id IS NULL AND split_part(h.lane, ' ', 1) = l.key_row
+    LEFT JOIN tasks h ON h.id = kl.head AND h.id <> t.id AND h.claimed_at IS NULL AND split_part(h.lane, ' ', 1) = l.key_row
     LEFT JOIN LATERAL (SELECT ` + hostColumns + ` FROM hosts WHERE name = l.host) o ON true`
 
 // runningIn is the running tasks, as a, of lanes from one up to another.

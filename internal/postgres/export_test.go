@@ -19,6 +19,11 @@ var (
 	NextDueSQL  = nextDueSQL
 	ExpireSQL   = expireSQL
 
+	OverdueSQL = taskSQL.completion.overdue
+	AwaitSQL   = taskSQL.completion.await
+	AwaitedSQL = taskSQL.completion.awaited
+	ReportSQL  = reportSQL
+
 	CancelledSQL         = cancelledSQL
 	FinishCancelledSQL   = taskSQL.finishCancelled.sql
 	FinishCallingBackSQL = taskSQL.finishCallingBack.sql

@@ -119,8 +119,8 @@ func searchSQL(columns selection, f *task.Filter, behind task.Position, limit in
 	for _, state := range states {
 		one.States = []task.State{state}
 		branch(columns.live, "tasks", one, matchLive)
-		if state == task.Pending {
-			one.States = []task.State{waiting}
+		if also := map[task.State]task.State{task.Pending: waiting, task.Running: awaiting}[state]; also != "" {
+			one.States = []task.State{also}
 			branch(columns.live, "tasks", one, matchLive)
 		}
 		branch(columns.finished, "task_history", one, matchFinished)

@@ -40,11 +40,17 @@ type written struct {
 // running any more. Unless the error wraps [task.ErrUnavailable] the database
 // refuses this very result, and will again.
 //
+// A decision by which the task stays running leaves it to its target, which has taken it.
+//
 // Where the task ends and has a callback for that end, the callback is stored in
 // the same statement, as a task that is due now; calledBack reports that.
 func (s *Store) Finish(claim *task.Claim, d task.Decision, then func(matched, calledBack bool, err error)) {
 	id := claim.Task.ID
-	err := s.finishes.Start(Result{ID: id, Claim: claim.Number, Decision: d}, func(w written, err error) {
+	batcher := s.finishes
+	if d.State == task.Running {
+		batcher = s.awaits
+	}
+	err := batcher.Start(Result{ID: id, Claim: claim.Number, Decision: d}, func(w written, err error) {
 		if err = cmp.Or(err, w.err); err != nil {
 			then(false, false, finishError(id, err))
 			return
@@ -70,7 +76,8 @@ func finishError(id task.ID, err error) error {
 // they do, the server ends one of them and it is tried again. The fence is
 // tested where a row is locked: a claim that was overtaken meanwhile matches
 // nothing. The state is not compared with 'running', which would tempt the
-// planner to search the index of all running tasks: only these have a worker.
+// planner to search the index of all running tasks: only these, and those that their targets
+// have taken, have claimed_at.
 func finishSQL(l columns) statement {
 	var p parameters
 	return p.statement(`-- name: finish tasks
@@ -82,7 +89,7 @@ WITH result AS MATERIALIZED (
         first_claimed_at = CASE WHEN r.attempts <> '[]' OR ` + triedInRound + ` THEN t.first_claimed_at END,
         attempts = ` + keptAttempts + ` || r.attempts::jsonb, attempt_count = t.attempt_count + r.counted,
         snooze_count = CASE WHEN r.snoozed THEN COALESCE(t.snooze_count, 0) + 1 ELSE t.snooze_count END
-    FROM result r WHERE t.id = r.id AND t.claim = r.claim AND t.worker_id IS NOT NULL AND r.state = 'pending'
+    FROM result r WHERE t.id = r.id AND t.claim = r.claim AND t.claimed_at IS NOT NULL AND r.state = 'pending'
         AND t.cancel_requested_at IS NULL
     RETURNING t.id, t.claim
 ), ` + moveFinished(l, callbackOf+` IS NULL`) + `
@@ -106,7 +113,7 @@ const callbackOf = `t.callbacks -> CASE r.state WHEN 'succeeded' THEN 'on_succes
 func moveFinished(l columns, condition string) string {
 	return `finished AS (
     DELETE FROM tasks t USING result r
-    WHERE t.id = r.id AND t.claim = r.claim AND t.worker_id IS NOT NULL AND r.state NOT IN ('pending', 'cancelled') AND ` + condition + `
+    WHERE t.id = r.id AND t.claim = r.claim AND t.claimed_at IS NOT NULL AND r.state NOT IN ('pending', 'cancelled') AND ` + condition + `
     RETURNING ` + l.of(history).instead("t.", finishedAs("r.state", "r.reason")) + `
 ), moved AS (
     INSERT INTO task_history (` + l.of(history).names() + `)
@@ -160,7 +167,7 @@ WITH result AS MATERIALIZED (
         LATERAL (SELECT ` + callbackOf + ` AS callback, t.attempts -> -1 AS attempt) c,
         LATERAL (SELECT t.id, t.state, NULLIF(t.reason, '') AS reason, t.attempt_count,
             c.attempt -> 'status_code' AS last_status_code, c.attempt -> 'error' AS last_error,
-            c.attempt -> 'response_excerpt' AS last_response_excerpt, t.labels,
+            c.attempt -> 'response_excerpt' AS last_response_excerpt, convert_from(t.result, 'UTF8')::json AS result, t.labels,
             to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS finished_at) told
 )
 SELECT id, claim FROM finished`)
@@ -176,7 +183,7 @@ WITH result AS MATERIALIZED (
     SELECT * FROM (SELECT ` + resultColumns(&p) + `) r WHERE state IN ('pending', 'cancelled') ORDER BY id
 ), gone AS (
     DELETE FROM tasks t USING result r
-    WHERE t.id = r.id AND t.claim = r.claim AND t.worker_id IS NOT NULL
+    WHERE t.id = r.id AND t.claim = r.claim AND t.claimed_at IS NOT NULL
         AND (r.state = 'cancelled' OR t.cancel_requested_at IS NOT NULL)
     RETURNING ` + l.of(history).instead("t.", finishedAs(`'cancelled'`, `''`)) + `
 ), ` + historyOfGone(l) + `

@@ -214,7 +214,7 @@ func (s *Store) insertRows(ctx context.Context, i insertion, tasks []newTask, mo
 	for i, t := range tasks {
 		ids[i] = t.ID
 		lane := t.Lane()
-		queued = queued || lane != ""
+		queued = queued || lane != "" || t.Completion != nil
 		children = children || t.ParentID != task.ID{}
 		// There are two workers when one has just lost its lease, and claims nothing. What
 		// has limits is claimed from its lane.

@@ -46,9 +46,10 @@ func cancelSQL(l columns) (one, many string) {
     WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE state = 'running' AND cancel_requested_at IS NULL))
     RETURNING ` + l.shownOf(live) + `
 ), gone AS (
-    DELETE FROM tasks WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE state IN ('pending', 'waiting')))
-    RETURNING ` + l.of(history).instead("", map[string]string{
-		"claim": "claim + 1", "state": "'cancelled'", "reason": "''", "finished_at": "now()",
+    DELETE FROM tasks t WHERE id = ANY (ARRAY(SELECT id FROM locked WHERE state IN ('pending', 'waiting', 'awaiting')))
+    RETURNING ` + l.of(history).instead("t.", map[string]string{
+		"claim": "t.claim + 1", "state": "'cancelled'", "reason": "''", "finished_at": "now()",
+		"attempts": `CASE WHEN t.state = 'awaiting' THEN ` + withAttempt("interrupted", "the task was cancelled while its completion was awaited") + ` ELSE t.attempts END`,
 	}) + `
 ), ` + historyOfGone(l)
 	return `-- name: cancel task
@@ -58,7 +59,18 @@ SELECT * FROM asked UNION ALL SELECT * FROM moved`, `-- name: cancel tasks
 SELECT id, claim, true FROM asked UNION ALL SELECT id, claim, false FROM moved`
 }
 
-// Cancel ends a pending task as cancelled, and asks for the end of a running
+// withAttempt is t's story with an attempt that ends now with an outcome and an error of ours.
+func withAttempt(outcome, why string) string {
+	return keptAttempts + ` || jsonb_build_array(jsonb_build_object(
+        'number', t.attempt_count + 1,
+        'started_at', to_char(t.claimed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+        'duration_seconds', EXTRACT(EPOCH FROM now() - t.claimed_at)::float8,
+        'outcome', '` + outcome + `',
+        'error', '` + why + `')
+        || CASE WHEN t.round > 1 THEN jsonb_build_object('round', t.round) ELSE '{}' END)`
+}
+
+// Cancel ends a pending task as cancelled, or one that its target has taken, and asks for the end of a running
 // one: then it has a CancelRequestedAt, its holder is to cut the call off, and
 // it is not tried again whatever the outcome of the call. Cancel returns the task as
 // it is then, or [task.ErrNotFound], [task.ErrEnded] or

@@ -113,6 +113,10 @@ func TestPlans(t *testing.T) {
 				{"cancelled", postgres.CancelledSQL, "(" + aWorker + ")", "tasks_cancel_requested"},
 				{"cancel", postgres.CancelManySQL, "(array_fill(" + aWorker + ", '{200}'))", "tasks_pkey"},
 				{"finish_cancelled", postgres.FinishCancelledSQL, results, "tasks_pkey"},
+				{"silent", postgres.OverdueSQL, "(3600, 100)", "tasks_awaiting"},
+				{"await", postgres.AwaitSQL, "(array_fill(" + aWorker + ", '{200}'), array_fill(1::bigint, '{200}'))", "tasks_pkey"},
+				{"awaited", postgres.AwaitedSQL, "(" + aWorker + ")", "tasks_pkey"},
+				{"report", postgres.ReportSQL, "(" + aWorker + ", 1, '{}', NULL)", "tasks_pkey"},
 				{"finish", postgres.FinishSQL, results, "tasks_pkey"},
 				{"call_back", postgres.FinishCallingBackSQL, strings.TrimSuffix(results, ")") + ", array_fill(gen_random_uuid(), '{200}'), 30, 0, 1, 3600, 10, 16, false)", "tasks_pkey"},
 			}

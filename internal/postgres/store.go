@@ -64,6 +64,7 @@ type Store struct {
 	beatFailed atomic.Bool
 	inserts    *batch.Batcher[newTask, inserted]
 	finishes   *batch.Batcher[Result, written]
+	awaits     *batch.Batcher[Result, written]
 	gets       *batch.Batcher[task.ID, *task.Task]
 	probes     *batch.Batcher[struct{}, time.Duration]
 	// queueDefaults are asked for before each task of a queue is inserted.
@@ -140,6 +141,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	}
 	s.inserts = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, GatherSlow: gatherSlow, MaxWaiting: maxWaiting, Timeout: callTimeout, Isolate: isRowError}, s.insert)
 	s.finishes = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, Gather: gatherTime, GatherSlow: gatherSlow, Isolate: isRowError}, s.finish)
+	s.awaits = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: 1, Isolate: isRowError}, s.await)
 	// A task's story may be of some hundred KiB.
 	s.gets = batch.New(batch.Options{MaxSize: 16, MaxFlushes: flushes, MaxWaiting: maxWaiting, Timeout: callTimeout}, s.get)
 	s.queueDefaults = batch.New(batch.Options{MaxSize: maxBatch, MaxFlushes: flushes, MaxWaiting: maxWaiting, Timeout: callTimeout}, s.getQueueDefaults)
@@ -151,6 +153,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 func (s *Store) Close() {
 	s.inserts.Close()
 	s.finishes.Close()
+	s.awaits.Close()
 	s.gets.Close()
 	s.probes.Close()
 	s.queueDefaults.Close()

@@ -113,13 +113,7 @@ WITH ahead AS (
 )
 UPDATE tasks t SET state = ` + waitingState("t.lane") + `, run_at = now(), worker_id = NULL, claimed_at = NULL,
     attempt_count = LEAST(t.attempt_count + 1, t.max_attempts),
-    attempts = ` + keptAttempts + ` || jsonb_build_array(jsonb_build_object(
-        'number', t.attempt_count + 1,
-        'started_at', to_char(t.claimed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-        'duration_seconds', EXTRACT(EPOCH FROM now() - t.claimed_at)::float8,
-        'outcome', 'lost',
-        'error', 'no result of this attempt was recorded: its instance died, stalled or lost track of it; the call may not have been made')
-        || CASE WHEN t.round > 1 THEN jsonb_build_object('round', t.round) ELSE '{}' END)
+    attempts = ` + withAttempt("lost", "no result of this attempt was recorded: its instance died, stalled or lost track of it; the call may not have been made") + `
 WHERE t.id = ANY (ARRAY(SELECT id FROM lost))
 RETURNING t.id`
 

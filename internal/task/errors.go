@@ -10,6 +10,10 @@ var (
 	ErrNotPending = errors.New("task is not pending")
 	// ErrEnded: the task has ended.
 	ErrEnded = errors.New("task has ended")
+	// ErrTokenUnknown: no attempt of the task has, or had, the completion token.
+	ErrTokenUnknown = errors.New("unknown completion token")
+	// ErrTokenOld: the completion token is of an attempt that is over.
+	ErrTokenOld = errors.New("completion token of an attempt that is over")
 	// ErrCancelRequested: somebody asked before that the running task be cancelled.
 	ErrCancelRequested = errors.New("task is being cancelled")
 	// ErrNotRedrivable: the task has neither failed nor been cancelled.

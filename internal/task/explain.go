@@ -141,7 +141,36 @@ func explainPending(t *Task, f Facts) string {
 	}
 }
 
+func explainAwaiting(t *Task, f Facts) string {
+	text := fmt.Sprintf("The target took attempt %d of %d %s ago", t.AttemptCount+1, t.Retry.MaxAttempts, span(f.Now.Sub(f.ClaimedAt)))
+	if p := t.Progress; p != nil {
+		text += fmt.Sprintf(" and reported%s %s ago", p.text(), span(f.Now.Sub(p.At)))
+	} else {
+		text += " and has not reported since"
+	}
+	next := "report its end"
+	if t.CompletionUntil.Before(t.CompletionEndsAt) {
+		next = fmt.Sprintf("send a heartbeat within %s, and report its end", span(t.CompletionUntil.Sub(f.Now)))
+	}
+	return fmt.Sprintf("%s. It must %s within %s; else the attempt is lost and tried again.", text, next, span(t.CompletionEndsAt.Sub(f.Now)))
+}
+
+// text is what was reported, with a space before it: " 40 % (mixing)".
+func (p *Progress) text() string {
+	text := ""
+	if p.Part != nil {
+		text = fmt.Sprintf(" %.0f %%", *p.Part*100)
+	}
+	if p.Note != "" {
+		text += " (" + strings.TrimSuffix(p.Note, ".") + ")"
+	}
+	return text
+}
+
 func explainRunning(t *Task, f Facts) string {
+	if t.Awaiting {
+		return explainAwaiting(t, f)
+	}
 	attempt := fmt.Sprintf("Attempt %d of %d has been under way for %s", t.AttemptCount+1, t.Retry.MaxAttempts, span(f.Now.Sub(f.ClaimedAt)))
 	if !t.CancelRequestedAt.IsZero() {
 		attempt = fmt.Sprintf("Cancelling it was asked for %s ago; attempt %d has been under way for %s",

@@ -32,7 +32,7 @@ func (o *Outcome) TellHidden() {
 	if o.Hidden() {
 		o.Error += fmt.Sprintf("; after %d s a proxy or server on the way has most likely cut the call, and the target may still be working on it. "+
 			"Usual limits: gunicorn and Google's load balancers 30 s, haproxy 50 s, nginx, Apache httpd and AWS' load balancers 60 s. "+
-			"Raise theirs above the task's timeout_seconds", int(math.Round(o.Duration.Seconds())))
+			"Raise theirs above the task's timeout_seconds, or have the target answer 202 and report its end later (completion)", int(math.Round(o.Duration.Seconds())))
 	}
 }
 

@@ -20,8 +20,8 @@ const (
 	// the call short, and the target may have seen it; or a [Shortage] of our own
 	// kept the call from being made.
 	OutcomeInterrupted Kind = "interrupted"
-	// OutcomeLost: the instance that held the task fell silent. The target may
-	// have seen the call. Only reaping records it.
+	// OutcomeLost: the instance that held the task fell silent, or the target that had taken
+	// it. The target may have seen the call.
 	OutcomeLost Kind = "lost"
 )
 
@@ -57,6 +57,8 @@ type Outcome struct {
 	// NotSent: the attempt failed before any of the request was sent, so that the target did
 	// not get it.
 	NotSent bool
+	// Completed: the target had taken the task, and reported this, or fell silent.
+	Completed bool
 	// Cancelled: somebody asked meanwhile that the task be cancelled.
 	Cancelled bool
 	// Shortage is why no request was sent (Kind is interrupted); mostly empty.
@@ -106,6 +108,8 @@ type Call struct {
 	// ViaWorkerEndpoint marks a call that a request to /worker-endpoint causes,
 	// so that one which comes back to us is known for a loop.
 	ViaWorkerEndpoint bool
+	// Token lets the target report the end of the task; empty unless that has a Completion.
+	Token Token
 }
 
 // Claim is the right to carry out a task, held by one dispatcher. Only the
@@ -126,7 +130,8 @@ func (c *Claim) AttemptNumber() int { return c.Task.AttemptCount + 1 }
 
 // Decision is what happens to a claimed task next: [Running] turns into State.
 type Decision struct {
-	// State is Pending, Succeeded, Failed or Cancelled.
+	// State is Pending, Succeeded, Failed or Cancelled; or Running: the target has taken the
+	// task, and the dispatcher lets go of it.
 	State State
 	// Reason is set when State is Failed.
 	Reason Reason
@@ -198,6 +203,8 @@ func (c *Claim) Next(o Outcome, now time.Time, random float64) Decision {
 		return d
 	case o.Shortage != "":
 		d.Wait = jittered(c.shortageWait(), random)
+	case o.Kind == OutcomeSucceeded && t.Completion != nil && o.StatusCode == takenStatus && !o.Completed:
+		return c.taken(d, &o)
 	case o.Kind == OutcomeSucceeded:
 		d.State = Succeeded
 		return d

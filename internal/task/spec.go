@@ -42,6 +42,9 @@ type Spec struct {
 	Queue, FlowKey string
 	// Priority orders the tasks of a queue; empty in a plain task.
 	Priority Priority
+	// Completion lets the target take the task and report its end later; nil: its answer is
+	// the end.
+	Completion *Completion
 }
 
 // Callback is whom to tell how a task ended: a task of its own, which POSTs the
@@ -175,6 +178,7 @@ func (s *Spec) check(add func(message, kind string, path ...string)) {
 	s.checkFlow(add)
 	s.OnSuccess.check("on_success", add)
 	s.OnFailure.check("on_failure", add)
+	s.Completion.check(add)
 	checkLabels(s.Labels, add)
 	if s.Timeout < MinTimeout || s.Timeout > MaxTimeout {
 		add("must be between 0.1 and 1800", "out_of_range", "timeout_seconds")

@@ -27,7 +27,7 @@ type State string
 const (
 	// Pending waits for its run_at, the first time or for a retry.
 	Pending State = "pending"
-	// Running is held by one dispatcher under a claim.
+	// Running is held by one dispatcher under a claim, or by its target (see [Completion]).
 	Running State = "running"
 	// Succeeded ended with a 2xx answer.
 	Succeeded State = "succeeded"
@@ -130,6 +130,14 @@ type Task struct {
 	AttemptCount int
 	// Attempts is the story, oldest first.
 	Attempts []Attempt
+	// Awaiting: the task is running, and no dispatcher holds it: its target has taken it.
+	// CompletionUntil is by when that must report, and CompletionEndsAt by when it must be
+	// done; Progress is what it reported last, nil before.
+	Awaiting                          bool
+	CompletionUntil, CompletionEndsAt time.Time
+	Progress                          *Progress
+	// Result is the JSON with which the target completed the task; nil is none.
+	Result []byte
 }
 
 // Batch is tasks that are stored together, or not at all.
