@@ -167,8 +167,10 @@ const maxHeldBack = 5000
 
 // hostOfURL is the host among $1 to which a URL leads. It knows hosts only as [task.HostOf]
 // writes them: the rare task that writes its host otherwise is moved when it is claimed.
+// The subquery becomes a hash table: 5,000 tasks are asked about 1,000 hosts.
 func hostOfURL(url string) string {
-	return `(SELECT name FROM unnest($1::text[]) name WHERE starts_with(` + url + `, name) AND substr(` + url + `, length(name) + 1, 1) IN ('', '/', '?') LIMIT 1)`
+	host := `split_part(` + url + `, '/', 1) || '//' || split_part(split_part(` + url + `, '/', 3), '?', 1)`
+	return `CASE WHEN ` + host + ` IN (SELECT unnest($1::text[])) THEN ` + host + ` END`
 }
 
 // Rows are found by their place: they were read in this statement, and one that changes
