@@ -95,7 +95,7 @@ func New(o Options) (*Authenticator, error) {
 		mistake("AUTH must not be none on Cloud Run (K_SERVICE is set): everybody could have calls made")
 	}
 	if a.iam && !o.OnCloudRun {
-		mistake("AUTH must not be iam outside of Cloud Run (K_SERVICE is not set): nobody has checked the callers")
+		mistake("AUTH must not be iam outside of Cloud Run (K_SERVICE is not set): the service would believe any token")
 	}
 	if apiKeys {
 		var err error

@@ -28,7 +28,7 @@ type job struct {
 	host *host
 	// fromLane: the task was claimed from the lane of its host.
 	fromLane bool
-	// extra: its slot is one of those that there are more while slow hosts have theirs.
+	// extra: its call is one more than there are slots, in place of one that a slow host holds.
 	extra bool
 	// declined: its host may not be called now. The task goes back without an attempt.
 	declined bool

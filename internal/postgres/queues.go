@@ -239,8 +239,8 @@ DELETE FROM queues q WHERE name = ANY ($1) AND ` + onlyNamed + ` AND ` + noTasks
 	queuesAtOnce = 100
 )
 
-// sweepQueues deletes up to 1,000 queues that tasks named and nobody wrote settings of, once
-// the last of their tasks has gone from the history.
+// sweepQueues deletes up to 1,000 queues that tasks named and that have no settings, once the
+// last of their tasks has gone from the history.
 func (s *Store) sweepQueues(ctx context.Context) error {
 	reading, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

@@ -14,11 +14,11 @@ var (
 	ErrTokenUnknown = errors.New("unknown completion token")
 	// ErrTokenOld: the completion token is of an attempt that is over.
 	ErrTokenOld = errors.New("completion token of an attempt that is over")
-	// ErrCancelRequested: somebody asked before that the running task be cancelled.
+	// ErrCancelRequested: a caller asked before that the running task be cancelled.
 	ErrCancelRequested = errors.New("task is being cancelled")
 	// ErrNotRedrivable: the task has neither failed nor been cancelled.
 	ErrNotRedrivable = errors.New("task has neither failed nor been cancelled")
-	// ErrChanged: somebody else changed the task at the same moment. Nothing was
+	// ErrChanged: another caller or instance changed the task at the same moment. Nothing was
 	// written.
 	ErrChanged = errors.New("task was changed meanwhile")
 	// ErrKeyTaken: another request came before under the same idempotency key.
@@ -31,7 +31,7 @@ var (
 	ErrQueueKeyNotFound = errors.New("flow key without limits of its own")
 	// ErrQueueInUse: tasks of the queue are pending or running.
 	ErrQueueInUse = errors.New("queue has pending or running tasks")
-	// ErrQueueChanged: somebody else wrote the same settings at the same moment. Nothing
+	// ErrQueueChanged: another caller wrote the same settings at the same moment. Nothing
 	// was written.
 	ErrQueueChanged = errors.New("queue was changed meanwhile")
 	// ErrUnavailable: the store could not be asked, or did not answer. What was

@@ -37,7 +37,7 @@ type Filter struct {
 	FlowKey string
 }
 
-// MaxCreatedBy is the longest name of whoever hands in tasks, in bytes.
+// MaxCreatedBy is the longest name of a caller that submits tasks, in bytes.
 const MaxCreatedBy = 320
 
 // IsZero reports whether f means all tasks.
@@ -202,7 +202,7 @@ func (f *Filter) ParseCursor(s string) (Position, error) {
 	p := Position{ID: ID(b[9:25])}
 	if f.Order() != ByID {
 		p.At = time.UnixMicro(int64(binary.BigEndian.Uint64(b[1:9]))).UTC() //nolint:gosec // the bits that Cursor wrote
-		if p.At.Year() < 1970 || p.At.Year() > 9998 {                       // whoever made it can make the checksum too
+		if p.At.Year() < 1970 || p.At.Year() > 9998 {                       // a caller can make up a cursor with its checksum
 			return Position{}, invalid
 		}
 	}

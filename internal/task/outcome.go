@@ -25,7 +25,7 @@ const (
 	OutcomeLost Kind = "lost"
 )
 
-// Outcome is what came of one attempt, as the deliverer saw it.
+// Outcome is how one attempt ended, as the deliverer saw it.
 type Outcome struct {
 	Kind Kind
 	// StatusCode is zero where no response came.
@@ -59,7 +59,7 @@ type Outcome struct {
 	NotSent bool
 	// Completed: the target had taken the task, and reported this, or fell silent.
 	Completed bool
-	// Cancelled: somebody asked meanwhile that the task be cancelled.
+	// Cancelled: a caller asked meanwhile that the task be cancelled.
 	Cancelled bool
 	// Shortage is why no request was sent (Kind is interrupted); mostly empty.
 	Shortage Shortage

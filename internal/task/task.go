@@ -101,10 +101,10 @@ type Task struct {
 	FinishedAt time.Time
 	Reason     Reason
 	// LastClaim is the number of the latest claim. It also grows when the task is
-	// changed while nobody holds it, so that it tells its versions apart.
+	// changed while no instance holds it, so that it tells its versions apart.
 	LastClaim int64
-	// CancelRequestedAt is when somebody asked to stop the running task; zero
-	// where nobody did.
+	// CancelRequestedAt is when a caller asked to stop the running task; zero
+	// where none did.
 	CancelRequestedAt time.Time
 	// CreatedBy names who handed it in; empty where callers are not known.
 	CreatedBy string
