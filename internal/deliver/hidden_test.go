@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -66,13 +67,13 @@ func TestServerClosesBeforeItsAnswer(t *testing.T) {
 			t.Run(name+"/"+method, func(t *testing.T) {
 				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
-					calls := 0
+					var calls atomic.Int64
 					d := newPiped(t, func(conn net.Conn) {
 						end := &told{Conn: conn, closed: make(chan struct{})}
 						l := &piped{make(chan net.Conn, 1), make(chan struct{})}
 						l.conn <- end
 						server := &http.Server{WriteTimeout: 30 * time.Second, ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
-							calls++
+							calls.Add(1)
 							time.Sleep(tt.work)
 						})}
 						go func() {
@@ -89,8 +90,8 @@ func TestServerClosesBeforeItsAnswer(t *testing.T) {
 					c := newCall(method, "http://127.0.0.1/", nil)
 					c.Task.Timeout = timeout
 					o := d.Deliver(context.Background(), c)
-					if o.Kind != task.OutcomeRetryable || o.StatusCode != 0 || o.Hidden() != tt.hidden || calls != 1 {
-						t.Errorf("got %+v after %d calls, want a retryable one without an answer that is hidden: %t", o, calls, tt.hidden)
+					if o.Kind != task.OutcomeRetryable || o.StatusCode != 0 || o.Hidden() != tt.hidden || calls.Load() != 1 {
+						t.Errorf("got %+v after %d calls, want a retryable one without an answer that is hidden: %t", o, calls.Load(), tt.hidden)
 					}
 					if strings.Contains(o.Error, "most likely cut the call") != tt.hidden {
 						t.Errorf("the error is %q", o.Error)
