@@ -12,11 +12,11 @@ import (
 const holdBackRest = 100 * time.Millisecond
 
 // holdBackStore is the part of the store that moves many waiting tasks at once to the lanes
-// of their hosts: of plain tasks those that are due, and those of a lane. more reports that
-// there may be others.
+// of their hosts: of plain tasks those that are due, and those of a lane. moved is how many of each
+// host, and more reports that there may be others.
 type holdBackStore interface {
-	HoldBack(ctx context.Context, hosts []string) (moved int, more bool, err error)
-	HoldBackInLane(ctx context.Context, lane task.Lane, hosts []string) (moved int, more bool, err error)
+	HoldBack(ctx context.Context, hosts []string) (moved map[string]int, more bool, err error)
+	HoldBackInLane(ctx context.Context, lane task.Lane, hosts []string) (moved map[string]int, more bool, err error)
 }
 
 // heldBack is the lanes in which tasks of unhealthy hosts were found.
@@ -71,7 +71,7 @@ func (d *Dispatcher) holdBack(ctx context.Context) {
 		case <-d.heldBack.added:
 		}
 		for _, lane := range d.heldBack.take() {
-			for d.move(ctx, lane, func(ctx context.Context, hosts []string) (int, bool, error) {
+			for d.move(ctx, lane, func(ctx context.Context, hosts []string) (map[string]int, bool, error) {
 				return d.store.HoldBackInLane(ctx, lane, hosts)
 			}) {
 			}
@@ -83,19 +83,16 @@ func (d *Dispatcher) holdBack(ctx context.Context) {
 }
 
 // move moves tasks of a lane to those of their hosts and reports whether there may be more.
-func (d *Dispatcher) move(ctx context.Context, lane task.Lane, f func(context.Context, []string) (int, bool, error)) (more bool) {
-	hosts := d.hosts.lanes()
-	moved, more, err := f(ctx, hosts)
+func (d *Dispatcher) move(ctx context.Context, lane task.Lane, f func(context.Context, []string) (map[string]int, bool, error)) (more bool) {
+	moved, more, err := f(ctx, d.hosts.lanes())
 	if err != nil {
 		if ctx.Err() == nil {
 			d.log.Error("moving tasks to the lanes of their hosts failed", "error", err)
 		}
 		return false
 	}
-	if moved > 0 {
-		for _, host := range hosts {
-			d.lanes.note(lane.At(host), 0)
-		}
+	for host := range moved {
+		d.lanes.note(lane.At(host), 0)
 	}
 	return more
 }

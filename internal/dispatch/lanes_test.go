@@ -344,6 +344,26 @@ func TestF9TasksOfABrokenHostAreMoved(t *testing.T) {
 	}
 }
 
+// Of many hosts that are not healthy only those are asked of which a lane had tasks: else a thousand lanes of
+// keys with a host each become a million that have nothing.
+func TestOnlyLanesOfMovedTasksAreAsked(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, options(), newMemory(), func(context.Context, task.Call) task.Outcome { return succeeded })
+	for n := range 50 {
+		r.hosts.get(fmt.Sprintf("https://customer%d.example", n)).state.OpenUntil = time.Now().Add(time.Hour)
+	}
+	r.hosts.unhealthy.Store(50)
+	r.move(t.Context(), "mail/7", func(_ context.Context, hosts []string) (map[string]int, bool, error) {
+		if len(hosts) != 50 {
+			t.Errorf("tasks of %d hosts are moved, want 50", len(hosts))
+		}
+		return map[string]int{"https://customer7.example": 2}, false, nil
+	})
+	if asked := r.lanes.byName; len(asked) != 1 || asked["mail/7 https://customer7.example"] == nil {
+		t.Errorf("%d lanes are asked, want that of the host whose tasks were moved", len(asked))
+	}
+}
+
 // askedOf takes lanes and returns those that are asked.
 func (l *lanes) askedOf(limit int) (names []task.Lane) {
 	for _, a := range l.take(limit, func(task.Lane, bool) (most, running int, again time.Duration) { return limit, 0, 0 }) {

@@ -237,16 +237,17 @@ func (m *memory) Expire(ctx context.Context, limit int) (n int, err error) {
 	return n, err
 }
 
-func (m *memory) HoldBack(ctx context.Context, hosts []string) (moved int, more bool, err error) {
+func (m *memory) HoldBack(ctx context.Context, hosts []string) (moved map[string]int, more bool, err error) {
 	return m.HoldBackInLane(ctx, "", hosts)
 }
 
-func (m *memory) HoldBackInLane(ctx context.Context, lane task.Lane, hosts []string) (moved int, more bool, err error) {
+func (m *memory) HoldBackInLane(ctx context.Context, lane task.Lane, hosts []string) (moved map[string]int, more bool, err error) {
 	err = m.do(ctx, asked{op: "HoldBack"}, func() {
+		moved = make(map[string]int)
 		for _, r := range m.rows {
 			if r.State == task.Pending && r.Lane() == lane && slices.Contains(hosts, task.HostOf(r.URL)) && !m.flow.queues[lane.Queue()].PerKey.Ordered {
 				r.HeldHost = task.HostOf(r.URL)
-				moved++
+				moved[r.HeldHost]++
 			}
 		}
 	})

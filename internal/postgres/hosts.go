@@ -173,6 +173,9 @@ func hostOfURL(url string) string {
 	return `CASE WHEN ` + host + ` IN (SELECT unnest($1::text[])) THEN ` + host + ` END`
 }
 
+// movedByHost is how many tasks were moved to the lanes of each host, as JSON.
+const movedByHost = `(SELECT COALESCE(jsonb_object_agg(host, n), '{}') FROM (SELECT split_part(lane, ' ', 2) AS host, count(*) AS n FROM moved GROUP BY 1) m)`
+
 // Rows are found by their place: they were read in this statement, and one that changes
 // meanwhile is left for the next time.
 var holdBackSQL = `-- name: move tasks to the lanes of their hosts
@@ -188,26 +191,26 @@ WITH due AS MATERIALIZED (
 ), moved AS (
     UPDATE tasks t SET state = 'waiting', lane = ` + laneAt("t.lane", hostOfURL("t.url")) + `
     WHERE t.ctid = ANY (ARRAY(SELECT tid FROM locked))
-    RETURNING t.id
+    RETURNING t.lane
 )
-SELECT (SELECT count(*) FROM moved), (SELECT count(*) FROM due)`
+SELECT ` + movedByHost + `, (SELECT count(*) FROM due)`
 
 // HoldBack moves due tasks that wait for no limit to the lanes of these hosts, as far as
 // they are the host's, the longest due first: those without a lane, and those that are run
-// by request, which go back to their queue. It looks at some thousand tasks at a time: more reports
-// that there may be others. A task that is about to be claimed stays where it is.
-func (s *Store) HoldBack(ctx context.Context, hosts []string) (moved int, more bool, err error) {
+// by request, which go back to their queue. moved is how many tasks of each host were moved. It looks at
+// some thousand tasks at a time: more reports that there may be others. A task that is about to be claimed stays where it is.
+func (s *Store) HoldBack(ctx context.Context, hosts []string) (moved map[string]int, more bool, err error) {
 	if len(hosts) == 0 {
-		return 0, false, nil
+		return nil, false, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var looked int
 	err = s.pool.QueryRow(ctx, holdBackSQL, hosts, s.lowWater.current(), maxHeldBack).Scan(&moved, &looked)
 	if err != nil {
-		return 0, false, fmt.Errorf("move tasks to the lanes of %d hosts: %w", len(hosts), classify(err))
+		return nil, false, fmt.Errorf("move tasks to the lanes of %d hosts: %w", len(hosts), classify(err))
 	}
-	return moved, looked == maxHeldBack && moved > 0, nil
+	return moved, looked == maxHeldBack && len(moved) > 0, nil
 }
 
 // firstInLane is the first tasks of the lane $2 that have a priority.
@@ -235,22 +238,22 @@ WITH waiting AS MATERIALIZED (
 ), moved AS (
     UPDATE tasks t SET lane = t.lane || ' ' || ` + hostOfURL("t.url") + `
     WHERE t.ctid = ANY (ARRAY(SELECT tid FROM locked))
-    RETURNING t.id
+    RETURNING t.lane
 )
-SELECT (SELECT count(*) FROM moved), (SELECT count(*) FROM waiting)`
+SELECT ` + movedByHost + `, (SELECT count(*) FROM waiting)`
 
 // HoldBackInLane is HoldBack of the tasks that wait in a lane without a host, due or not, in the
 // order in which they would be claimed.
-func (s *Store) HoldBackInLane(ctx context.Context, lane task.Lane, hosts []string) (moved int, more bool, err error) {
+func (s *Store) HoldBackInLane(ctx context.Context, lane task.Lane, hosts []string) (moved map[string]int, more bool, err error) {
 	if len(hosts) == 0 {
-		return 0, false, nil
+		return nil, false, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var looked int
 	err = s.pool.QueryRow(ctx, holdBackInLaneSQL, hosts, string(lane), lane.Queue(), lane.Key(), maxHeldBack).Scan(&moved, &looked)
 	if err != nil {
-		return 0, false, fmt.Errorf("move tasks of a lane to those of %d hosts: %w", len(hosts), classify(err))
+		return nil, false, fmt.Errorf("move tasks of a lane to those of %d hosts: %w", len(hosts), classify(err))
 	}
-	return moved, looked == maxHeldBack && moved > 0, nil
+	return moved, looked == maxHeldBack && len(moved) > 0, nil
 }

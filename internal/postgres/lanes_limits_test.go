@@ -67,8 +67,8 @@ func TestRunByRequestKeepsItsQueue(t *testing.T) {
 	if err := s.DeleteQueue(t.Context(), "mail", q.Version); !errors.Is(err, task.ErrQueueInUse) {
 		t.Errorf("DeleteQueue = %v, want ErrQueueInUse", err)
 	}
-	if moved, _, err := s.HoldBack(t.Context(), []string{playsHost}); moved != 1 || err != nil {
-		t.Fatalf("HoldBack = %d, %v, want 1", moved, err)
+	if moved, _, err := s.HoldBack(t.Context(), []string{playsHost}); moved[playsHost] != 1 || err != nil {
+		t.Fatalf("HoldBack = %v, %v, want 1", moved, err)
 	}
 	if got := claim(t, s, worker, 10); len(got) != 1 || got[0].Task.Lane() != "mail/k2" {
 		t.Fatalf("claimed %v, want one of mail/k2", got)
@@ -230,8 +230,8 @@ func TestHoldBackInLaneGoesByPriority(t *testing.T) {
 		SELECT `+taskValues+`, now(), 'mail', -1, 'mail/', 'waiting' FROM generate_series(1, 5001) n`)
 	high := newTask(inQueue("mail", "", task.High))
 	insert(t, s, high)
-	if moved, more, err := s.HoldBackInLane(t.Context(), "mail/", []string{playsHost}); moved != 5000 || !more || err != nil {
-		t.Errorf("HoldBackInLane = %d, %t, %v; want 5000 and more", moved, more, err)
+	if moved, more, err := s.HoldBackInLane(t.Context(), "mail/", []string{playsHost}); moved[playsHost] != 5000 || !more || err != nil {
+		t.Errorf("HoldBackInLane = %v, %t, %v; want 5000 and more", moved, more, err)
 	}
 	if got := get(t, s, high.ID); got.HeldHost != playsHost {
 		t.Error("the task of a high priority was left for later")

@@ -322,13 +322,13 @@ func testHoldBack(s *subject) {
 	s.SetQueue(task.Queue{Name: "order", QueueSettings: task.QueueSettings{PerKey: task.KeyLimits{Ordered: true}}})
 	plain, laned := s.storeIn("", 0, elsewhere), s.storeIn("mail/k", 0, elsewhere)
 	stays, ordered := s.store(0), s.storeIn("order/k", 0, elsewhere)
-	if moved, more, err := s.HoldBack(s.Context(), []string{otherHost}); moved != 1 || more || err != nil {
-		s.Errorf("HoldBack = %d, %t, %v; want 1", moved, more, err)
+	if moved, more, err := s.HoldBack(s.Context(), []string{otherHost}); moved[otherHost] != 1 || more || err != nil {
+		s.Errorf("HoldBack = %v, %t, %v; want 1", moved, more, err)
 	}
 	s.wantClaimed("a claim of plain tasks", s.claim(worker, 10), stays)
 	for lane, want := range map[task.Lane]int{"mail/k": 1, "order/k": 0} {
-		if moved, more, err := s.HoldBackInLane(s.Context(), lane, []string{otherHost}); moved != want || more || err != nil {
-			s.Errorf("HoldBackInLane of %q = %d, %t, %v; want %d", lane, moved, more, err, want)
+		if moved, more, err := s.HoldBackInLane(s.Context(), lane, []string{otherHost}); moved[otherHost] != want || more || err != nil {
+			s.Errorf("HoldBackInLane of %q = %v, %t, %v; want %d", lane, moved, more, err, want)
 		}
 	}
 	got, _ := s.ask(worker, 10, "mail/k", "order/k", "mail/k "+otherHost, " "+otherHost)

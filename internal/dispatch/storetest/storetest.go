@@ -38,8 +38,8 @@ type Store interface {
 	Unfinished(ctx context.Context, ids []task.ID) ([]task.ID, error)
 	ClaimLanes(ctx context.Context, worker task.ID, asks []task.LaneAsk, unhealthy []string, limit int) ([]*task.Claim, []task.LaneState, error)
 	Lanes(ctx context.Context, behind task.Lane, limit int) ([]task.LaneDue, error)
-	HoldBack(ctx context.Context, hosts []string) (moved int, more bool, err error)
-	HoldBackInLane(ctx context.Context, lane task.Lane, hosts []string) (moved int, more bool, err error)
+	HoldBack(ctx context.Context, hosts []string) (moved map[string]int, more bool, err error)
+	HoldBackInLane(ctx context.Context, lane task.Lane, hosts []string) (moved map[string]int, more bool, err error)
 	Expire(ctx context.Context, limit int) (n int, err error)
 }
 
