@@ -245,7 +245,7 @@ func (s *Store) scanAwaited() pgx.RowToFunc[*task.Awaited] {
 }
 
 // Report stores what the target of a running task reports, under the claim as it was read.
-// It sets the claim's number to what that is from then on, so that whoever read the task
+// It sets the claim's number to what that is from then on, so that a reader of the task from
 // before changes nothing any more, and returns by when the target must report again: zero
 // while its call is still under way. Where the claim is not the latest the error is
 // [task.ErrChanged].
