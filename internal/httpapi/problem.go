@@ -118,7 +118,7 @@ func problemOf(err error) *Problem {
 	case errors.Is(err, task.ErrKeyTaken):
 		return newProblem(http.StatusConflict, "Another request was made under this Idempotency-Key. Nothing was stored; use another key for another request. A repeat must have the same path and, byte for byte, the same body.")
 	case errors.Is(err, task.ErrTooBroad):
-		return newProblem(http.StatusServiceUnavailable, "The search took longer than it may. Ask for less: add a range of time, like created_after.").retryLater()
+		return newProblem(http.StatusServiceUnavailable, "The search took longer than it may. Ask for less, as with a range of time like created_after, or again later.").retryLater()
 	}
 	refusal := httpserver.RefusalOf(err)
 	p = newProblem(refusal.Status, refusal.Detail)
