@@ -129,7 +129,7 @@ func TestTasksFromRequestToTarget(t *testing.T) {
 		}
 		for name, want := range map[string]string{
 			"X-Tenant": "melodia", "Authorization": "Bearer s3cret", "Content-Type": "application/json", "User-Agent": "orchestrator/dev",
-			"Orchestrator-Max-Attempts": "10", "Orchestrator-Run-At": submitted.RunAt.Format("2006-01-02T15:04:05.000000Z"),
+			"Orchestrator-Max-Attempts": "14", "Orchestrator-Run-At": submitted.RunAt.Format("2006-01-02T15:04:05.000000Z"),
 		} {
 			if got := c.header.Get(name); got != want {
 				t.Errorf("header %s = %q, want %q", name, got, want)
