@@ -14,7 +14,6 @@ import (
 type long struct {
 	*rig
 	tokens []task.Token
-	taken  chan struct{}
 }
 
 var took = task.Outcome{Kind: task.OutcomeSucceeded, StatusCode: 202, Duration: time.Second}
