@@ -52,7 +52,8 @@ func newIssuer(t *testing.T) *authtest.Issuer {
 // operation is one of the OpenAPI document.
 type operation struct {
 	method, path string
-	scope        string // empty: it is open
+	scope        string // empty: it is open, or
+	holders      bool   // only for who holds a token of the task
 }
 
 // operations returns what the running service says that it serves. A test of
@@ -70,7 +71,9 @@ func (p *process) operations() (all []operation) {
 			op := operation{method: strings.ToUpper(method), path: regexp.MustCompile(`\{[^}]*\}`).ReplaceAllString(path, "01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b")}
 			for _, way := range o.Security {
 				for _, scopes := range way {
-					op.scope = scopes[0]
+					if op.holders = len(scopes) == 0; !op.holders {
+						op.scope = scopes[0]
+					}
 				}
 			}
 			all = append(all, op)
@@ -227,13 +230,12 @@ func TestAttackers(t *testing.T) {
 	body := `{"url":"` + target.url + `/200/attack","task_id":"01939e0c-5c1e-7cc1-b1a6-9d8a4d6c1a2b"}`
 	secured := map[string]bool{}
 	for _, op := range p.operations() {
-		if op.scope == "" {
+		if op.scope == "" && !op.holders {
 			if a := p.do(op.method, op.path, ""); a.status != http.StatusOK {
 				t.Errorf("%s %s is open, and answers %d", op.method, op.path, a.status)
 			}
 			continue
 		}
-		secured[op.scope] = true
 		sent := body
 		if op.method == http.MethodGet || op.method == http.MethodHead {
 			sent = ""
@@ -242,17 +244,28 @@ func TestAttackers(t *testing.T) {
 			if a.status != want {
 				t.Errorf("%s: %s %s is answered %d %s, want %d", name, op.method, op.path, a.status, a.raw, want)
 			}
-			if (a.status == http.StatusUnauthorized || a.status == http.StatusForbidden) && !strings.HasPrefix(a.header.Get("WWW-Authenticate"), "Bearer ") {
+			scheme := "Bearer "
+			if op.holders {
+				scheme = "Orchestrator-Completion-Token"
+			}
+			if (a.status == http.StatusUnauthorized || a.status == http.StatusForbidden) && !strings.HasPrefix(a.header.Get("WWW-Authenticate"), scheme) {
 				t.Errorf("%s: %s %s has WWW-Authenticate %q", name, op.method, op.path, a.header.Get("WWW-Authenticate"))
 			}
 		}
 		for name, attack := range attacks {
 			want := attack.status
-			if want == 0 {
+			if want == 0 || want == http.StatusForbidden && op.holders {
 				want = http.StatusUnauthorized
 			}
 			check(name, p.send(op.method, op.path+attack.query, sent, attack.header), want)
 		}
+		if op.holders { // no caller of ours is one
+			for name, header := range map[string]http.Header{"a key": bearer(all), "a token": bearer(right), "a token of the platform": bearer(user)} {
+				check(name, p.send(op.method, op.path, sent, header), http.StatusUnauthorized)
+			}
+			continue
+		}
+		secured[op.scope] = true
 		for name, header := range map[string]http.Header{
 			"a key without the scope":    bearer(keyWithout[op.scope]),
 			"a role without the scope":   bearer(platform("role", "all-but-"+op.scope)),
