@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -21,6 +22,8 @@ import (
 type cluster struct {
 	t      testing.TB
 	dir    string
+
+	mu     sync.Mutex
 	server *devdb.Server
 }
 
@@ -44,10 +47,16 @@ func (c *cluster) start() {
 	if err != nil {
 		c.t.Fatal(err)
 	}
+	c.mu.Lock()
 	c.server = server
+	c.mu.Unlock()
 }
 
-func (c *cluster) url() string { return c.server.URL("postgres") }
+func (c *cluster) url() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.server.URL("postgres")
+}
 
 // crash is `pg_ctl -m immediate stop`: the next start has to recover. A server
 // that has ended by itself is buried.

@@ -222,7 +222,7 @@ func TestF1LimitsThroughFaults(t *testing.T) {
 		// cluster has the test crash a database of its own.
 		cluster bool
 		fault   func(t *testing.T, f *fleet, c *cluster, n int)
-		// lost attempts are what the fault is for.
+		// lost attempts may come of the fault: an instance may have no call at the moment.
 		lost bool
 		// late: a call may begin after its instance has lost it, of which the target cannot know.
 		late bool
@@ -286,8 +286,8 @@ func TestF1LimitsThroughFaults(t *testing.T) {
 			if got.failed > 0 {
 				t.Errorf("%d tasks failed, though each may be tried 100 times", got.failed)
 			}
-			if tt.lost != (got.lostAttempts > 0) && !tt.cluster {
-				t.Errorf("%d attempts were lost; want some: %t", got.lostAttempts, tt.lost)
+			if !tt.lost && !tt.cluster && got.lostAttempts > 0 {
+				t.Errorf("%d attempts were lost, want none", got.lostAttempts)
 			}
 			conn, err := pgx.Connect(t.Context(), database())
 			if err != nil {

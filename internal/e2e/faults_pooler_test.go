@@ -24,9 +24,9 @@ const (
 	// flowControlTests are those of lanes, limits and hosts, and of the contract of stores.
 	flowControlTests = "F[0-9]+|Lane|Queue|Limit|Rate|Host|Order|Permit|Expire|StoreContract"
 	// otherTests say nothing of the connection to the database: they are about documents, callers,
-	// logs and the start, or plan statements by themselves.
+	// logs and the start, plan statements by themselves, or have roles of their own, of which pgbouncer knows nothing.
 	otherTests = "^Test(Plans|FindPlans|ClaimAmongAMillion|DocumentedCommands|DocumentedPython|DocumentsLinks|GeneratedClients|ThreatModelNamesTests|" +
-		"Attackers|BehindIAM|IssuerAway|LogThatIsNotRead|DescriptorsRunOut|CertificatesThatCannotBeRead|Profiles|Dev)$"
+		"Attackers|BehindIAM|IssuerAway|LogThatIsNotRead|DescriptorsRunOut|CertificatesThatCannotBeRead|Profiles|Dev|DatabaseOfParts)$"
 )
 
 // What the normal suite says of the store and of the whole process holds behind

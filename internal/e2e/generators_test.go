@@ -77,6 +77,10 @@ func (key) Bearer(context.Context, client.OperationName) (client.Bearer, error) 
 	return client.Bearer{Token: "none"}, nil
 }
 
+func (key) CompletionToken(context.Context, client.OperationName) (client.CompletionToken, error) {
+	return client.CompletionToken{APIKey: "none"}, nil
+}
+
 func main() {
 	c, err := client.NewClient(os.Args[1], key{})
 	if err != nil {
