@@ -20,8 +20,8 @@ import (
 // cluster is a PostgreSQL of one test's own, as durable as PostgreSQL is by
 // itself. It can crash and come back with its data, on another port.
 type cluster struct {
-	t      testing.TB
-	dir    string
+	t   testing.TB
+	dir string
 
 	mu     sync.Mutex
 	server *devdb.Server
