@@ -46,7 +46,7 @@ func TestBadSettings(t *testing.T) {
 		"a host for tokens":        {map[string]string{"OIDC_TARGET_HOSTS": "plays.melodia.app,https://hunter2"}, []string{"OIDC_TARGET_HOSTS: entry 2"}},
 		"a signing secret":         {map[string]string{"SIGNING_SECRETS": "hunter2"}, []string{"SIGNING_SECRETS: entry 1: must be whsec_"}},
 		"roles without a secret":   {map[string]string{"AUTH": "jwt", "AUTH_ROLES": "hunter2"}, []string{"AUTH_SECRET is not set, and AUTH names jwt", "AUTH_ROLES, entry 1: scopes must be"}},
-		"a secret for nobody":      {map[string]string{"AUTH": "jwt", "AUTH_SECRET": "hunter2", "AUTH_ALGORITHM": "HS265"}, []string{"AUTH_ALGORITHM must be HS256, RS256 or ES256", "AUTH_ROLES is not set"}},
+		"a secret without roles":   {map[string]string{"AUTH": "jwt", "AUTH_SECRET": "hunter2", "AUTH_ALGORITHM": "HS265"}, []string{"AUTH_ALGORITHM must be HS256, RS256 or ES256", "AUTH_ROLES is not set"}},
 		"a secret that is no key":  {map[string]string{"JWT_TARGET_HOSTS": "https://hunter2", "AUTH_SECRET": "hunter2", "AUTH_ALGORITHM": "ES256", "JWT_ROLES": "a b", "SIGNING_SECRETS": "hunter2", "API_KEYS": "hunter2", "AUTH": "api_key"}, []string{"JWT_TARGET_HOSTS: entry 1", "JWT_ROLES: entry 1", "JWT_TARGET_HOSTS: AUTH_SECRET must be a key of the curve P-256", "SIGNING_SECRETS: entry 1", "API_KEYS, entry 1"}},
 		"a path that is none":      {map[string]string{"BASE_PATH": "hunter2/", "AUTH": ""}, []string{"BASE_PATH must be like /orchestrator", "AUTH is not set"}},
 		"a path of its own":        {map[string]string{"BASE_PATH": "/tasks"}, []string{"BASE_PATH must not begin with a path of the service's own"}},
@@ -81,13 +81,13 @@ func TestCommands(t *testing.T) {
 		stdout string
 		stderr string
 	}{
-		"version":            {[]string{"version"}, 0, "dev\n", ""},
-		"help":               {[]string{"help"}, 0, usage, ""},
-		"help as a flag":     {[]string{"--help"}, 0, usage, ""},
-		"an unknown command": {[]string{"srve"}, 2, "", "orchestrator: there is no command srve\n" + usage},
-		"a key for nobody":   {[]string{"key", "plays"}, 2, "", "orchestrator: there is no command key with so many arguments\n" + usage},
-		"a key for nothing":  {[]string{"key", "plays", "write"}, 1, "", "orchestrator: scopes must be of submit, read, manage, internal, joined by +\n"},
-		"too many arguments": {[]string{"version", "now"}, 2, "", "orchestrator: there is no command version with so many arguments\n" + usage},
+		"version":              {[]string{"version"}, 0, "dev\n", ""},
+		"help":                 {[]string{"help"}, 0, usage, ""},
+		"help as a flag":       {[]string{"--help"}, 0, usage, ""},
+		"an unknown command":   {[]string{"srve"}, 2, "", "orchestrator: there is no command srve\n" + usage},
+		"a key without scopes": {[]string{"key", "plays"}, 2, "", "orchestrator: there is no command key with so many arguments\n" + usage},
+		"a key for nothing":    {[]string{"key", "plays", "write"}, 1, "", "orchestrator: scopes must be of submit, read, manage, internal, joined by +\n"},
+		"too many arguments":   {[]string{"version", "now"}, 2, "", "orchestrator: there is no command version with so many arguments\n" + usage},
 	} {
 		var stdout, stderr bytes.Buffer
 		if code := run(t.Context(), tt.args, &stdout, &stderr); code != tt.code || stdout.String() != tt.stdout || stderr.String() != tt.stderr {
